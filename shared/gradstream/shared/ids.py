@@ -1,0 +1,43 @@
+"""Identifier types, how they are made and what they may look like."""
+
+import re
+from typing import NewType
+
+SessionId = NewType("SessionId", str)
+ModelId = NewType("ModelId", str)
+SamplerId = NewType("SamplerId", str)
+FutureId = NewType("FutureId", str)
+TenantId = NewType("TenantId", str)
+# Whatever owns a sequence of jobs: a model (ordered) or a sampler (unordered).
+OwnerId = ModelId | SamplerId
+
+LOCAL_TENANT = TenantId("local")
+
+# Ids become parts of Redis keys and of paths, so they are checked where they enter.
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def is_valid_id(text: str) -> bool:
+    """True when text may be used as a session, model, sampler or future id."""
+    return _ID.fullmatch(text) is not None and ".." not in text
+
+
+def is_valid_name(text: str) -> bool:
+    """True when text may be the last part of a checkpoint URI (one path part, no slash, no colon)."""
+    return _NAME.fullmatch(text) is not None and ".." not in text
+
+
+def model_id(session: SessionId, model_seq_id: int) -> ModelId:
+    """The id of a session's nth model; the tinker SDK computes the same formula on its side."""
+    return ModelId(f"{session}:train:{model_seq_id}")
+
+
+def sampler_id(session: SessionId, sampling_session_seq_id: int) -> SamplerId:
+    """The id of a session's nth sampler."""
+    return SamplerId(f"{session}:sample:{sampling_session_seq_id}")
+
+
+def future_id(owner: OwnerId, seq: int) -> FutureId:
+    """The id of a job's future: a function of (owner, seq), so that a retry names the same future."""
+    return FutureId(f"{owner}:{seq}")

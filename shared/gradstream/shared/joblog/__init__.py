@@ -1,0 +1,1 @@
+"""The durable queue: log, futures, journal and lease, on Redis."""

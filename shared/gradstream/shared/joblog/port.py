@@ -1,0 +1,200 @@
+"""What the API and the worker see of the job log: two ports and the values that cross them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from gradstream.shared.catalog import EngineCard
+from gradstream.shared.ids import FutureId, ModelId, OwnerId, TenantId
+from gradstream.shared.wire import Job, Outcome
+
+
+class FutureStatus(StrEnum):
+    """held: its seq is ahead of the model's next one. queued: in the log. done and failed: it has an outcome."""
+
+    HELD = "held"
+    QUEUED = "queued"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class RecordKind(StrEnum):
+    """Redis hashes that describe things, beside the jobs; written whole or field by field."""
+
+    MODEL = "model"
+    SAMPLER = "sampler"
+    SESSION = "session"
+    CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A job on its way in.
+
+    ordered jobs belong to a model and run in seq order; the others (samples) only use seq for their future's id.
+    model_record is given by jobs that make a model (seq 0): fields of the model's record; the record must not exist yet
+    (the same submission again is the same future).
+    """
+
+    owner: OwnerId
+    seq: int
+    op: str
+    tenant: TenantId
+    payload: bytes
+    num_tokens: int = 0
+    ordered: bool = True
+    model_record: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The answer to a submission. is_duplicate: this very job had been accepted before."""
+
+    future_id: FutureId
+    status: FutureStatus
+    is_duplicate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FutureView:
+    """A future as stored. outcome is set when status is done or failed. waiting_for_seq is set when status is held."""
+
+    future_id: FutureId
+    op: str
+    tenant: TenantId
+    status: FutureStatus
+    outcome: bytes | None = None
+    waiting_for_seq: int | None = None
+
+
+class Intake(Protocol):
+    """The API's side of the job log. Async; safe for many tasks at once."""
+
+    async def submit(self, submission: Submission) -> Receipt:
+        """Accept a job atomically, or raise and change nothing.
+
+        Raises UnknownModel (no such model, or another tenant's), SequenceConflict (seq used with another payload, or by a
+        refused request), QueueFull (a budget is exhausted; held jobs count).
+        """
+        ...
+
+    async def refuse(self, *, model: ModelId, seq: int, tenant: TenantId) -> None:
+        """Count seq as used by a request that was refused, so that later jobs do not wait for it. Idempotent."""
+        ...
+
+    async def future(self, future_id: FutureId) -> FutureView | None:
+        """The future as it is now, or None when there is none (never was, or expired)."""
+        ...
+
+    async def wait(self, future_id: FutureId, *, timeout_s: float) -> FutureView | None:
+        """The future as soon as it is done or failed, else as it is after timeout_s. Wakes on the note stream."""
+        ...
+
+    async def mark_delivered(self, future_id: FutureId) -> None:
+        """Shorten a delivered result's life to the after-delivery time."""
+        ...
+
+    async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:
+        """Set fields of a record, making it if needed."""
+        ...
+
+    async def add_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> bool:
+        """Make a record unless it exists; True when this call made it."""
+        ...
+
+    async def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
+        """All fields of a record, or None."""
+        ...
+
+    async def card(self) -> EngineCard | None:
+        """The card of the engine behind this queue, None before the first worker was ready."""
+        ...
+
+    async def is_worker_alive(self) -> bool:
+        """True while a gang holds the lease."""
+        ...
+
+    async def fail_gaps(self) -> int:
+        """Fail jobs held longer than hold_timeout_s with SequenceGap; how many. Idempotent, any replica may call it.
+
+        The missing seqs count as used afterwards, so that the model goes on.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """A job as read from the log. entry_id is the stream's id; is_open says that it had no outcome yet when it was read."""
+
+    entry_id: str
+    job: Job
+    is_open: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordWrite:
+    """Fields to set on a record, or its removal when fields is None, in the same commit as an outcome."""
+
+    kind: RecordKind
+    record_id: str
+    fields: Mapping[str, str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """Everything that becomes visible when a batch is done.
+
+    outcomes: in execution order. cursor: the entry id before the oldest entry that has no outcome after this commit.
+    plan: msgpack of the Plan, as journaled.
+    """
+
+    epoch: int
+    number: int
+    outcomes: Sequence[tuple[Job, Outcome]]
+    plan: bytes
+    cursor: str
+    records: Sequence[RecordWrite] = field(default_factory=tuple)
+
+
+class Fenced(Exception):
+    """Another gang holds a newer epoch. The holder of this one must stop at once and change nothing more."""
+
+
+class Feed(Protocol):
+    """Rank 0's side of the job log. Blocking; one thread."""
+
+    def acquire(self, *, owner: str) -> int:
+        """The new epoch. The same owner may take over its own lease; another owner's live lease raises Unavailable."""
+        ...
+
+    def renew(self, epoch: int) -> None:
+        """Prolong the lease. Raises Fenced. May be called from its own thread and connection."""
+        ...
+
+    def release(self, epoch: int) -> None:
+        """Give the lease back on a clean stop."""
+        ...
+
+    def cursor(self) -> str:
+        """Where reading must start so that every open job is seen."""
+        ...
+
+    def read(self, after: str, *, count: int, block_ms: int) -> list[LogEntry]:
+        """Entries after an id, with their payloads, oldest first; empty when none came within block_ms."""
+        ...
+
+    def commit(self, commit: Commit) -> None:
+        """Record outcomes, journal entry, records, applied positions and cursor in one step, and wake the waiters.
+
+        Idempotent: the same commit again changes nothing. Raises Fenced.
+        """
+        ...
+
+    def publish_card(self, card: EngineCard, *, epoch: int) -> None:
+        """Replace the engine's card. Raises Fenced."""
+        ...
+
+    def lost_models(self, *, epoch: int) -> list[ModelId]:
+        """Models whose state was in the memory of an earlier epoch; they are marked lost here. Raises Fenced."""
+        ...

@@ -1,0 +1,250 @@
+"""Every type that crosses a process: job payloads, outcomes, the job itself and the batch.
+
+A type changes only by adding a field with a default; golden bytes of old versions stay in the tests.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from gradstream.shared.columns import Column
+from gradstream.shared.errors import Category
+from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, SessionId, TenantId
+
+WIRE_VERSION = 1
+
+
+class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a client asked of its adapter. seed None means: derived from the model id."""
+
+    rank: int
+    seed: int | None = None
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+
+class CreateModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="create_model"):
+    """Make a fresh adapter on the base model. Job seq 0 of its model."""
+
+    session_id: SessionId
+    base_model: str
+    lora: LoraSpec
+    user_metadata: dict[str, str] | None = None
+
+
+class ForwardBackward(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="forward_backward"):
+    """Loss of N datums, with gradients added to the model's accumulator when backward is true.
+
+    tokens: int32 [T] per datum. inputs: the loss's arrays by name, each [T, ...] per datum, T equal to that of tokens.
+    """
+
+    tokens: Column
+    inputs: dict[str, Column]
+    loss_fn: str
+    loss_config: dict[str, float | str] = {}
+    backward: bool = True
+
+
+class AdamParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One AdamW step's hyper-parameters (decoupled weight decay); grad_clip_norm 0 means no clipping."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+class OptimStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="optim_step"):
+    """Apply the accumulated gradient once, then clear it."""
+
+    adam: AdamParams
+
+
+class SaveWeights(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="save_weights"):
+    """Save adapter and optimizer as checkpoint tinker://{model}/weights/{name}."""
+
+    name: str
+    overwrite: bool = False
+    ttl_seconds: int | None = None
+    user_metadata: dict[str, str] | None = None
+
+
+class LoadWeights(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="load_weights"):
+    """Put a checkpoint's adapter into the model; with_optimizer also restores moments and step, else they start fresh.
+
+    create is set when the job makes the model (then it is job seq 0); the adapter's LoraSpec comes from the checkpoint.
+    """
+
+    path: str
+    with_optimizer: bool
+    create: bool = False
+    session_id: SessionId | None = None
+    user_metadata: dict[str, str] | None = None
+
+
+class SaveForSampler(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="save_weights_for_sampler"):
+    """Freeze the adapter for sampling: named (a checkpoint) or, with sampler_id, ephemeral under that sampler.
+
+    Exactly one of name and sampler_id is set.
+    """
+
+    name: str | None = None
+    sampler_id: SamplerId | None = None
+    session_id: SessionId | None = None
+    ttl_seconds: int | None = None
+    user_metadata: dict[str, str] | None = None
+
+
+class UnloadModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="unload_model"):
+    """Drop the model from the gang's memory."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """stop: None keeps EOS as the only stop; an empty list of ids and texts disables every stop."""
+
+    max_tokens: int
+    seed: int | None = None
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+    stop_token_ids: list[int] | None = None
+    stop_texts: list[str] | None = None
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sample"):
+    """Continue one prompt num_samples times with a sampler's frozen weights.
+
+    path: None samples the base model, else a tinker:// URI (named or ephemeral). prompt: int32 little-endian token ids.
+    """
+
+    path: str | None
+    prompt: bytes
+    params: SamplingParams
+    num_samples: int = 1
+    prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+
+
+Payload = CreateModel | ForwardBackward | OptimStep | SaveWeights | LoadWeights | SaveForSampler | UnloadModel | Sample
+
+
+class CreateModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="create_model"):
+    model_id: ModelId
+
+
+class ForwardBackwardDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="forward_backward"):
+    """outputs: per-datum arrays by name in submission order. metrics: names of the form `name:reduction`."""
+
+    outputs: dict[str, Column]
+    metrics: dict[str, float]
+    backward: bool = True
+
+
+class OptimStepDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="optim_step"):
+    metrics: dict[str, float]
+
+
+class SaveWeightsDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="save_weights"):
+    path: str
+
+
+class LoadWeightsDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="load_weights"):
+    path: str
+    model_id: ModelId
+
+
+class SaveForSamplerDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="save_weights_for_sampler"):
+    """path for a named checkpoint, sampler_id for an ephemeral one."""
+
+    path: str | None = None
+    sampler_id: SamplerId | None = None
+
+
+class UnloadModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="unload_model"):
+    model_id: ModelId
+
+
+class TopK(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """k candidates at each of `length` positions, row-major: int32 ids and float32 logprobs, little-endian."""
+
+    token_ids: bytes
+    logprobs: bytes
+    k: int
+    length: int
+
+
+class Sequence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """tokens int32 and logprobs float32, little-endian, one logprob per returned token (the stop token included)."""
+
+    stop_reason: Literal["stop", "length"]
+    tokens: bytes
+    logprobs: bytes
+    topk: TopK | None = None
+
+
+class SampleDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sample"):
+    """prompt_logprobs: float32 [prompt length], NaN where not scored (always at position 0)."""
+
+    sequences: list[Sequence]
+    prompt_logprobs: bytes | None = None
+    topk_prompt: TopK | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
+    code: str
+    category: Category
+    message: str
+
+
+Done = (
+    CreateModelDone
+    | ForwardBackwardDone
+    | OptimStepDone
+    | SaveWeightsDone
+    | LoadWeightsDone
+    | SaveForSamplerDone
+    | UnloadModelDone
+    | SampleDone
+)
+Outcome = Done | Failed
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One accepted request. payload is the msgpack of a Payload; it is decoded once on every rank.
+
+    seq is the position in the owner's order for models, and only part of the future's id for samplers.
+    """
+
+    future_id: FutureId
+    owner: OwnerId
+    seq: int
+    op: str
+    tenant: TenantId
+    payload: bytes
+    num_tokens: int = 0
+    v: int = WIRE_VERSION
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which jobs run together, in execution order, and the packing decisions that change floating-point bits.
+
+    kind is the op that every job of the batch shares. row_budget_tokens bounds one forward pass; the rows that follow from it are
+    a pure function of (jobs, row_budget_tokens), so a replay with the same plan packs alike.
+    """
+
+    kind: str
+    future_ids: list[FutureId]
+    row_budget_tokens: int
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Jobs executed together in one pass of the gang; what rank 0 broadcasts."""
+
+    number: int
+    epoch: int
+    plan: Plan
+    jobs: list[Job]

@@ -1,0 +1,1 @@
+"""The gang, its launcher and the command line."""
