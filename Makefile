@@ -1,0 +1,69 @@
+# Everything a developer or CI runs. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# More words for pip, for instance an index that holds torch builds for CPUs only.
+PIP_ARGS ?=
+# More words for pytest: make test PYTEST_ARGS='-k packing'
+PYTEST_ARGS ?=
+SOURCES := api engine shared worker
+# Tests and checks never reach for a model hub.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test test-all check format bench docs proto lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the server, the demo's and the developers' packages
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	  echo "gradstream needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing the pinned packages of constraints.txt (the first time takes some minutes)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,demo]'
+	@touch $@
+	@echo "ready: $(BIN)/gradstream --help"
+
+demo: setup ## train SmolLM2-135M to speak Shakespeare through the tinker SDK, a few minutes on a CPU
+	@$(BIN)/python examples/speak_shakespeare.py
+
+dev: setup ## serve the tiny test model on loopback until Ctrl-C
+	$(BIN)/gradstream serve --config configs/tiny.yaml
+
+test: setup ## run the tests, the slow ones left out
+	$(OFFLINE) $(BIN)/python -m pytest tests -m 'not slow' -rs --tb=short $(PYTEST_ARGS)
+
+test-all: setup ## run every test
+	$(OFFLINE) $(BIN)/python -m pytest tests -rs --tb=short $(PYTEST_ARGS)
+
+check: setup ## format, lint, types, import contracts, dead code, dependencies, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/vulture
+	$(BIN)/deptry $(SOURCES)
+	$(BIN)/python tools/proto.py --check
+
+format: setup ## rewrite the sources as ruff formats them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## measure the server against bare torch + peft on a tiny model
+	$(OFFLINE) $(BIN)/python bench/latency.py
+
+proto: setup ## write the protobuf modules from their .proto files
+	$(BIN)/python tools/proto.py
+
+lock: setup ## pin in constraints.txt what .venv holds
+	$(BIN)/python tools/lock.py
+
+clean: ## remove caches and build products; .venv, outputs and models stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
