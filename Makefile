@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "ready: $(BIN)/gradstream --help"
 
 demo: setup ## train SmolLM2-135M to speak Shakespeare through the tinker SDK, a few minutes on a CPU
-	@$(BIN)/python examples/speak_shakespeare.py
+	@$(BIN)/python -m examples.speak_shakespeare
 
 dev: setup ## serve the tiny test model on loopback until Ctrl-C
 	$(BIN)/gradstream serve --config configs/tiny.yaml
@@ -49,17 +49,17 @@ check: setup ## format, lint, types, import contracts, dead code, dependencies, 
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/vulture
 	$(BIN)/deptry $(SOURCES)
-	$(BIN)/python tools/proto.py --check
+	$(BIN)/python tools/generate_proto.py --check
 
 format: setup ## rewrite the sources as ruff formats them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench: setup ## measure the server against bare torch + peft on a tiny model
-	$(OFFLINE) $(BIN)/python bench/latency.py
+	$(OFFLINE) $(BIN)/python -m bench.latency
 
 proto: setup ## write the protobuf modules from their .proto files
-	$(BIN)/python tools/proto.py
+	$(BIN)/python tools/generate_proto.py
 
 lock: setup ## pin in constraints.txt what .venv holds
 	$(BIN)/python tools/lock.py

@@ -1,0 +1,100 @@
+"""A gradstream server as a child process: started, awaited, and stopped in every case."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST = "127.0.0.1"
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.2
+
+
+class ServerFailed(RuntimeError):
+    """The server ended or did not become ready in time; the message holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalServer:
+    """A server that answers at url. log is the file with everything that its processes print."""
+
+    url: str
+    pid: int
+    log: Path
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def local_server(
+    config: Path, *, output_dir: Path, overrides: Mapping[str, str] | None = None, ready_timeout_s: float = 300.0
+) -> Iterator[LocalServer]:
+    """Run `gradstream serve` with config on a free port until the block ends, however it ends.
+
+    overrides: `--server.key value` pairs. Raises ServerFailed when the server is not ready after ready_timeout_s.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    log = output_dir / "server.log"
+    command = [str(Path(sys.executable).with_name("gradstream")), "serve", "--config", str(config)]
+    command += ["--api-host", HOST, "--api-port", str(port)]
+    for key, value in {"output_dir": str(output_dir), **(overrides or {})}.items():
+        command += [f"--server.{key}", value]
+    # Its own process group: Ctrl-C in the terminal reaches the client only, which then stops the server in order.
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True)
+    server = LocalServer(url=f"http://{HOST}:{port}", pid=process.pid, log=log)
+    # An HTTP proxy of the surroundings must not come between the SDK and loopback.
+    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST]))
+    try:
+        _wait_until_ready(server, process, ready_timeout_s)
+        yield server
+    finally:
+        _stop(process)
+
+
+def tail(log: Path, lines: int = 25) -> str:
+    """The last lines of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _wait_until_ready(server: LocalServer, process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerFailed(f"the server ended with exit code {process.returncode}:\n{tail(server.log)}")
+        try:
+            with opener.open(f"{server.url}/api/v1/healthz", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            pass
+        time.sleep(POLL_S)
+    raise ServerFailed(f"the server was not ready within {timeout_s:.0f} s:\n{tail(server.log)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        sys.stderr.write(f"the server did not stop within {STOP_TIMEOUT_S:.0f} s and is killed\n")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
