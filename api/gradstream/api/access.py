@@ -1,0 +1,67 @@
+"""One log line and one count per request, around everything else."""
+
+import structlog
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gradstream.api.errors import http_error
+from gradstream.api.metrics import Metrics
+from gradstream.shared.clock import Clock
+
+_LOG = structlog.get_logger("gradstream.api")
+# Polls and heartbeats come all the time and say little.
+_QUIET = {"/api/v1/retrieve_future", "/api/v1/session_heartbeat", "/api/v1/telemetry", "/api/v1/healthz", "/metrics"}
+
+
+class AccessLog:
+    """ASGI middleware. A bug in a handler is logged with its traceback and answered with a plain 500."""
+
+    def __init__(self, app: ASGIApp, *, clock: Clock, metrics: Metrics) -> None:
+        self._app = app
+        self._clock = clock
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start_s = self._clock.monotonic_s()
+        status = 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._record(scope, status, elapsed_s=self._clock.monotonic_s() - start_s)
+
+        try:
+            await self._app(scope, receive, watched)
+        # The HTTP boundary: whatever a handler did not foresee must not end the connection without an answer.
+        except Exception:
+            _LOG.exception("http_handler_failed", method=scope["method"], route=_route(scope))
+            if status:
+                raise
+            answer = http_error(
+                500, code="server_error", detail="the server failed on this request; its log has the details"
+            )
+            await answer(scope, receive, watched)
+
+    def _record(self, scope: Scope, status: int, *, elapsed_s: float) -> None:
+        method, route = scope["method"], _route(scope)
+        self._metrics.requests.labels(method=method, route=route, status=str(status)).inc()
+        self._metrics.request_seconds.labels(route=route).observe(elapsed_s)
+        log = _LOG.debug if route in _QUIET and status < 500 else _LOG.info
+        log("http_request", method=method, route=route, status=status, elapsed_ms=round(elapsed_s * 1000, 3))
+
+
+def _route(scope: Scope) -> str:
+    """The route's template, so that labels stay bounded; `other` for paths that there are not."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else "other"
+
+
+def watch(app: FastAPI, *, clock: Clock, metrics: Metrics) -> None:
+    """Put the middleware around an app."""
+    app.add_middleware(AccessLog, clock=clock, metrics=metrics)

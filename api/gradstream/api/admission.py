@@ -1,0 +1,56 @@
+"""Submission with patience: a full queue holds the request for a while before it is refused."""
+
+import asyncio
+
+from gradstream.api.metrics import Metrics
+from gradstream.shared.clock import Clock
+from gradstream.shared.errors import GradstreamError, QueueFull
+from gradstream.shared.joblog.port import Intake, Receipt, Submission
+
+_RETRY_EVERY_S = 0.25
+# Held requests keep their bodies in memory; beyond this many, a full queue answers at once.
+_MAX_HELD = 256
+
+
+class Admission:
+    """Hands submissions to the queue. Repeating one is safe: the queue knows it by (owner, seq, digest)."""
+
+    def __init__(self, intake: Intake, *, clock: Clock, hold_s: float, metrics: Metrics) -> None:
+        self._intake = intake
+        self._clock = clock
+        self._hold_s = hold_s
+        self._metrics = metrics
+        self._num_held = 0
+
+    async def submit(self, submission: Submission, *, hold: bool = True) -> Receipt:
+        """The receipt; raises QueueFull only after hold_s without room, everything else at once."""
+        try:
+            receipt = await self._submit(submission, hold=hold)
+        except GradstreamError as error:
+            self._metrics.jobs.labels(op=submission.op, answer=error.code).inc()
+            raise
+        answer = "duplicate" if receipt.is_duplicate else "accepted"
+        self._metrics.jobs.labels(op=submission.op, answer=answer).inc()
+        return receipt
+
+    async def _submit(self, submission: Submission, *, hold: bool) -> Receipt:
+        try:
+            return await self._intake.submit(submission)
+        except QueueFull:
+            if not hold or self._num_held >= _MAX_HELD:
+                raise
+        self._num_held += 1
+        try:
+            return await self._submit_until(submission, deadline_s=self._clock.monotonic_s() + self._hold_s)
+        finally:
+            self._num_held -= 1
+
+    async def _submit_until(self, submission: Submission, *, deadline_s: float) -> Receipt:
+        while True:
+            left_s = deadline_s - self._clock.monotonic_s()
+            await asyncio.sleep(max(0.0, min(_RETRY_EVERY_S, left_s)))
+            try:
+                return await self._intake.submit(submission)
+            except QueueFull:
+                if self._clock.monotonic_s() >= deadline_s:
+                    raise

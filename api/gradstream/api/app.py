@@ -1,0 +1,75 @@
+"""create_app: routers, error handlers and the gap check around the parts."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from gradstream.api import access
+from gradstream.api.errors import http_error, on_gradstream_error
+from gradstream.api.parts import Parts, parts_of
+from gradstream.api.tinker import futures, models, sampling, service, sessions, training, weights
+from gradstream.shared.errors import GradstreamError
+
+_LOG = structlog.get_logger("gradstream.api")
+_PREFIX = "/api/v1"
+_TINKER = (service, sessions, models, training, sampling, weights, futures)
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """The ASGI app. The intake of parts must be open while it serves; the app never closes it."""
+    app = FastAPI(title="gradstream", summary="A training server for language models.", lifespan=_lifespan)
+    app.state.parts = parts
+    for resource in _TINKER:
+        app.include_router(resource.router, prefix=_PREFIX, tags=[resource.__name__.rsplit(".", 1)[-1]])
+    app.add_api_route("/metrics", _metrics, methods=["GET"], include_in_schema=False)
+    app.add_exception_handler(GradstreamError, on_gradstream_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    access.watch(app, clock=parts.clock, metrics=parts.metrics)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    parts = app.state.parts
+    async with asyncio.TaskGroup() as tasks:
+        check = tasks.create_task(_check_gaps(parts))
+        yield
+        check.cancel()
+
+
+async def _check_gaps(parts: Parts) -> None:
+    """Fail, now and then, the jobs that wait for a seq_id that does not come. Safe in every replica at once."""
+    while True:
+        await asyncio.sleep(parts.config.gap_check_s)
+        try:
+            num_failed = await parts.intake.fail_gaps()
+        except GradstreamError as error:
+            _LOG.warning("gap_check_failed", code=error.code, detail=error.message)
+            continue
+        if num_failed:
+            parts.metrics.gaps_failed.inc(num_failed)
+            _LOG.warning("gap_jobs_failed", num_jobs=num_failed)
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(generate_latest(parts_of(request).metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _on_http_exception(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = f"{error.detail}; the calls of this server are listed at /docs"
+    return http_error(error.status_code, code=_CODES.get(error.status_code, "user_error"), detail=detail)
+
+
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    """Nobody reads this answer; it only ends the request."""
+    return http_error(400, code="invalid_request", detail="body: the client closed the connection while sending it")

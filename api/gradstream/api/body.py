@@ -1,0 +1,137 @@
+"""Request bodies: read under a cap, unpacked, and turned into small pydantic bodies or handed on as bytes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gradstream.api.parts import Parts
+from gradstream.shared import codec
+from gradstream.shared.errors import InvalidRequest, PayloadTooLarge
+
+T = TypeVar("T")
+B = TypeVar("B", bound="Body")
+
+# Parsing less than this on the event loop costs under a millisecond; more goes to a thread.
+OFFLOAD_ABOVE_BYTES = 64 * 1024
+MAX_SMALL_BODY_BYTES = 256 * 1024
+PROTOBUF = "application/x-protobuf"
+
+
+class Body(BaseModel):
+    """A small JSON body: unknown fields are refused, types are exact, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+@asynccontextmanager
+async def raw_body(request: Request, parts: Parts, *, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body's bytes, unpacked, counted against the server's budget while they are held.
+
+    Raises PayloadTooLarge above max_bytes (before buffering where the length is declared), InvalidRequest for an encoding that is
+    broken or not known, QueueFull when other bodies fill the memory.
+    """
+    _check_declared_length(request, max_bytes)
+    with parts.bodies.lease() as lease:
+        received = bytearray()
+        async for part in request.stream():
+            if len(received) + len(part) > max_bytes:
+                raise PayloadTooLarge(f"body: more than {max_bytes} bytes, the limit of this call")
+            lease.take(len(part))
+            received += part
+        parts.metrics.body_bytes.inc(len(received))
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        match encoding:
+            case "" | "identity":
+                yield bytes(received)
+            case "zstd":
+                content = await offloaded(
+                    lambda: codec.decompress(bytes(received), max_bytes=max_bytes), size_bytes=len(received)
+                )
+                lease.take(len(content))
+                yield content
+            case _:
+                raise InvalidRequest(f"content-encoding: {encoding!r} is not read here; send zstd or no encoding")
+
+
+async def offloaded(work: Callable[[], T], *, size_bytes: int) -> T:
+    """The result of work, run in a thread when it handles enough bytes to be felt by other requests."""
+    if size_bytes <= OFFLOAD_ABOVE_BYTES:
+        return work()
+    return await asyncio.to_thread(work)
+
+
+def is_protobuf(request: Request) -> bool:
+    """True when the body is declared as protobuf."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower() == PROTOBUF
+
+
+async def small_bytes(request: Request) -> bytes:
+    """The bytes of a small body."""
+    _check_declared_length(request, MAX_SMALL_BODY_BYTES)
+    received = bytearray()
+    async for part in request.stream():
+        received += part
+        if len(received) > MAX_SMALL_BODY_BYTES:
+            raise PayloadTooLarge(f"body: more than {MAX_SMALL_BODY_BYTES} bytes, the limit of this call")
+    return bytes(received)
+
+
+async def small_body(request: Request, model: type[B]) -> B:
+    """A small JSON body of the given model; raises InvalidRequest that names every wrong field."""
+    return parse_small(await small_bytes(request), model)
+
+
+def parse_small(raw: bytes, model: type[B]) -> B:
+    """raw as the given model; raises InvalidRequest that names every wrong field."""
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise InvalidRequest(_sentence(error)) from error
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:8]:
+        where = ".".join(str(step) for step in item["loc"]) or "body"
+        parts.append(f"{where}: {item['msg']}")
+    return "; ".join(parts)
+
+
+def _check_declared_length(request: Request, max_bytes: int) -> None:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise PayloadTooLarge(f"body: {declared} bytes are more than {max_bytes}, the limit of this call")
+
+
+# Any: an OpenAPI fragment is free-form JSON.
+def documents(*models: type[BaseModel], protobuf: str | None = None) -> dict[str, Any]:
+    """The OpenAPI request body of a handler that reads its body itself."""
+    content: dict[str, Any] = {}
+    if models:
+        schemas = [_inlined(model.model_json_schema()) for model in models]
+        content["application/json"] = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
+    if protobuf is not None:
+        content[PROTOBUF] = {"schema": {"type": "string", "format": "binary", "description": protobuf}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with its own $defs put in place of the references to them; our bodies never recurse."""
+    definitions = schema.get("$defs", {})
+
+    def resolve(node: object) -> object:
+        if isinstance(node, list):
+            return [resolve(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return resolve(definitions[str(node["$ref"]).rsplit("/", 1)[-1]])
+        return {key: resolve(value) for key, value in node.items() if key != "$defs"}
+
+    resolved = resolve(schema)
+    assert isinstance(resolved, dict)
+    return resolved

@@ -1,0 +1,88 @@
+"""Long polls: what a client hears when it asks for a future's outcome."""
+
+import zlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gradstream.api.parts import Parts
+from gradstream.shared import ids
+from gradstream.shared.errors import UnknownModel
+from gradstream.shared.ids import FutureId, TenantId
+from gradstream.shared.joblog.port import FutureStatus, FutureView, RecordKind
+
+
+class QueueState(StrEnum):
+    """What the tinker SDK tells its user about a wait."""
+
+    ACTIVE = "active"
+    PAUSED_CAPACITY = "paused_capacity"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The stored outcome's bytes."""
+
+    outcome: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """The job is not done; reason says what it waits for, for a person to read."""
+
+    state: QueueState
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The future existed, but its result is no longer kept."""
+
+
+async def poll(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finished | Pending | Expired:
+    """The future's outcome, as soon as it is there or the poll's time is over.
+
+    Raises UnknownModel when there never was such a future, or when it is another tenant's.
+    """
+    with parts.metrics.polls_parked.track_inprogress():
+        view = await parts.intake.wait(future_id, timeout_s=_hold_s(parts, future_id))
+    if view is None:
+        if await _existed(parts, future_id, tenant=tenant):
+            return Expired()
+        raise UnknownModel(f"request_id: there is no future {future_id!r}")
+    if view.tenant != tenant:
+        raise UnknownModel(f"request_id: there is no future {future_id!r}")
+    match view.status:
+        case FutureStatus.DONE | FutureStatus.FAILED:
+            assert view.outcome is not None
+            return Finished(outcome=view.outcome)
+        case FutureStatus.HELD | FutureStatus.QUEUED:
+            return await _pending(parts, view)
+
+
+async def _pending(parts: Parts, view: FutureView) -> Pending:
+    if view.status is FutureStatus.HELD:
+        return Pending(
+            state=QueueState.PAUSED_CAPACITY,
+            reason=f"held until the request with seq_id {view.waiting_for_seq} of the same model arrives",
+        )
+    if not await parts.intake.is_worker_alive():
+        return Pending(state=QueueState.PAUSED_CAPACITY, reason="no worker is running now; the job waits in the queue")
+    return Pending(state=QueueState.ACTIVE, reason=None)
+
+
+def _hold_s(parts: Parts, future_id: FutureId) -> float:
+    """The poll's length. The jitter follows from the id, so that polls that began together do not end together."""
+    share = (zlib.crc32(future_id.encode()) & 0xFFFF) / 0x10000
+    return parts.config.poll_hold_s + share * parts.config.poll_jitter_s
+
+
+async def _existed(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> bool:
+    """True when the id's owner is known and has already passed the id's seq (a sampler's seqs are not counted)."""
+    owner, _, seq = future_id.rpartition(":")
+    if not ids.is_valid_id(owner) or not seq.isdecimal():
+        return False
+    model = await parts.intake.record(RecordKind.MODEL, owner)
+    if model is not None:
+        return model.get("tenant") == tenant and int(seq) < int(model.get("next_seq", "0"))
+    sampler = await parts.intake.record(RecordKind.SAMPLER, owner)
+    return sampler is not None and sampler.get("tenant") == tenant

@@ -1,0 +1,72 @@
+"""Sessions, models, samplers and checkpoints as the API finds them: the caller's own, or not at all."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradstream.api.parts import Parts
+from gradstream.shared import ids
+from gradstream.shared.errors import InvalidRequest, UnknownModel
+from gradstream.shared.ids import SessionId, TenantId
+from gradstream.shared.joblog.port import RecordKind
+
+_SCHEME = "tinker://"
+_MAX_METADATA_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPath:
+    """The three parts of tinker://{run}/{kind}/{name}."""
+
+    run: str
+    kind: str
+    name: str
+
+
+def checkpoint_path(path: str, *, kind: str, field: str) -> CheckpointPath:
+    """The parts of a checkpoint's URI; raises InvalidRequest unless it is well formed and of the given kind."""
+    parts = path.removeprefix(_SCHEME).split("/")
+    expected = f"{_SCHEME}MODEL/{kind}/NAME"
+    if not path.startswith(_SCHEME) or len(parts) != 3:
+        raise InvalidRequest(f"{field}: {path[:200]!r} is not a checkpoint's path; it has the form {expected}")
+    run, found_kind, name = parts
+    if not ids.is_valid_id(run) or not ids.is_valid_name(name):
+        raise InvalidRequest(f"{field}: {path[:200]!r} is not a checkpoint's path; it has the form {expected}")
+    if found_kind != kind:
+        raise InvalidRequest(f"{field}: {path[:200]!r} is a path of kind {found_kind!r}; this call takes {expected}")
+    return CheckpointPath(run=run, kind=kind, name=name)
+
+
+async def own_record(
+    parts: Parts, kind: RecordKind, record_id: str, *, tenant: TenantId, field: str
+) -> Mapping[str, str]:
+    """The record's fields; raises UnknownModel when there is none, or when it is another tenant's."""
+    is_path = kind is RecordKind.CHECKPOINT
+    record = await parts.intake.record(kind, record_id) if is_path or ids.is_valid_id(record_id) else None
+    if record is None or record.get("tenant") != tenant:
+        raise UnknownModel(f"{field}: there is no {kind.value} {record_id[:200]!r}")
+    return record
+
+
+async def open_session(parts: Parts, session_id: str, *, tenant: TenantId) -> SessionId:
+    """The id of a session that may own new things; raises UnknownModel, or InvalidRequest when it was finished."""
+    record = await own_record(parts, RecordKind.SESSION, session_id, tenant=tenant, field="session_id")
+    if "finished_ms" in record:
+        raise InvalidRequest(f"session_id: session {session_id!r} was finished; create a new session")
+    return SessionId(session_id)
+
+
+# Any: clients may put any JSON into their metadata; it is stored as text and never interpreted.
+def text_metadata(metadata: Mapping[str, Any] | None, *, field: str = "user_metadata") -> dict[str, str] | None:
+    """The metadata in key order with values as text; what is not text is kept as JSON. Raises InvalidRequest when too large."""
+    if metadata is None:
+        return None
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        for key, value in sorted(metadata.items())
+    }
+    num_bytes = sum(len(key) + len(value) for key, value in texts.items())
+    if num_bytes > _MAX_METADATA_BYTES:
+        raise InvalidRequest(f"{field}: {num_bytes} characters; at most {_MAX_METADATA_BYTES} are kept")
+    return texts

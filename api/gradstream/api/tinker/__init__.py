@@ -1,0 +1,1 @@
+"""The Tinker dialect: one file per resource, its bodies beside its routes."""

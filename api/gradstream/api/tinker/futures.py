@@ -1,0 +1,86 @@
+"""retrieve_future: the long poll."""
+
+from typing import Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from starlette.background import BackgroundTask
+
+from gradstream.api.auth import tenant_of
+from gradstream.api.body import PROTOBUF, Body, documents, offloaded, small_body
+from gradstream.api.errors import http_error, response_of
+from gradstream.api.futures import Expired, Finished, Pending, poll
+from gradstream.api.parts import Parts, parts_of
+from gradstream.api.tinker.results import Rendered, render
+from gradstream.shared import codec, ids
+from gradstream.shared.errors import Unavailable, UnknownModel
+from gradstream.shared.ids import FutureId
+from gradstream.shared.wire import Failed
+
+router = APIRouter()
+
+
+class RetrieveFutureBody(Body):
+    """allow_metadata_only: a large result may be announced with its size before it is sent."""
+
+    request_id: str
+    allow_metadata_only: bool = False
+    type: Literal["retrieve_future"] | None = None
+
+
+@router.post("/retrieve_future", openapi_extra=documents(RetrieveFutureBody))
+async def retrieve_future(request: Request) -> Response:
+    """The typed result, `{error, category}` when the job failed, or 408 try_again when it is not done after ~25 s.
+
+    404: there is no such future. 410: its result is no longer kept. 429: the queue cannot be reached now; the SDK backs off on 429,
+    while it repeats a 5xx without a pause.
+    """
+    parts = parts_of(request)
+    body = await small_body(request, RetrieveFutureBody)
+    if not ids.is_valid_id(body.request_id):
+        raise UnknownModel(f"request_id: there is no future {body.request_id[:80]!r}")
+    future_id = FutureId(body.request_id)
+    try:
+        answer = await poll(parts, future_id, tenant=tenant_of(request))
+    except Unavailable as error:
+        return response_of(error, status=429)
+    match answer:
+        case Finished(outcome=outcome):
+            return await _finished(parts, request, body, outcome)
+        case Pending(state=state, reason=reason):
+            return _json(
+                {"type": "try_again", "request_id": future_id, "queue_state": state, "queue_state_reason": reason},
+                status=408,
+            )
+        case Expired():
+            return http_error(410, code="expired", detail=f"request_id: the result of {future_id!r} is no longer kept")
+
+
+async def _finished(parts: Parts, request: Request, body: RetrieveFutureBody, stored: bytes) -> Response:
+    future_id = FutureId(body.request_id)
+    outcome = codec.decode_outcome(stored)
+    delivered = BackgroundTask(parts.intake.mark_delivered, future_id)
+    if isinstance(outcome, Failed):
+        return _json(
+            {"error": outcome.message, "category": outcome.category, "code": outcome.code}, background=delivered
+        )
+    accepts_protobuf = PROTOBUF in request.headers.get("accept", "")
+    rendered: Rendered = await offloaded(
+        lambda: render(outcome, accepts_protobuf=accepts_protobuf), size_bytes=len(stored)
+    )
+    if body.allow_metadata_only and len(rendered.content) > parts.config.inline_result_bytes:
+        return _json(
+            {
+                "status": "complete_metadata",
+                "request_id": future_id,
+                "response_payload_size": len(rendered.content),
+            }
+        )
+    return Response(rendered.content, media_type=rendered.media_type, background=delivered)
+
+
+# Any: small free-form JSON answers.
+def _json(content: dict[str, Any], *, status: int = 200, background: BackgroundTask | None = None) -> Response:
+    return Response(
+        msgspec.json.encode(content), status_code=status, media_type="application/json", background=background
+    )

@@ -1,0 +1,119 @@
+"""What a client asks before it does anything: configuration, capabilities, health; and where its telemetry goes."""
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from gradstream.api.body import Body, documents, raw_body, small_body
+from gradstream.api.parts import parts_of
+from gradstream.api.tinker.training_json import typed
+from gradstream.shared.errors import Unavailable
+
+router = APIRouter()
+_MAX_TELEMETRY_BYTES = 8 * 1024 * 1024
+
+
+class ClientConfigBody(Body):
+    sdk_version: str | None = None
+
+
+class ClientConfig(BaseModel):
+    """The SDK's flags that this server sets; the rest keep the SDK's defaults."""
+
+    pjwt_auth_enabled: bool = False
+    credential_default_source: str = "api_key"
+    parallel_fwdbwd_chunks: bool = True
+    proto_compress_fwdbwd: bool = True
+    proto_write_fwdbwd: bool = True
+    fwdbwd_max_chunk_len: int = 1024
+    fwdbwd_max_chunk_bytes_count: int = 5_000_000
+    sample_use_retrieve_futures: bool = False
+    custom_loss_server_side: bool = False
+    sample_join_sampling_session: bool = False
+
+
+class ClientDynamicConfig(BaseModel):
+    refresh_interval_sec: int = 300
+    sample_cancel_enabled: bool = False
+    sample_cancel_max_batch_size: int = 64
+
+
+class SupportedModel(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_name: str
+    max_context_length: int
+    trainable: bool = True
+    sampleable: bool = True
+
+
+class Capabilities(BaseModel):
+    supported_models: list[SupportedModel]
+
+
+class Health(BaseModel):
+    status: str
+
+
+class TelemetryAccepted(BaseModel):
+    status: str = "accepted"
+
+
+class _Telemetry(msgspec.Struct):
+    """Only the number of events is read."""
+
+    events: list[msgspec.Raw]
+
+
+_TELEMETRY = msgspec.json.Decoder(_Telemetry)
+
+
+@router.post("/client/config", openapi_extra=documents(ClientConfigBody))
+async def client_config(request: Request) -> ClientConfig:
+    """Flags for the SDK. A 404 here is fatal for it."""
+    await small_body(request, ClientConfigBody)
+    return ClientConfig()
+
+
+@router.post("/client/dynamic_config", openapi_extra=documents(ClientConfigBody))
+async def client_dynamic_config(request: Request) -> ClientDynamicConfig:
+    """Flags that the SDK asks for again from time to time."""
+    await small_body(request, ClientConfigBody)
+    return ClientDynamicConfig()
+
+
+@router.get("/healthz", responses={503: {"description": "starting: no worker is ready"}})
+async def healthz(request: Request, response: Response) -> Health:
+    """ok while the API, Redis and a worker are there; 503 otherwise."""
+    parts = parts_of(request)
+    try:
+        await parts.catalog.card()
+        is_alive = await parts.intake.is_worker_alive()
+    except Unavailable:
+        is_alive = False
+    if is_alive:
+        return Health(status="ok")
+    response.status_code = 503
+    response.headers["Retry-After"] = "2"
+    return Health(status="starting")
+
+
+@router.get("/get_server_capabilities")
+async def get_server_capabilities(request: Request) -> Capabilities:
+    """The base models by every name that clients may use; 503 before the first worker was ready."""
+    card = await parts_of(request).catalog.card()
+    return Capabilities(
+        supported_models=[
+            SupportedModel(model_name=name, max_context_length=card.max_context_tokens) for name in card.names()
+        ]
+    )
+
+
+@router.post("/telemetry")
+async def telemetry(request: Request) -> TelemetryAccepted:
+    """Counts the events and drops them: they may hold tracebacks and prompts, which are never kept."""
+    parts = parts_of(request)
+    async with raw_body(request, parts, max_bytes=_MAX_TELEMETRY_BYTES) as raw:
+        parsed = typed(_TELEMETRY, raw)
+    parts.metrics.telemetry_events.inc(len(parsed.events))
+    return TelemetryAccepted()

@@ -1,0 +1,149 @@
+"""Training: forward_backward, forward and optim_step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Field
+
+from gradstream.api.auth import tenant_of
+from gradstream.api.body import Body, documents, is_protobuf, offloaded, raw_body
+from gradstream.api.ordered import (
+    OrderedBody,
+    Place,
+    Promise,
+    ordered_body,
+    place_in_json,
+    place_of,
+    refusing,
+    submit_at,
+    submit_encoded,
+)
+from gradstream.api.parts import Parts, parts_of
+from gradstream.api.tinker import training_json, training_proto
+from gradstream.api.tinker.answers import Answer
+from gradstream.api.training_data import TrainingData, to_payload
+from gradstream.shared import codec
+from gradstream.shared.catalog import EngineCard
+from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.ids import TenantId
+from gradstream.shared.wire import AdamParams, OptimStep
+
+router = APIRouter()
+_PROTOBUF_BODY = "ForwardBackwardRequest of api/tinker/proto/wire.proto; Content-Encoding zstd is read too"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packed:
+    """A payload's bytes and what the queue wants to know of it."""
+
+    op: str
+    payload: bytes
+    num_tokens: int
+
+
+@router.post("/forward_backward", openapi_extra=documents(protobuf=_PROTOBUF_BODY))
+async def forward_backward(request: Request) -> Answer:
+    """Loss and gradients of some datums; only the loss with forward_only. Protobuf, or the JSON of older SDKs.
+
+    The same (model_id, seq_id) with the same content is the same future, in whatever encoding it came.
+    """
+    parts, tenant = parts_of(request), tenant_of(request)
+    if is_protobuf(request):
+        async with raw_body(request, parts, max_bytes=parts.config.max_body_bytes) as raw:
+            return Answer(await _from_protobuf(parts, raw, tenant=tenant))
+    async with raw_body(request, parts, max_bytes=parts.config.max_json_body_bytes) as raw:
+        return Answer(await _from_json(parts, raw, tenant=tenant, backward=True))
+
+
+@router.post("/forward")
+async def forward(request: Request) -> Answer:
+    """Only the loss; JSON of older SDKs. Newer ones send forward_backward with forward_only."""
+    parts = parts_of(request)
+    async with raw_body(request, parts, max_bytes=parts.config.max_json_body_bytes) as raw:
+        return Answer(await _from_json(parts, raw, tenant=tenant_of(request), backward=False))
+
+
+async def _from_protobuf(parts: Parts, raw: bytes, *, tenant: TenantId) -> Promise:
+    message = await offloaded(
+        lambda: training_proto.parse_request(raw, max_datums=parts.config.max_datums), size_bytes=len(raw)
+    )
+    place = place_of(message.model_id, message.seq_id, tenant=tenant)
+    return await _submit(parts, place, lambda: training_proto.training_data(message), size_bytes=len(raw))
+
+
+async def _from_json(parts: Parts, raw: bytes, *, tenant: TenantId, backward: bool) -> Promise:
+    size_bytes = len(raw)
+    if backward:
+        async with refusing(parts, place_in_json(raw, tenant=tenant)):
+            both = await offloaded(lambda: training_json.parse_forward_backward(raw), size_bytes=size_bytes)
+        place, content = place_of(both.model_id, both.seq_id, tenant=tenant), both.forward_backward_input
+    else:
+        async with refusing(parts, place_in_json(raw, tenant=tenant)):
+            only = await offloaded(lambda: training_json.parse_forward(raw), size_bytes=size_bytes)
+        place, content = place_of(only.model_id, only.seq_id, tenant=tenant), only.forward_input
+    return await _submit(
+        parts,
+        place,
+        lambda: training_json.training_data(content, backward=backward, max_datums=parts.config.max_datums),
+        size_bytes=size_bytes,
+    )
+
+
+async def _submit(parts: Parts, place: Place, decode: Callable[[], TrainingData], *, size_bytes: int) -> Promise:
+    async with refusing(parts, place):
+        card = await parts.catalog.card()
+        packed = await offloaded(lambda: _packed(decode(), card), size_bytes=size_bytes)
+    return await submit_encoded(parts, place, op=packed.op, payload=packed.payload, num_tokens=packed.num_tokens)
+
+
+def _packed(data: TrainingData, card: EngineCard) -> _Packed:
+    payload = to_payload(data, card)
+    num_tokens = int(payload.tokens.lengths_array().sum())
+    return _Packed(op=codec.op_of(payload), payload=codec.encode(payload), num_tokens=num_tokens)
+
+
+class AdamBody(Body):
+    learning_rate: Annotated[float, Field(ge=0)] = 1e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(ge=0)] = 1e-12
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip_norm: Annotated[float, Field(ge=0)] = 0.0
+
+
+class OtherOptimizerBody(Body):
+    """Parameters of an optimizer other than AdamW; recognised to be refused by name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
+class OptimStepBody(OrderedBody):
+    """adam_params is what SDKs send for AdamW; optimizer_params names another optimizer."""
+
+    adam_params: AdamBody | None = None
+    optimizer_params: OtherOptimizerBody | None = None
+    type: Literal["optim_step"] = "optim_step"
+
+
+@router.post("/optim_step", openapi_extra=documents(OptimStepBody))
+async def optim_step(request: Request) -> Answer:
+    """Applies the accumulated gradient once. The same (model_id, seq_id) with the same parameters is the same future."""
+    parts = parts_of(request)
+    body, place = await ordered_body(request, OptimStepBody)
+    async with refusing(parts, place):
+        payload = OptimStep(adam=_adam(body))
+    return Answer(await submit_at(parts, place, payload))
+
+
+def _adam(body: OptimStepBody) -> AdamParams:
+    if body.optimizer_params is not None:
+        raise Unsupported(
+            f"optimizer_params.type: {body.optimizer_params.type!r} is not offered here; send adam_params"
+        )
+    if body.adam_params is None:
+        raise InvalidRequest("adam_params: missing; send at least {}")
+    return AdamParams(**body.adam_params.model_dump())

@@ -1,0 +1,160 @@
+"""JSON training bodies of the older SDKs, decoded with types: lists become arrays once, here."""
+
+from typing import Literal, TypeVar
+
+import msgspec
+import numpy as np
+
+from gradstream.api.tinker.training_proto import shaped
+from gradstream.api.training_data import Array, DatumArrays, TrainingData
+from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
+
+T = TypeVar("T")
+
+
+class TextChunk(msgspec.Struct, tag="encoded_text", tag_field="type", forbid_unknown_fields=True):
+    tokens: list[int]
+
+
+class ImageChunk(msgspec.Struct, tag="image", tag_field="type"):
+    """Recognised to be refused by name; its content is skipped."""
+
+
+class ImageAssetPointerChunk(msgspec.Struct, tag="image_asset_pointer", tag_field="type"):
+    """Recognised to be refused by name; its content is skipped."""
+
+
+class DmelChunk(msgspec.Struct, tag="dmel", tag_field="type"):
+    """Recognised to be refused by name; its content is skipped."""
+
+
+JsonChunk = TextChunk | ImageChunk | ImageAssetPointerChunk | DmelChunk
+
+
+class ModelInput(msgspec.Struct, forbid_unknown_fields=True):
+    chunks: list[JsonChunk]
+
+
+class Tensor(msgspec.Struct, forbid_unknown_fields=True):
+    data: list[int | float]
+    dtype: Literal["int64", "float32"]
+    shape: list[int] | None = None
+    sparse_crow_indices: list[int] | None = None
+    sparse_col_indices: list[int] | None = None
+
+
+class Datum(msgspec.Struct, forbid_unknown_fields=True):
+    model_input: ModelInput
+    loss_fn_inputs: dict[str, Tensor] = {}
+
+
+class ForwardInput(msgspec.Struct, forbid_unknown_fields=True):
+    data: list[Datum]
+    loss_fn: str
+    loss_fn_config: dict[str, float | str] | None = None
+
+
+class ForwardBackwardBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What /forward_backward takes as JSON."""
+
+    forward_backward_input: ForwardInput
+    model_id: str
+    seq_id: int | None = None
+    type: str | None = None
+
+
+class ForwardBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What /forward takes; older SDKs only."""
+
+    forward_input: ForwardInput
+    model_id: str
+    seq_id: int | None = None
+    type: str | None = None
+
+
+_FORWARD_BACKWARD = msgspec.json.Decoder(ForwardBackwardBody)
+_FORWARD = msgspec.json.Decoder(ForwardBody)
+
+
+def parse_forward_backward(raw: bytes) -> ForwardBackwardBody:
+    """The body of /forward_backward; raises InvalidRequest naming the first wrong field."""
+    return typed(_FORWARD_BACKWARD, raw)
+
+
+def parse_forward(raw: bytes) -> ForwardBody:
+    """The body of /forward; raises InvalidRequest naming the first wrong field."""
+    return typed(_FORWARD, raw)
+
+
+def typed(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+    """The decoder's value of raw, its errors as InvalidRequest."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"body: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"body: not valid JSON ({error})") from error
+
+
+def training_data(body: ForwardInput, *, backward: bool, max_datums: int) -> TrainingData:
+    """The body as arrays; raises InvalidRequest or Unsupported that names the datum and the field."""
+    if len(body.data) > max_datums:
+        raise PayloadTooLarge(f"data: {len(body.data)} datums; one call takes at most {max_datums}")
+    return TrainingData(
+        datums=[
+            DatumArrays(
+                tokens=text_tokens(datum.model_input, f"data[{index}].model_input"),
+                inputs={
+                    name: _array(tensor, f"data[{index}].loss_fn_inputs.{name}")
+                    for name, tensor in datum.loss_fn_inputs.items()
+                },
+            )
+            for index, datum in enumerate(body.data)
+        ],
+        loss_fn=body.loss_fn,
+        loss_config=body.loss_fn_config or {},
+        backward=backward,
+    )
+
+
+def text_tokens(model_input: ModelInput, field: str) -> Array:
+    """All text chunks end to end, int64 [T]; the caller checks the ids."""
+    tokens: list[int] = []
+    for place, chunk in enumerate(model_input.chunks):
+        if not isinstance(chunk, TextChunk):
+            kind = chunk.__struct_config__.tag
+            raise Unsupported(
+                f"{field}.chunks[{place}]: {kind} chunks are not supported here; this model reads text only"
+            )
+        tokens.extend(chunk.tokens)
+    return _whole_numbers(tokens, f"{field}.tokens")
+
+
+def _whole_numbers(values: list[int] | list[int | float], field: str) -> Array:
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError as error:
+        raise InvalidRequest(f"{field}: a value does not fit in int64") from error
+
+
+def _array(tensor: Tensor, field: str) -> Array:
+    if tensor.sparse_crow_indices is not None or tensor.sparse_col_indices is not None:
+        raise Unsupported(f"{field}: sparse CSR tensors are not read here; send it dense")
+    values: Array
+    if tensor.dtype == "float32":
+        values = _float32(tensor.data, field)
+    else:
+        if any(isinstance(value, float) for value in tensor.data):
+            raise InvalidRequest(f"{field}: dtype int64, but it holds fractions; send whole numbers")
+        values = _whole_numbers(tensor.data, field)
+    return shaped(values, tensor.shape, lambda: field)
+
+
+def _float32(values: list[int | float], field: str) -> Array:
+    try:
+        wide = np.array(values, dtype=np.float64)
+    except OverflowError as error:
+        raise InvalidRequest(f"{field}: a value does not fit in float32") from error
+    # A value beyond float32 becomes infinite here, and the check of finiteness names it.
+    with np.errstate(over="ignore"):
+        return wide.astype(np.float32)

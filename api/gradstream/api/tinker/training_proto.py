@@ -1,0 +1,156 @@
+"""A protobuf ForwardBackwardRequest, decoded into views on its own bytes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from gradstream.api.tinker.proto import wire_pb2
+from gradstream.api.training_data import Array, DatumArrays, TrainingData
+from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
+
+_DTYPES: Mapping[int, np.dtype[Any]] = {
+    wire_pb2.DTYPE_FLOAT32: np.dtype("<f4"),
+    wire_pb2.DTYPE_INT64: np.dtype("<i8"),
+    wire_pb2.DTYPE_INT32: np.dtype("<i4"),
+    wire_pb2.DTYPE_BFLOAT16: np.dtype("<u2"),
+}
+_MAX_VARINT_BYTES = 10
+
+
+def parse_request(raw: bytes, *, max_datums: int) -> wire_pb2.ForwardBackwardRequest:
+    """The message in raw.
+
+    Raises InvalidRequest when raw is no such message, PayloadTooLarge for more than max_datums datums, counted before any of them
+    is built: an empty one takes two bytes on the wire and a hundred in memory.
+    """
+    _count_fields(raw, max_fields=max_datums + 256)
+    try:
+        request = wire_pb2.ForwardBackwardRequest.FromString(raw)
+    except DecodeError as error:
+        raise InvalidRequest("body: not a ForwardBackwardRequest protobuf; it is truncated or malformed") from error
+    if len(request.data) > max_datums:
+        raise PayloadTooLarge(f"data: {len(request.data)} datums; one call takes at most {max_datums}")
+    return request
+
+
+def training_data(request: wire_pb2.ForwardBackwardRequest) -> TrainingData:
+    """The request as arrays; raises InvalidRequest or Unsupported that names the datum and the field."""
+    config: dict[str, float | str] = dict(request.loss_fn_config)
+    for name, value in request.loss_fn_config_v2.items():
+        match value.WhichOneof("value"):
+            case "number":
+                config[name] = value.number
+            case "text":
+                config[name] = value.text
+            case None:
+                raise InvalidRequest(f"loss_fn_config_v2.{name}: has neither number nor text")
+    return TrainingData(
+        datums=[_datum(datum, index) for index, datum in enumerate(request.data)],
+        loss_fn=request.loss_fn,
+        loss_config=config,
+        backward=not request.forward_only,
+    )
+
+
+def _datum(datum: wire_pb2.Datum, index: int) -> DatumArrays:
+    for field in ("model_input_spans", "loss_fn_input_spans"):
+        if len(getattr(datum, field)):
+            raise Unsupported(f"data[{index}].{field}: no loss of this server reads provenance spans; leave them out")
+    return DatumArrays(
+        tokens=_tokens(datum, index),
+        inputs={
+            name: _tensor(tensor, lambda name=name: f"data[{index}].loss_fn_inputs.{name}")  # type: ignore[misc]
+            for name, tensor in datum.loss_fn_inputs.items()
+        },
+    )
+
+
+def _tokens(datum: wire_pb2.Datum, index: int) -> NDArray[np.int32]:
+    """All text chunks end to end, int32 [T]."""
+    parts: list[bytes] = []
+    for place, chunk in enumerate(datum.model_input):
+        field = f"data[{index}].model_input.chunks[{place}]"
+        match chunk.WhichOneof("kind"):
+            case "encoded_text":
+                tokens = chunk.encoded_text.tokens
+                if len(tokens) % 4:
+                    raise InvalidRequest(f"{field}.tokens: {len(tokens)} bytes are no whole number of int32 values")
+                parts.append(tokens)
+            case "image" | "dmel" as kind:
+                raise Unsupported(f"{field}: {kind} chunks are not supported here; this model reads text only")
+            case None:
+                raise InvalidRequest(f"{field}: has no content; send encoded_text")
+    return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype="<i4")
+
+
+def _tensor(tensor: wire_pb2.Tensor, field: Callable[[], str]) -> Array:
+    """A view of the tensor's bytes in its shape (bfloat16 as float32); field() names it in errors."""
+    if tensor.HasField("sparse_csr"):
+        raise Unsupported(f"{field()}: sparse CSR tensors are not read here; send it dense")
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidRequest(f"{field()}: dtype {tensor.dtype} is not known; send float32 or int64")
+    dense = tensor.dense
+    if len(dense) % dtype.itemsize:
+        raise InvalidRequest(f"{field()}: {len(dense)} bytes are no whole number of {dtype} values")
+    values: Array = np.frombuffer(dense, dtype=dtype)
+    if tensor.dtype == wire_pb2.DTYPE_BFLOAT16:
+        values = (values.astype("<u4") << 16).view("<f4")
+    return shaped(values, list(tensor.shape) or None, field)
+
+
+def shaped(values: Array, shape: list[int] | None, field: Callable[[], str]) -> Array:
+    """values [n] in the shape that the client named, or as they are; raises InvalidRequest when the two disagree."""
+    if shape is None or shape == [values.size]:
+        return values
+    num_values = 1
+    for size in shape:
+        num_values *= size
+    if not shape or min(shape) < 0 or num_values != values.size:
+        raise InvalidRequest(f"{field()}: shape {shape} does not hold its {values.size} values")
+    return values.reshape(shape)
+
+
+def _count_fields(raw: bytes, *, max_fields: int) -> None:
+    """Walk the top-level fields of a message without building anything; raises when there are too many or they do not add up."""
+    position = num_fields = 0
+    while position < len(raw):
+        num_fields += 1
+        if num_fields > max_fields:
+            raise PayloadTooLarge(
+                f"body: more than {max_fields} fields; one call takes at most {max_fields - 256} datums"
+            )
+        tag, position = _varint(raw, position)
+        match tag & 7:
+            case 0:
+                _, position = _varint(raw, position)
+            case 1:
+                position += 8
+            case 2:
+                size, position = _varint(raw, position)
+                position += size
+            case 5:
+                position += 4
+            case kind:
+                raise InvalidRequest(
+                    f"body: not a ForwardBackwardRequest protobuf; wire type {kind} at byte {position}"
+                )
+    if position > len(raw):
+        raise InvalidRequest("body: not a ForwardBackwardRequest protobuf; it is truncated")
+
+
+def _varint(raw: bytes, position: int) -> tuple[int, int]:
+    """The varint at position and the position after it."""
+    value = shift = 0
+    for offset in range(_MAX_VARINT_BYTES):
+        if position + offset >= len(raw):
+            break
+        byte = raw[position + offset]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position + offset + 1
+        shift += 7
+    raise InvalidRequest("body: not a ForwardBackwardRequest protobuf; it is truncated or malformed")
