@@ -50,7 +50,9 @@ def test_every_path_that_a_document_names_exists(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=by_name)
 def test_every_make_target_that_a_document_names_exists(document):
-    targets = set(re.findall(r"^([a-z-]+):.*##", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z-]+):.*##", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     named = re.findall(r"(?:`|^)make ([a-z-]+)", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
     assert [name for name in named if name not in targets] == []
@@ -63,7 +65,9 @@ def test_every_gradstream_command_that_a_document_shows_exists(document):
         if not words[0].endswith("gradstream"):
             continue
         command = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)]
-        subprocess.run([Path(sys.executable).with_name("gradstream"), *command, "--help"], check=True, capture_output=True)
+        subprocess.run(
+            [Path(sys.executable).with_name("gradstream"), *command, "--help"], check=True, capture_output=True
+        )
 
 
 def test_the_readme_is_short():

@@ -16,7 +16,14 @@ PORTIONS = ("api", "engine", "shared", "worker")
 def source_files() -> set[str]:
     """Files of the four portions as git sees them (ignored ones left out), relative to their source root."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *[f"{portion}/gradstream" for portion in PORTIONS]],
+        [
+            "git",
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            *[f"{portion}/gradstream" for portion in PORTIONS],
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -54,9 +61,7 @@ def test_the_wheel_built_from_the_sdist_holds_exactly_the_source_files(tmp_path)
 
 
 def test_importing_the_api_does_not_import_torch():
-    program = (
-        "import sys, gradstream.api.app; print([name for name in ('torch', 'transformers', 'gradstream.engine') if name in sys.modules])"
-    )
+    program = "import sys, gradstream.api.app; print([name for name in ('torch', 'transformers', 'gradstream.engine') if name in sys.modules])"
 
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
