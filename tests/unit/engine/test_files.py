@@ -27,10 +27,21 @@ def test_the_directory_appears_with_its_content_and_nothing_else(tmp_path):
     assert stat.S_IMODE((tmp_path / "deep" / "target" / "part" / "file").stat().st_mode) == 0o644
 
 
-def test_an_error_in_the_block_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError), whole_directory(tmp_path / "target") as draft:
+def write_half(target):
+    with whole_directory(target) as draft:
         (draft / "file").write_text("half")
         raise KeyError
+
+
+def write_while_another_writes(target):
+    with whole_directory(target) as draft:
+        (draft / "file").write_text("second")
+        write(target, "first")
+
+
+def test_an_error_in_the_block_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError):
+        write_half(tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,9 +66,8 @@ def test_an_existing_target_is_refused_without_replace(tmp_path):
 
 
 def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path):
-    with pytest.raises(FileExistsError), whole_directory(tmp_path / "target") as draft:
-        (draft / "file").write_text("second")
-        write(tmp_path / "target", "first")
+    with pytest.raises(FileExistsError):
+        write_while_another_writes(tmp_path / "target")
     assert content(tmp_path / "target") == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -65,7 +75,7 @@ def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize("can_exchange", [True, False], ids=["exchange in one step", "two renames"])
 def test_replace_puts_the_new_directory_in_place_of_the_old(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     write(tmp_path / "target", "old")
     write(tmp_path / "target", "new", replace=True)
     assert content(tmp_path / "target") == "new"

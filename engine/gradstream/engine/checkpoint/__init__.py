@@ -1,0 +1,1 @@
+"""Saves and loads adapters, with or without their optimizer."""

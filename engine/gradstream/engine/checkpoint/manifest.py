@@ -1,0 +1,109 @@
+"""The manifest of a checkpoint: what it holds, and the digest of every file, which makes it valid."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from gradstream.shared.errors import StorageFailure, UnknownModel
+from gradstream.shared.ids import TenantId
+from gradstream.shared.wire import LoraSpec
+
+MANIFEST_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+_MAX_MANIFEST_BYTES = 1 << 20
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the checkpoint. sha256 is hex."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint directory holds.
+
+    source: the URI it was saved as. model: the id of the model it was saved from. lora.seed is always set. step: optimizer steps
+    the adapter had taken. created_ms: milliseconds since the Unix epoch. files: by path below the directory.
+    """
+
+    version: int
+    kind: Literal["weights", "sampler_weights", "ephemeral"]
+    source: str
+    model: str
+    tenant: TenantId
+    base_model: str
+    lora: LoraSpec
+    step: int
+    has_optimizer: bool
+    created_ms: int
+    files: dict[str, FileEntry]
+    ttl_seconds: int | None = None
+    user_metadata: dict[str, str] | None = None
+
+
+def entries(directory: Path) -> dict[str, FileEntry]:
+    """The entry of every file below directory, by its path."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(directory)): FileEntry(size_bytes=path.stat().st_size, sha256=_sha256(path))
+        for path in paths
+    }
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write manifest as readable JSON."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    (directory / MANIFEST_FILE).write_bytes(text + b"\n")
+
+
+def read_manifest(directory: Path, *, source: str) -> Manifest:
+    """The manifest in directory, its files not yet verified.
+
+    source is the URI for messages. Raises UnknownModel when there is no checkpoint, StorageFailure when it is unreadable or of a
+    version that this server does not know.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_MANIFEST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnknownModel(f"there is no checkpoint {source}") from error
+    except OSError as error:
+        raise StorageFailure(f"checkpoint {source} cannot be read: {error.strerror}") from error
+    try:
+        version = msgspec.json.decode(data, type=_Version).version
+        if version != MANIFEST_VERSION:
+            raise StorageFailure(
+                f"checkpoint {source} has format version {version}; this server reads version {MANIFEST_VERSION}"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise StorageFailure(f"checkpoint {source} is damaged: {MANIFEST_FILE} is unreadable ({error})") from error
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def verify(directory: Path, manifest: Manifest, *, source: str) -> None:
+    """Raise StorageFailure, naming the file, unless every file is as the manifest says."""
+    for name, entry in manifest.files.items():
+        path = directory / name
+        try:
+            is_same = path.stat().st_size == entry.size_bytes and _sha256(path) == entry.sha256
+        except OSError as error:
+            raise StorageFailure(f"checkpoint {source} is damaged: {name} cannot be read ({error.strerror})") from error
+        if not is_same:
+            raise StorageFailure(f"checkpoint {source} is damaged: {name} does not have the digest in its manifest")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Continues prompts with the trainer's own weights."""

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from gradstream.engine.sampler.choice import Choice, choose, key_of, scaled_logprobs, uniform
+
+V = 12
+NUM_DRAWS = 20_000
+LOGITS_V = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 2
+
+
+def reference(logits_V, choice):
+    """The distribution to draw from, in double precision, written out step by step."""
+    scaled = logits_V.double().numpy() / choice.temperature
+    probs = np.exp(scaled - scaled.max())
+    probs /= probs.sum()
+    order = sorted(range(len(probs)), key=lambda token: (-probs[token], token))
+    if choice.top_k > 0:
+        order = order[: choice.top_k]
+    mass = sum(probs[token] for token in order)
+    kept, total = [], 0.0
+    for token in order:
+        kept.append(token)
+        total += probs[token] / mass
+        if total >= choice.top_p:
+            break
+    out = np.zeros_like(probs)
+    out[kept] = probs[kept] / probs[kept].sum()
+    return out
+
+
+def draw(logits_V, choice, *, seed):
+    """NUM_DRAWS tokens as one batch of equal rows, each with its own random number."""
+    key = key_of(seed=seed, job="", sample_index=0)
+    logprobs_BV = scaled_logprobs(logits_V.expand(NUM_DRAWS, -1), [choice] * NUM_DRAWS)
+    return choose(logprobs_BV, [choice] * NUM_DRAWS, [uniform(key, index) for index in range(NUM_DRAWS)])
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(temperature=1.0, top_k=-1, top_p=1.0),
+        Choice(temperature=0.5, top_k=-1, top_p=1.0),
+        Choice(temperature=2.0, top_k=-1, top_p=1.0),
+        Choice(temperature=1.0, top_k=3, top_p=1.0),
+        Choice(temperature=1.0, top_k=1, top_p=1.0),
+        Choice(temperature=1.0, top_k=V + 5, top_p=1.0),
+        Choice(temperature=1.0, top_k=-1, top_p=0.7),
+        Choice(temperature=1.0, top_k=-1, top_p=1e-9),
+        Choice(temperature=1.5, top_k=6, top_p=0.8),
+    ],
+    ids=lambda choice: f"t{choice.temperature} k{choice.top_k} p{choice.top_p}",
+)
+def test_tokens_are_drawn_as_often_as_the_double_precision_distribution_says(choice):
+    expected = reference(LOGITS_V, choice)
+    counts = np.bincount(draw(LOGITS_V, choice, seed=1).numpy(), minlength=V)
+    assert counts[expected == 0].sum() == 0
+    spread = np.sqrt(NUM_DRAWS * expected * (1 - expected))
+    assert np.all(np.abs(counts - NUM_DRAWS * expected) <= 4 * spread + 1e-9)
+
+
+def test_temperature_zero_takes_the_most_likely_token_and_reports_it_at_temperature_one():
+    greedy = Choice(temperature=0.0, top_k=-1, top_p=1.0)
+    logprobs = scaled_logprobs(LOGITS_V[None], [greedy])
+    assert choose(logprobs, [greedy], [0.99]).item() == LOGITS_V.argmax().item()
+    torch.testing.assert_close(logprobs[0], LOGITS_V.log_softmax(-1))
+
+
+def test_equal_logits_at_the_edge_of_top_k_keep_the_lower_ids():
+    flat = torch.zeros(V)
+    drawn = draw(flat, Choice(temperature=1.0, top_k=3, top_p=1.0), seed=5)
+    assert set(drawn.tolist()) == {0, 1, 2}
+
+
+def test_reported_logprobs_are_those_of_the_scaled_distribution_whatever_the_filters_say():
+    choice = Choice(temperature=0.5, top_k=2, top_p=0.3)
+    torch.testing.assert_close(scaled_logprobs(LOGITS_V[None], [choice])[0], (LOGITS_V / 0.5).log_softmax(-1))
+
+
+def test_a_row_draws_the_same_token_alone_as_among_others():
+    choices = [
+        Choice(temperature=t, top_k=k, top_p=p) for t, k, p in [(1, -1, 1), (0, -1, 1), (0.7, 4, 0.9), (1.3, -1, 0.8)]
+    ]
+    logits_BV = torch.randn(4, V, generator=torch.Generator().manual_seed(9))
+    uniforms = [0.3, 0.9, 0.55, 0.999]
+    together = choose(scaled_logprobs(logits_BV, choices), choices, uniforms)
+    for row, choice in enumerate(choices):
+        alone = choose(scaled_logprobs(logits_BV[row : row + 1], [choice]), [choice], [uniforms[row]])
+        assert alone.item() == together[row].item()
+
+
+def test_a_number_just_below_one_never_draws_a_token_of_no_probability():
+    logits = torch.tensor([0.0, 1.0, -torch.inf, -torch.inf])
+    choice = Choice(temperature=1.0, top_k=-1, top_p=1.0)
+    assert choose(scaled_logprobs(logits[None], [choice]), [choice], [1.0]).item() == 1
+
+
+def test_keys_depend_on_the_seed_or_else_on_the_job_and_always_on_the_sample():
+    same = key_of(seed=1, job="a:0", sample_index=0)
+    assert key_of(seed=1, job="b:7", sample_index=0) == same
+    assert key_of(seed=1, job="a:0", sample_index=1) != same
+    assert key_of(seed=2, job="a:0", sample_index=0) != same
+    assert key_of(seed=None, job="a:0", sample_index=0) != key_of(seed=None, job="a:1", sample_index=0)
+
+
+def test_uniform_numbers_fill_the_unit_interval():
+    numbers = np.array([uniform(b"k" * 16, index) for index in range(NUM_DRAWS)])
+    counts, _ = np.histogram(numbers, bins=20, range=(0.0, 1.0))
+    assert counts.sum() == NUM_DRAWS
+    assert np.abs(counts - NUM_DRAWS / 20).max() < 4 * np.sqrt(NUM_DRAWS / 20)
