@@ -46,7 +46,7 @@ check: setup ## format, lint, types, import contracts, dead code, dependencies, 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/vulture
 	$(BIN)/deptry $(SOURCES)
 	$(BIN)/python tools/generate_proto.py --check
