@@ -6,11 +6,13 @@ Run it with `make bench`, or `python -m bench.latency --json FILE` from the repo
 import argparse
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers.utils import logging
 
 from bench import job
 from bench.bare import BareJob
@@ -116,6 +118,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every figure to this file too")
     options = parser.parse_args()
     console = Console()
+    # The libraries of the bare job speak of themselves; the figures are all that matters here.
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     run = measure(rounds=options.rounds, steps=options.steps, fleet_sizes=options.clients, console=console)
     show(run, console)
     if options.json:
