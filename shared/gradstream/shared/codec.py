@@ -7,7 +7,7 @@ import msgspec
 import zstandard
 
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge
-from gradstream.shared.wire import Batch, Job, Outcome, Payload
+from gradstream.shared.wire import Batch, Job, Outcome, Payload, Plan
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ _MAX_WINDOW_BYTES = 128 * 1024 * 1024
 _MAX_EXPANSION = 32 * 1024
 
 
-def encode(value: Payload | Outcome | Job | Batch) -> bytes:
+def encode(value: Payload | Outcome | Job | Plan | Batch) -> bytes:
     """msgpack bytes of a wire value."""
     return _ENCODER.encode(value)
 

@@ -125,11 +125,15 @@ class Intake(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
-    """A job as read from the log. entry_id is the stream's id; is_open says that it had no outcome yet when it was read."""
+    """A job as read from the log. entry_id is the stream's id; is_open says that it had no outcome yet when it was read.
+
+    starts: how many gangs had marked it as started; more than one run without an outcome makes it a suspect.
+    """
 
     entry_id: str
     job: Job
     is_open: bool = True
+    starts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +186,14 @@ class Feed(Protocol):
 
     def read(self, after: str, *, count: int, block_ms: int) -> list[LogEntry]:
         """Entries after an id, with their payloads, oldest first; empty when none came within block_ms."""
+        ...
+
+    def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
+        """Count that this epoch runs these open jobs, before it does. Once per epoch and job. Raises Fenced."""
+        ...
+
+    def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
+        """All fields of a record, or None."""
         ...
 
     def commit(self, commit: Commit) -> None:

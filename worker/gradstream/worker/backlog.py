@@ -1,0 +1,77 @@
+"""The jobs that were read and have not run: one queue per owner, in order of turn, and the cursor behind the oldest of them."""
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+from gradstream.shared.ids import FutureId, OwnerId
+from gradstream.shared.joblog.port import LogEntry
+from gradstream.shared.wire import Job
+from gradstream.worker.plan import Lane, Turn
+
+
+class Backlog:
+    """Holds entries from reading until their commit. One thread.
+
+    An entry is *waiting* until a turn takes it, then *running* until `settle`. The cursor is the id of the last entry before
+    the oldest one that is not settled, so that reading from it sees every open job again.
+    """
+
+    def __init__(self, *, cursor: str) -> None:
+        self._queues: dict[OwnerId, deque[Job]] = {}
+        # Entry id to the id of the entry before it.
+        self._unsettled: OrderedDict[str, str] = OrderedDict()
+        self._entry_of: dict[FutureId, str] = {}
+        self._last_seen = cursor
+        self.last_lane: Lane | None = None
+        # Open jobs that were running when an earlier gang died, and how many gangs that was.
+        self.starts: dict[FutureId, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._entry_of)
+
+    @property
+    def waiting(self) -> Mapping[OwnerId, Sequence[Job]]:
+        """Each owner's waiting jobs, none empty, the owners in order of turn."""
+        return self._queues
+
+    def add(self, entry: LogEntry) -> None:
+        """Put an entry behind its owner's others; a new owner comes last in turn. A closed entry only moves the cursor."""
+        before, self._last_seen = self._last_seen, entry.entry_id
+        if not entry.is_open:
+            return
+        job = entry.job
+        self._unsettled[entry.entry_id] = before
+        self._entry_of[job.future_id] = entry.entry_id
+        if entry.starts:
+            self.starts[job.future_id] = entry.starts
+        self._queues.setdefault(job.owner, deque()).append(job)
+
+    def take(self, turn: Turn) -> list[Job]:
+        """The turn's jobs in the plan's order; its owners go to the end of the turn."""
+        self.last_lane = turn.lane
+        return [job for owner, count in turn.num_taken.items() for job in self._take_front(owner, count)]
+
+    def take_first(self, owner: OwnerId) -> Job:
+        """The owner's first job, without a change of turn."""
+        queue = self._queues[owner]
+        job = queue.popleft()
+        if not queue:
+            del self._queues[owner]
+        return job
+
+    def settle(self, jobs: Sequence[Job]) -> str:
+        """Forget these jobs, whose outcomes are about to be committed; the cursor to commit with them."""
+        for job in jobs:
+            del self._unsettled[self._entry_of.pop(job.future_id)]
+            self.starts.pop(job.future_id, None)
+        return next(iter(self._unsettled.values()), self._last_seen)
+
+    def _take_front(self, owner: OwnerId, count: int) -> list[Job]:
+        queue = self._queues.pop(owner)
+        jobs = list(islice(queue, count))
+        for _ in jobs:
+            queue.popleft()
+        if queue:
+            self._queues[owner] = queue
+        return jobs

@@ -1,0 +1,98 @@
+"""Commits in order from a thread, while the gang already runs the next batch."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from gradstream.shared.errors import Unavailable
+from gradstream.shared.joblog.port import Commit, Feed, Fenced
+from gradstream.worker.fence import exit_fenced
+
+# The commit on its way and one behind it. With Redis away no more work is taken than this.
+MAX_PENDING = 2
+_TICK_S = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Committer:
+    """Keeps every commit in memory until Redis has it.
+
+    A commit is idempotent by (epoch, number), so it is sent again for as long as Redis is away; only a newer epoch ends that.
+    """
+
+    def __init__(self, feed: Feed, *, on_fenced: Callable[[str], None] = exit_fenced) -> None:
+        self._feed = feed
+        self._on_fenced = on_fenced
+        self._pending: deque[Commit] = deque()
+        self._changed = threading.Condition()
+        self._error: Exception | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, commit: Commit, *, on_tick: Callable[[], None]) -> None:
+        """Queue a commit; waits while MAX_PENDING are on their way, calling on_tick every few seconds. Raises what broke the thread."""
+        self._wait(lambda: len(self._pending) < MAX_PENDING, on_tick)
+        with self._changed:
+            self._pending.append(commit)
+            self._changed.notify_all()
+
+    def flush(self, *, on_tick: Callable[[], None]) -> None:
+        """Return when every queued commit is recorded. Raises what broke the thread."""
+        self._wait(lambda: not self._pending, on_tick)
+
+    def close(self) -> None:
+        """End the thread after a flush."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=_TICK_S)
+
+    def _wait(self, is_done: Callable[[], bool], on_tick: Callable[[], None]) -> None:
+        while True:
+            with self._changed:
+                done = self._changed.wait_for(lambda: self._error is not None or is_done(), timeout=_TICK_S)
+                if self._error is not None:
+                    raise self._error
+            if done:
+                return
+            on_tick()
+
+    def _run(self) -> None:
+        try:
+            while (commit := self._next()) is not None:
+                self._record(commit)
+                with self._changed:
+                    self._pending.popleft()
+                    self._changed.notify_all()
+        except Fenced as error:
+            self._fail(error)
+            self._on_fenced(str(error))
+        except Exception as error:
+            # The background-task guard: the leader raises it on its own thread.
+            _log.exception("committer_failed")
+            self._fail(error)
+
+    def _next(self) -> Commit | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or bool(self._pending))
+            return self._pending[0] if self._pending else None
+
+    def _record(self, commit: Commit) -> None:
+        while True:
+            try:
+                self._feed.commit(commit)
+            except Unavailable as error:
+                _log.warning("commit_unreachable", number=commit.number, reason=error.message)
+            else:
+                return
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()

@@ -1,0 +1,156 @@
+"""The loop of rank 0: read the log, plan, broadcast, execute, commit."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from gradstream.shared import codec
+from gradstream.shared.clock import Clock
+from gradstream.shared.errors import Unavailable
+from gradstream.shared.joblog.port import Commit, Feed
+from gradstream.shared.wire import Batch, Failed, Job, Outcome, Plan
+from gradstream.worker.backlog import Backlog
+from gradstream.worker.commit import Committer
+from gradstream.worker.control import IDLE_TICK_S, Control
+from gradstream.worker.execute import Executor, execute
+from gradstream.worker.models import Models
+from gradstream.worker.plan import Limits, Turn, next_turn
+from gradstream.worker.reader import LogReader
+from gradstream.worker.records import Executed, is_creator, record_writes, saved_uri
+from gradstream.worker.storage import Storage
+
+# The kind of a plan whose jobs were answered without the engine.
+REFUSED = "refused"
+_MAX_REFUSED = 256
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """What the leader works with; each part is opened and closed by the caller. feed is used by the leader's thread only."""
+
+    engine: Executor
+    control: Control
+    feed: Feed
+    reader: LogReader
+    committer: Committer
+    backlog: Backlog
+    models: Models
+    storage: Storage
+    clock: Clock
+
+
+class Leader:
+    """Runs batches of one epoch until asked to stop. Batch numbers start at 1."""
+
+    def __init__(self, crew: Crew, *, epoch: int, limits: Limits) -> None:
+        self._crew = crew
+        self._epoch = epoch
+        self._limits = limits
+        self._number = 0
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Have `run` return after the current batch. Safe in a signal handler."""
+        self._stopping.set()
+        self._crew.reader.wake()
+
+    def run(self) -> None:
+        """Serve until `stop`, then wait for the last commit. Whatever is not a job's own error propagates."""
+        while not self._stopping.is_set():
+            self._take_in()
+            self._answer_without_engine()
+            turn = next_turn(
+                self._crew.backlog.waiting,
+                limits=self._limits,
+                last_lane=self._crew.backlog.last_lane,
+                suspects=self._crew.backlog.starts.keys(),
+            )
+            if turn is not None and not self._stopping.is_set():
+                self._run_turn(turn)
+        self._crew.committer.flush(on_tick=self._crew.control.idle)
+
+    def _take_in(self) -> None:
+        crew = self._crew
+        timeout_s = 0.0 if crew.backlog.waiting else IDLE_TICK_S
+        entries = crew.reader.get(timeout_s=timeout_s)
+        for entry in entries:
+            crew.backlog.add(entry)
+        closed_bytes = sum(len(entry.job.payload) for entry in entries if not entry.is_open)
+        crew.reader.release(closed_bytes)
+        if timeout_s and not entries:
+            crew.control.idle()
+
+    def _answer_without_engine(self) -> None:
+        """Commit the outcomes of jobs at the front of their queues that the engine cannot serve."""
+        crew = self._crew
+        answered: list[Executed] = []
+        for owner in list(crew.backlog.waiting):
+            while len(answered) < _MAX_REFUSED and (jobs := crew.backlog.waiting.get(owner)):
+                outcome = crew.models.answer(jobs[0], starts=crew.backlog.starts.get(jobs[0].future_id, 0))
+                if outcome is None:
+                    break
+                job = crew.backlog.take_first(owner)
+                crew.models.learn(job, outcome)
+                answered.append(Executed(job=job, outcome=outcome))
+        if answered:
+            future_ids = [executed.job.future_id for executed in answered]
+            self._number += 1
+            self._commit(answered, Plan(kind=REFUSED, future_ids=future_ids, row_budget_tokens=0))
+            _log.info("jobs_refused", num_jobs=len(answered), number=self._number)
+
+    def _run_turn(self, turn: Turn) -> None:
+        crew = self._crew
+        start_s = crew.clock.monotonic_s()
+        jobs = crew.backlog.take(turn)
+        self._number += 1
+        batch = Batch(number=self._number, epoch=self._epoch, plan=turn.plan, jobs=jobs)
+        self._mark_started(jobs)
+        crew.control.run(batch)
+        outcomes = execute(crew.engine, batch)
+        self._commit([self._executed(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)], turn.plan)
+        _log.info(
+            "batch",
+            kind=turn.plan.kind,
+            number=batch.number,
+            num_jobs=len(jobs),
+            num_failed=sum(isinstance(outcome, Failed) for outcome in outcomes),
+            num_tokens=sum(job.num_tokens for job in jobs),
+            elapsed_ms=round(1000 * (crew.clock.monotonic_s() - start_s), 1),
+        )
+
+    def _executed(self, job: Job, outcome: Outcome) -> Executed:
+        self._crew.models.learn(job, outcome)
+        uri = saved_uri(outcome)
+        return Executed(job=job, outcome=outcome, manifest=None if uri is None else self._crew.storage.manifest(uri))
+
+    def _mark_started(self, jobs: Sequence[Job]) -> None:
+        """Count a start of the jobs that a later gang would run again; jobs of living models die with this one."""
+        again = [job.future_id for job in jobs if job.op == "sample" or is_creator(job)]
+        if again:
+            self._patiently(lambda: self._crew.feed.mark_started(again, epoch=self._epoch))
+
+    def _commit(self, executed: Sequence[Executed], plan: Plan) -> None:
+        crew = self._crew
+        commit = Commit(
+            epoch=self._epoch,
+            number=self._number,
+            outcomes=[(one.job, one.outcome) for one in executed],
+            plan=codec.encode(plan),
+            cursor=crew.backlog.settle([one.job for one in executed]),
+            records=[write for one in executed for write in record_writes(one)],
+        )
+        crew.committer.put(commit, on_tick=crew.control.idle)
+        crew.reader.release(sum(len(one.job.payload) for one in executed))
+
+    def _patiently(self, call: Callable[[], None]) -> None:
+        """Call an idempotent operation until Redis answers, keeping the followers' wait alive."""
+        while True:
+            try:
+                return call()
+            except Unavailable as error:
+                _log.warning("redis_unreachable", reason=error.message)
+                self._crew.control.idle()

@@ -1,0 +1,82 @@
+"""Which models this gang holds in memory, and the honest answer to jobs of those that it does not."""
+
+from collections.abc import Callable, Collection
+
+from gradstream.shared.errors import GradstreamError, ModelLost, ServerError, UnknownModel
+from gradstream.shared.ids import ModelId, TenantId
+from gradstream.shared.wire import Failed, Job, Outcome, UnloadModelDone
+from gradstream.worker.records import is_creator
+
+# A job that was running at the death of this many gangs is the likely cause, and is not tried again.
+MAX_STARTS = 2
+
+
+class Models:
+    """Decides for each job whether the engine can serve it. Learns from outcomes what lives in the engine.
+
+    lost: models of earlier epochs. last_checkpoint gives the URI of a model's newest training checkpoint, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        lost: Collection[ModelId],
+        last_checkpoint: Callable[[ModelId], str | None],
+    ) -> None:
+        self._lost = frozenset(lost)
+        self._last_checkpoint = last_checkpoint
+        self._live: dict[str, TenantId] = {}
+        self._failed: dict[str, str] = {}
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    def answer(self, job: Job, *, starts: int) -> Outcome | None:
+        """The outcome of a job that must not reach the engine, None for one that may.
+
+        starts: how often earlier gangs had started the job and died before its outcome.
+        """
+        if starts >= MAX_STARTS:
+            return failure(
+                ServerError(
+                    f"this {job.op} was set aside: the worker died {starts} times while running it; the worker's log says why"
+                )
+            )
+        if not job.payload:
+            return failure(ServerError(f"the body of this {job.op} is gone from Redis; submit it as a new request"))
+        if job.op == "sample" or is_creator(job) or self._live.get(job.owner) == job.tenant:
+            return None
+        if job.op == "unload_model":
+            return UnloadModelDone(model_id=ModelId(job.owner))
+        return failure(self._absence(ModelId(job.owner)))
+
+    def learn(self, job: Job, outcome: Outcome) -> None:
+        """Take in what an executed job changed."""
+        if is_creator(job):
+            if isinstance(outcome, Failed):
+                self._failed[job.owner] = outcome.message
+            else:
+                self._live[job.owner] = job.tenant
+        elif isinstance(outcome, UnloadModelDone):
+            self._live.pop(job.owner, None)
+            self._failed.pop(job.owner, None)
+
+    def _absence(self, model: ModelId) -> GradstreamError:
+        if model in self._lost:
+            return ModelLost(_lost_message(model, self._last_checkpoint(model)))
+        if model in self._failed:
+            return UnknownModel(f"model {model} could not be created: {self._failed[model]}")
+        return UnknownModel(f"model {model} is not loaded: it was unloaded or never created; create a new model")
+
+
+def failure(error: GradstreamError) -> Failed:
+    """The outcome that says error."""
+    return Failed(code=error.code, category=error.category, message=error.message)
+
+
+def _lost_message(model: ModelId, checkpoint: str | None) -> str:
+    start = f"the training state of model {model} was lost when its worker stopped"
+    if checkpoint is None:
+        return f"{start}, and no weights had been saved; create a new model and start over"
+    return f"{start}; create a new model from its last checkpoint {checkpoint}, and repeat what came after it"

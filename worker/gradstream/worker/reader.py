@@ -1,0 +1,92 @@
+"""Reads the log ahead of the leader in a thread, so that the next jobs are in memory when a batch ends."""
+
+import threading
+from queue import Empty, SimpleQueue
+
+import structlog
+
+from gradstream.shared.errors import Unavailable
+from gradstream.shared.joblog.port import Feed, LogEntry
+
+READ_COUNT = 64
+READ_BLOCK_MS = 1000
+
+_log = structlog.get_logger(__name__)
+
+
+class LogReader:
+    """Entries of the log from a cursor on, in order.
+
+    At most max_bytes of payloads are held, plus one read: `release` makes room. A wake-up or an error of the thread ends a wait.
+    """
+
+    def __init__(self, feed: Feed, *, cursor: str, max_bytes: int) -> None:
+        self._feed = feed
+        self._cursor = cursor
+        self._max_bytes = max_bytes
+        self._held_bytes = 0
+        self._room = threading.Condition()
+        self._closing = False
+        # SimpleQueue, because its put may be called from a signal handler.
+        self._inbox: SimpleQueue[list[LogEntry] | Exception | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="log-reader", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop reading; waits for the read in progress, at most READ_BLOCK_MS and some."""
+        with self._room:
+            self._closing = True
+            self._room.notify_all()
+        self._thread.join(timeout=2 * READ_BLOCK_MS / 1000)
+
+    def get(self, *, timeout_s: float) -> list[LogEntry]:
+        """Everything read so far; waits up to timeout_s for the first entry, or until woken. Raises what broke the thread."""
+        entries: list[LogEntry] = []
+        try:
+            item = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+            while item is not None:
+                if isinstance(item, Exception):
+                    raise item
+                entries.extend(item)
+                item = self._inbox.get_nowait()
+        except Empty:
+            pass
+        return entries
+
+    def wake(self) -> None:
+        """End the current or next wait of `get`. Safe in a signal handler."""
+        self._inbox.put(None)
+
+    def release(self, num_bytes: int) -> None:
+        """Say that num_bytes of payloads are held no longer."""
+        with self._room:
+            self._held_bytes -= num_bytes
+            self._room.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_room():
+                self._read()
+        except Exception as error:
+            # The background-task guard: the leader raises it on its own thread.
+            _log.exception("log_reader_failed")
+            self._inbox.put(error)
+
+    def _wait_for_room(self) -> bool:
+        with self._room:
+            self._room.wait_for(lambda: self._closing or self._held_bytes < self._max_bytes)
+            return not self._closing
+
+    def _read(self) -> None:
+        try:
+            entries = self._feed.read(self._cursor, count=READ_COUNT, block_ms=READ_BLOCK_MS)
+        except Unavailable as error:
+            _log.warning("log_unreachable", reason=error.message)
+            return
+        if entries:
+            self._cursor = entries[-1].entry_id
+            with self._room:
+                self._held_bytes += sum(len(entry.job.payload) for entry in entries)
+            self._inbox.put(entries)

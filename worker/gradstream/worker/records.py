@@ -1,0 +1,117 @@
+"""What an executed job changes in the records that describe models, samplers and checkpoints: a pure function."""
+
+import json
+from dataclasses import dataclass
+
+from gradstream.engine.checkpoint.location import Ephemeral
+from gradstream.engine.checkpoint.manifest import Manifest
+from gradstream.shared.ids import SamplerId
+from gradstream.shared.joblog.port import RecordKind, RecordWrite
+from gradstream.shared.wire import (
+    CreateModelDone,
+    Failed,
+    Job,
+    LoadWeightsDone,
+    Outcome,
+    SaveForSamplerDone,
+    SaveWeightsDone,
+    UnloadModelDone,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executed:
+    """A job with its outcome. manifest: of the checkpoint or sampler that the job saved, None when it saved none."""
+
+    job: Job
+    outcome: Outcome
+    manifest: Manifest | None = None
+
+
+def is_creator(job: Job) -> bool:
+    """True when the job makes its model: create_model, or the load_weights that stands in its place."""
+    return job.seq == 0 and job.op in {"create_model", "load_weights"}
+
+
+def saved_uri(outcome: Outcome) -> str | None:
+    """The URI that a job saved to, named or a sampler's own; None for every other outcome."""
+    match outcome:
+        case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)):
+            return path
+        case SaveForSamplerDone(sampler_id=str(sampler)):
+            return sampler_uri(SamplerId(sampler))
+        case _:
+            return None
+
+
+def sampler_uri(sampler: SamplerId) -> str:
+    """The URI that Sample.path carries for a sampler with its own weights."""
+    return Ephemeral(sampler=sampler).uri()
+
+
+def record_writes(executed: Executed) -> list[RecordWrite]:
+    """The record changes to commit together with the outcome."""
+    job, outcome = executed.job, executed.outcome
+    match outcome:
+        case CreateModelDone() | LoadWeightsDone() if is_creator(job):
+            return [_model(job, {"state": "ready"})]
+        case Failed(message=message) if is_creator(job):
+            return [_model(job, {"state": "failed", "error": message})]
+        case UnloadModelDone():
+            return [_model(job, {"state": "unloaded"})]
+        case SaveWeightsDone(path=path):
+            return [_checkpoint(path, executed), _model(job, {"last_checkpoint": path})]
+        case SaveForSamplerDone(path=str(path)):
+            return [_checkpoint(path, executed), _model(job, {"last_sampler_checkpoint": path})]
+        case SaveForSamplerDone(sampler_id=str(sampler)):
+            return [_sampler(SamplerId(sampler), executed)]
+        case _:
+            return []
+
+
+def _model(job: Job, fields: dict[str, str]) -> RecordWrite:
+    return RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields=fields)
+
+
+def _checkpoint(path: str, executed: Executed) -> RecordWrite:
+    manifest = _manifest(executed)
+    lora = manifest.lora
+    fields = {
+        "tenant": executed.job.tenant,
+        "model": manifest.model,
+        "kind": manifest.kind,
+        "base_model": manifest.base_model,
+        "rank": str(lora.rank),
+        "seed": "" if lora.seed is None else str(lora.seed),
+        "train_attn": _flag(lora.train_attn),
+        "train_mlp": _flag(lora.train_mlp),
+        "train_unembed": _flag(lora.train_unembed),
+        "step": str(manifest.step),
+        "has_optimizer": _flag(manifest.has_optimizer),
+        "created_ms": str(manifest.created_ms),
+        "expires_ms": "" if manifest.ttl_seconds is None else str(manifest.created_ms + 1000 * manifest.ttl_seconds),
+        "size_bytes": str(sum(entry.size_bytes for entry in manifest.files.values())),
+        "user_metadata": json.dumps(manifest.user_metadata or {}, sort_keys=True),
+    }
+    return RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=fields)
+
+
+def _sampler(sampler: SamplerId, executed: Executed) -> RecordWrite:
+    manifest = _manifest(executed)
+    fields = {
+        "tenant": executed.job.tenant,
+        "model": manifest.model,
+        "base_model": manifest.base_model,
+        "model_path": sampler_uri(sampler),
+        "created_ms": str(manifest.created_ms),
+    }
+    return RecordWrite(kind=RecordKind.SAMPLER, record_id=sampler, fields=fields)
+
+
+def _manifest(executed: Executed) -> Manifest:
+    assert executed.manifest is not None, f"{executed.job.future_id} saved a checkpoint without a manifest"
+    return executed.manifest
+
+
+def _flag(value: bool) -> str:
+    return "1" if value else "0"
