@@ -1,0 +1,117 @@
+"""A submission as the arguments of the submit script, and the script's answers as errors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradstream.shared import codec
+from gradstream.shared.errors import GradstreamError, PayloadTooLarge, QueueFull, SequenceConflict, UnknownModel
+from gradstream.shared.ids import FutureId, OwnerId, future_id, is_valid_id
+from gradstream.shared.joblog.batcher import Value
+from gradstream.shared.joblog.keys import Keys
+from gradstream.shared.joblog.limits import Limits
+from gradstream.shared.joblog.port import Submission
+
+# Lua counts in doubles.
+_MAX_SEQ = 2**53 - 2**20
+
+_CONFLICTS = {
+    "payload": "was used with another payload; send the same payload again, or use the next seq_id",
+    "refused": "was used by a request that was refused; correct the request and send it with a new seq_id",
+    "gap": "came too late: the jobs behind it had waited for it and failed; go on with a new seq_id",
+    "exists": "makes a model that exists already",
+    "old": "is below the model's next one and too old to tell whether this is a retry; use the next seq_id",
+}
+_BUDGETS = {
+    "window": "seq_id is {used} ahead of the model's next one, and {limit} are held at most",
+    "jobs": "{used} jobs are queued here, the limit is {limit}",
+    "tenant_bytes": "{used} bytes of this tenant are queued, the limit is {limit}",
+    "bytes": "{used} bytes are queued, the limit is {limit}",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A payload as stored: data is zstd-compressed when enc is zstd. digest is that of the payload itself."""
+
+    data: bytes
+    enc: str
+    digest: str
+
+    @classmethod
+    def of(cls, payload: bytes) -> "Packed":
+        """Compress and digest payload; a few milliseconds per megabyte, without the GIL for most of it."""
+        digest = codec.digest(payload)
+        if len(payload) > codec.COMPRESS_ABOVE_BYTES:
+            frame = codec.compress(payload)
+            if len(frame) < len(payload):
+                return cls(data=frame, enc="zstd", digest=digest)
+        return cls(data=payload, enc="raw", digest=digest)
+
+
+def check_ids(owner: OwnerId, seq: int) -> FutureId:
+    """The future id of (owner, seq); ValueError when one of them cannot be stored."""
+    if not is_valid_id(owner):
+        raise ValueError(f"owner {owner!r} is not a valid id")
+    if not 0 <= seq <= _MAX_SEQ:
+        raise ValueError(f"seq {seq} is not between 0 and {_MAX_SEQ}")
+    return future_id(owner, seq)
+
+
+def check_size(submission: Submission, packed: Packed, limits: Limits) -> None:
+    """Raise PayloadTooLarge for a payload that would never find room."""
+    if len(submission.payload) > limits.max_payload_bytes:
+        raise PayloadTooLarge(
+            f"payload: {len(submission.payload)} bytes; this server takes {limits.max_payload_bytes} at most"
+        )
+    # Three quarters, so that it also fits when it must be held.
+    room = min(limits.max_queued_bytes_per_tenant, limits.max_queued_bytes) * 3 // 4
+    if len(packed.data) > room:
+        raise PayloadTooLarge(f"payload: {len(packed.data)} bytes as stored; the queue has room for {room} at most")
+
+
+def submit_args(submission: Submission, packed: Packed, *, blob: str, keys: Keys, limits: Limits) -> list[Value]:
+    """ARGV of submit.lua. blob is the key of the payload beside the stream, or empty."""
+    is_ordered = submission.ordered
+    record: list[Value] = []
+    for name, value in (submission.model_record or {}).items():
+        record += [name, value]
+    return [
+        keys.prefix,
+        submission.owner,
+        submission.seq,
+        submission.op,
+        submission.tenant,
+        packed.digest,
+        len(packed.data),
+        submission.num_tokens,
+        packed.enc,
+        b"" if blob else packed.data,
+        blob,
+        int(is_ordered),
+        limits.max_queued_jobs_per_model if is_ordered else limits.max_queued_jobs_per_sampler,
+        limits.hold_window,
+        limits.max_queued_bytes_per_tenant,
+        limits.max_queued_bytes,
+        limits.keep_seqs,
+        int(submission.model_record is not None),
+        *record,
+    ]
+
+
+def refusal(reply: Sequence[bytes | int], owner: OwnerId, seq: int, limits: Limits) -> GradstreamError:
+    """The error that a script's answer other than ok stands for."""
+    verdict, *details = [str(part) if isinstance(part, int) else part.decode() for part in reply]
+    match verdict:
+        case "unknown":
+            return UnknownModel(f"there is no model {owner}; create one first")
+        case "closed":
+            return UnknownModel(f"model {owner} was unloaded; create a new one or load a checkpoint")
+        case "conflict":
+            return SequenceConflict(f"seq_id {seq} of {owner} {_CONFLICTS[details[0]]}")
+        case "full":
+            budget, used, limit, retry_ms = details
+            retry_after_s = min(max(float(retry_ms) / 1000, limits.min_retry_after_s), limits.max_retry_after_s)
+            text = _BUDGETS[budget].format(used=used, limit=limit)
+            return QueueFull(f"{owner}: {text}; try again in {retry_after_s:.0f} s", retry_after_s=retry_after_s)
+        case _:
+            raise AssertionError(f"unexpected answer of a job log script: {verdict} {details}")

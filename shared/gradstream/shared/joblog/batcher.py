@@ -1,0 +1,99 @@
+"""Commands of many tasks, coalesced: what is asked within one loop tick travels as one pipeline."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import NoScriptError
+
+from gradstream.shared.joblog.lua import LuaScript
+
+Value = str | bytes | int | float
+Command = tuple[Value, ...]
+# Replies are as varied as the commands; each caller knows its own.
+Reply = Any
+
+_MAX_IN_FLIGHT = 4
+
+
+@dataclass(slots=True)
+class _Call:
+    commands: tuple[Command, ...]
+    replies: "asyncio.Future[list[Reply]]"
+
+
+class CommandBatcher:
+    """Sends commands in pipelines, a few at a time; while those are away, later commands gather.
+
+    Every command must be idempotent: a pipeline is sent again when its connection breaks.
+    """
+
+    def __init__(self, client: "redis.asyncio.Redis", scripts: Iterable[LuaScript]) -> None:
+        self._client = client
+        self._scripts = tuple(scripts)
+        self._pending: list[_Call] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_scheduled = False
+
+    async def run(self, *commands: Command) -> list[Reply]:
+        """The replies to commands, which reach the server in order; raises the first error among them."""
+        loop = asyncio.get_running_loop()
+        call = _Call(commands, loop.create_future())
+        self._pending.append(call)
+        self._schedule(loop)
+        replies = await call.replies
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        while self._pending or self._tasks:
+            await asyncio.sleep(0)
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._pending and not self._is_scheduled and len(self._tasks) < _MAX_IN_FLIGHT:
+            self._is_scheduled = True
+            loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_scheduled = False
+        calls, self._pending = self._pending, []
+        task = asyncio.get_running_loop().create_task(self._send(calls))
+        self._tasks.add(task)
+        task.add_done_callback(self._on_sent)
+
+    def _on_sent(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._schedule(task.get_loop())
+
+    async def _send(self, calls: list[_Call]) -> None:
+        try:
+            replies = await self._execute(calls)
+            if any(isinstance(reply, NoScriptError) for group in replies for reply in group):
+                for script in self._scripts:
+                    await self._client.script_load(script.text)
+                replies = await self._execute(calls)
+        except BaseException as error:
+            for call in calls:
+                if not call.replies.done():
+                    call.replies.set_exception(error) if isinstance(error, Exception) else call.replies.cancel()
+            if not isinstance(error, Exception):
+                raise
+            return
+        for call, group in zip(calls, replies, strict=True):
+            if not call.replies.done():
+                call.replies.set_result(group)
+
+    async def _execute(self, calls: list[_Call]) -> list[list[Reply]]:
+        async with self._client.pipeline(transaction=False) as pipe:
+            for call in calls:
+                for command in call.commands:
+                    pipe.execute_command(*command)
+            flat = iter(await pipe.execute(raise_on_error=False))
+        return [[next(flat) for _ in call.commands] for call in calls]

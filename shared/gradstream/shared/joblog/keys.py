@@ -1,0 +1,73 @@
+"""The names of an engine's Redis keys. All carry one hash tag, so that they share a cluster slot."""
+
+from dataclasses import dataclass
+
+from gradstream.shared.ids import FutureId, is_valid_name
+from gradstream.shared.joblog.port import RecordKind
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of one engine. The Lua scripts derive the same names from `prefix`."""
+
+    engine: str = "main"
+
+    def __post_init__(self) -> None:
+        if not is_valid_name(self.engine):
+            raise ValueError(f"engine name {self.engine!r}: use letters, digits, dot, dash and underscore")
+
+    @property
+    def prefix(self) -> str:
+        return f"gs:{{{self.engine}}}:"
+
+    @property
+    def log(self) -> str:
+        """Stream of accepted jobs."""
+        return f"{self.prefix}log"
+
+    @property
+    def journal(self) -> str:
+        """Stream of committed batches."""
+        return f"{self.prefix}journal"
+
+    @property
+    def notes(self) -> str:
+        """Stream of finished futures, for waiters."""
+        return f"{self.prefix}notes"
+
+    @property
+    def cursor(self) -> str:
+        """Entry id before the oldest open job."""
+        return f"{self.prefix}cursor"
+
+    @property
+    def lease(self) -> str:
+        """Owner of the running gang, with an expiry."""
+        return f"{self.prefix}lease"
+
+    @property
+    def epoch(self) -> str:
+        """The fencing number."""
+        return f"{self.prefix}epoch"
+
+    @property
+    def card(self) -> str:
+        """The engine's card, JSON."""
+        return f"{self.prefix}card"
+
+    @property
+    def stat(self) -> str:
+        """Hash of counters: log and notes (last ids), journal (last batch), queued_jobs, queued_bytes, ewma_ms, done_ms."""
+        return f"{self.prefix}stat"
+
+    def future(self, future_id: FutureId) -> str:
+        """Hash of one future."""
+        return f"{self.prefix}future:{future_id}"
+
+    def blob(self, future_id: FutureId, digest: str) -> str:
+        """A payload beside the stream. The digest keeps a conflicting submission from touching an accepted one's."""
+        return f"{self.prefix}blob:{future_id}:{digest}"
+
+    def record(self, kind: RecordKind, record_id: str) -> str:
+        """Hash of one model, sampler, session or checkpoint."""
+        return f"{self.prefix}{kind}:{record_id}"

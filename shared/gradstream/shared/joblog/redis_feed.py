@@ -1,0 +1,172 @@
+"""Rank 0's side of the job log on Redis."""
+
+import time
+from collections.abc import Iterable
+from typing import Any, Self, cast
+
+import msgspec
+import redis
+import structlog
+
+from gradstream.shared import codec
+from gradstream.shared.catalog import EngineCard
+from gradstream.shared.errors import Unavailable
+from gradstream.shared.ids import FutureId, ModelId, OwnerId, TenantId
+from gradstream.shared.joblog import lua
+from gradstream.shared.joblog.batcher import Value
+from gradstream.shared.joblog.client import BLOCK_MS, redis_errors, sync_client
+from gradstream.shared.joblog.keys import Keys
+from gradstream.shared.joblog.limits import Limits
+from gradstream.shared.joblog.port import Commit, Fenced, FutureStatus, LogEntry
+from gradstream.shared.wire import Failed, Job
+
+_log = structlog.get_logger(__name__)
+_SCRIPTS = ("lease", "commit", "card", "lost_models")
+# With delays growing to one second: a restart of Redis is ridden out inside a call.
+_NUM_RETRIES = 30
+_Entry = tuple[bytes, dict[bytes, bytes]]
+_OPEN = (FutureStatus.HELD.value.encode(), FutureStatus.QUEUED.value.encode())
+
+
+class RedisFeed:
+    """See port.Feed. Methods raise Unavailable when Redis cannot be reached for about half a minute."""
+
+    def __init__(self, url: str, *, engine: str = "main", limits: Limits | None = None) -> None:
+        self._url = url
+        self._keys = Keys(engine)
+        self._limits = limits or Limits()
+        self._client: redis.Redis | None = None
+        # redis-py's Script; it loads itself again after NOSCRIPT. Its reply type is unknown to the type checker.
+        self._scripts: dict[str, Any] = {}
+        self._owner = ""
+
+    def open(self) -> Self:
+        """Prepare the client; connections are made when used."""
+        self._client = sync_client(self._url, num_retries=_NUM_RETRIES)
+        self._scripts = {name: self._client.register_script(lua.load(name).text) for name in _SCRIPTS}
+        return self
+
+    def close(self) -> None:
+        """Drop the connections."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def acquire(self, *, owner: str) -> int:
+        reply = self._eval("lease", ["acquire", owner, self._lease_ms, 0])
+        if reply[0] == b"taken":
+            raise Unavailable(
+                f"another worker, {reply[1].decode()!r}, serves this engine; its lease ends in {int(reply[2]) / 1000:.1f} s "
+                "unless it goes on; stop it, or give this one another engine name"
+            )
+        self._owner = owner
+        return int(reply[1])
+
+    def renew(self, epoch: int) -> None:
+        self._eval("lease", ["renew", self._owner, self._lease_ms, epoch], epoch=epoch)
+
+    def release(self, epoch: int) -> None:
+        self._eval("lease", ["release", self._owner, self._lease_ms, epoch], epoch=epoch)
+
+    def cursor(self) -> str:
+        with redis_errors():
+            value = cast("bytes | None", self._redis.get(self._keys.cursor))
+        return value.decode() if value else "0-0"
+
+    def read(self, after: str, *, count: int, block_ms: int) -> list[LogEntry]:
+        deadline = time.monotonic() + block_ms / 1000
+        while True:
+            left_ms = max(1, int((deadline - time.monotonic()) * 1000))
+            block: int | None = min(left_ms, BLOCK_MS) if block_ms > 0 else None
+            with redis_errors():
+                streams = self._redis.xread({self._keys.log: after}, count=count, block=block)
+            reply = cast("list[tuple[bytes, list[_Entry]]]", streams)
+            if reply:
+                return self._entries(reply[0][1])
+            if time.monotonic() >= deadline:
+                return []
+
+    def commit(self, commit: Commit) -> None:
+        limits = self._limits
+        args: list[Value] = [commit.epoch, commit.number, commit.cursor, commit.plan]
+        args += [" ".join(job.op for job, _ in commit.outcomes), limits.unread_ttl_s, limits.keep_blob_s]
+        args += [limits.keep_log_entries, limits.keep_journal_entries, limits.keep_notes, len(commit.outcomes)]
+        for job, outcome in commit.outcomes:
+            data = codec.encode(outcome)
+            status = FutureStatus.FAILED if isinstance(outcome, Failed) else FutureStatus.DONE
+            args += [job.future_id, status.value, data, codec.digest(data)]
+        for record in commit.records:
+            args += [record.kind.value, record.record_id, -1 if record.fields is None else len(record.fields)]
+            for name, value in (record.fields or {}).items():
+                args += [name, value]
+        reply = self._eval("commit", args, epoch=commit.epoch)
+        if reply[0] == b"order":
+            raise ValueError(
+                f"batch {commit.number} of epoch {commit.epoch} does not come after batch {reply[1].decode()}"
+            )
+        if reply[0] == b"ok" and (reply[1] or reply[2]):
+            _log.warning("commit_met_finished_jobs", batch=commit.number, num_gone=reply[1], num_other_outcome=reply[2])
+
+    def publish_card(self, card: EngineCard, *, epoch: int) -> None:
+        self._eval("card", [epoch, msgspec.json.encode(card)], epoch=epoch)
+
+    def lost_models(self, *, epoch: int) -> list[ModelId]:
+        reply = self._eval("lost_models", [epoch], epoch=epoch)
+        return [ModelId(model.decode()) for model in reply[1:]]
+
+    @property
+    def _redis(self) -> redis.Redis:
+        assert self._client is not None, "open() was not called"
+        return self._client
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self._limits.lease_ttl_s * 1000)
+
+    def _eval(self, script: str, args: Iterable[Value], *, epoch: int | None = None) -> list[Any]:
+        """The script's reply, a list whose first item is its verdict; raises Fenced."""
+        assert self._client is not None, "open() was not called"
+        with redis_errors():
+            reply: list[Any] = self._scripts[script](keys=[self._keys.log], args=[self._keys.prefix, *args])
+        if reply[0] == b"fenced":
+            raise Fenced(f"epoch {epoch} is over: epoch {reply[1].decode()} has begun")
+        return reply
+
+    def _entries(self, raw: list[_Entry]) -> list[LogEntry]:
+        with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for _, fields in raw:
+                pipe.hget(self._keys.future(FutureId(fields[b"future"].decode())), "status")
+                pipe.get(fields[b"blob"]) if b"blob" in fields else pipe.echo("")
+            replies = pipe.execute()
+        entries: list[LogEntry] = []
+        for i, (entry_id, fields) in enumerate(raw):
+            stored = replies[2 * i + 1] if b"blob" in fields else fields[b"payload"]
+            is_open = replies[2 * i] in _OPEN
+            entries.append(LogEntry(entry_id=entry_id.decode(), job=self._job(fields, stored), is_open=is_open))
+        return entries
+
+    def _job(self, fields: dict[bytes, bytes], stored: bytes | None) -> Job:
+        """A job whose blob is gone has an empty payload, which no decoder accepts."""
+        payload = stored or b""
+        if stored and fields[b"enc"] == b"zstd":
+            payload = codec.decompress(stored, max_bytes=self._limits.max_payload_bytes, name="payload")
+        return Job(
+            future_id=FutureId(fields[b"future"].decode()),
+            owner=_owner(fields[b"owner"].decode()),
+            seq=int(fields[b"seq"]),
+            op=fields[b"op"].decode(),
+            tenant=TenantId(fields[b"tenant"].decode()),
+            payload=payload,
+            num_tokens=int(fields[b"tokens"]),
+            v=int(fields[b"v"]),
+        )
+
+
+def _owner(text: str) -> OwnerId:
+    return ModelId(text)

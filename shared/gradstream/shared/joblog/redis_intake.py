@@ -1,0 +1,185 @@
+"""The API's side of the job log on Redis."""
+
+import asyncio
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+import msgspec
+import redis.asyncio
+
+from gradstream.shared.catalog import EngineCard
+from gradstream.shared.errors import Unavailable
+from gradstream.shared.ids import FutureId, ModelId, TenantId
+from gradstream.shared.joblog import admission, lua
+from gradstream.shared.joblog.batcher import Command, CommandBatcher, Reply, Value
+from gradstream.shared.joblog.client import async_client, redis_errors
+from gradstream.shared.joblog.keys import Keys
+from gradstream.shared.joblog.limits import Limits
+from gradstream.shared.joblog.port import FutureStatus, FutureView, Receipt, RecordKind, Submission
+from gradstream.shared.joblog.waiters import NoteTail
+
+_SCRIPTS = ("submit", "refuse", "fail_gaps", "add_record")
+_MAX_CONNECTIONS = 16
+_NUM_RETRIES = 4
+# Above this, compressing and hashing leave the event loop.
+_THREAD_ABOVE_BYTES = 64 * 1024
+_VIEW_FIELDS = ("op", "tenant", "status", "outcome", "owner")
+_MADE_BY = "made_by"
+
+
+class RedisIntake:
+    """See port.Intake. Methods raise Unavailable when Redis cannot be reached within about a second."""
+
+    def __init__(self, url: str, *, engine: str = "main", limits: Limits | None = None) -> None:
+        self._url = url
+        self._keys = Keys(engine)
+        self._limits = limits or Limits()
+        self._clients: list[redis.asyncio.Redis] = []
+        self._batcher: CommandBatcher | None = None
+        self._tail: NoteTail | None = None
+
+    async def open(self) -> Self:
+        """Start following the note stream. Redis may still be away; it is met when it comes."""
+        commands = async_client(self._url, max_connections=_MAX_CONNECTIONS, num_retries=_NUM_RETRIES)
+        notes = async_client(self._url, max_connections=1, num_retries=0)
+        self._clients = [commands, notes]
+        self._batcher = CommandBatcher(commands, [lua.load(name) for name in _SCRIPTS])
+        self._tail = NoteTail(notes, self._keys)
+        await self._tail.open()
+        return self
+
+    async def close(self) -> None:
+        """Wake all waiters and drop the connections."""
+        if self._tail is not None:
+            await self._tail.close()
+        if self._batcher is not None:
+            await self._batcher.close()
+        for client in self._clients:
+            await client.aclose()
+        self._clients = []
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def submit(self, submission: Submission) -> Receipt:
+        future = admission.check_ids(submission.owner, submission.seq)
+        if len(submission.payload) > _THREAD_ABOVE_BYTES:
+            packed = await asyncio.to_thread(admission.Packed.of, submission.payload)
+        else:
+            packed = admission.Packed.of(submission.payload)
+        admission.check_size(submission, packed, self._limits)
+        commands: list[Command] = []
+        blob = ""
+        if len(packed.data) > self._limits.inline_bytes:
+            blob = self._keys.blob(future, packed.digest)
+            # NX: a retry must not give an accepted blob an expiry again.
+            commands.append(("SET", blob, packed.data, "EX", self._limits.orphan_blob_ttl_s, "NX"))
+        args = admission.submit_args(submission, packed, blob=blob, keys=self._keys, limits=self._limits)
+        commands.append(self._call("submit", args))
+        reply = (await self._run(*commands))[-1]
+        if reply[0] == b"noblob":
+            reply = (await self._run(*commands))[-1]
+            if reply[0] == b"noblob":
+                raise Unavailable("the payload was dropped while it was being accepted; send it again")
+        if reply[0] != b"ok":
+            raise admission.refusal(reply, submission.owner, submission.seq, self._limits)
+        return Receipt(future_id=future, status=FutureStatus(reply[1].decode()), is_duplicate=bool(reply[2]))
+
+    async def refuse(self, *, model: ModelId, seq: int, tenant: TenantId) -> None:
+        admission.check_ids(model, seq)
+        limits = self._limits
+        args: list[Value] = [self._keys.prefix, model, seq, tenant, limits.hold_window, limits.keep_seqs]
+        reply = (await self._run(self._call("refuse", args)))[0]
+        if reply[0] != b"ok":
+            raise admission.refusal(reply, model, seq, limits)
+
+    async def future(self, future_id: FutureId) -> FutureView | None:
+        reply = (await self._run(("HMGET", self._keys.future(future_id), *_VIEW_FIELDS)))[0]
+        op, tenant, status_text, outcome, owner = reply
+        if status_text is None:
+            return None
+        status = FutureStatus(status_text.decode())
+        waiting_for: int | None = None
+        if status is FutureStatus.HELD:
+            next_seq = (await self._run(("HGET", f"{self._keys.prefix}model:{owner.decode()}", "next_seq")))[0]
+            waiting_for = None if next_seq is None else int(next_seq)
+        return FutureView(
+            future_id=future_id,
+            op=op.decode(),
+            tenant=TenantId(tenant.decode()),
+            status=status,
+            outcome=outcome,
+            waiting_for_seq=waiting_for,
+        )
+
+    async def wait(self, future_id: FutureId, *, timeout_s: float) -> FutureView | None:
+        assert self._tail is not None, "open() was not called"
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        with self._tail.watch(future_id) as event:
+            while True:
+                event.clear()
+                view = await self.future(future_id)
+                if view is None or view.outcome is not None or loop.time() >= deadline:
+                    return view
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await event.wait()
+                except TimeoutError:
+                    continue
+
+    async def mark_delivered(self, future_id: FutureId) -> None:
+        key = self._keys.future(future_id)
+        done = (await self._run(("HEXISTS", key, "done_ms")))[0]
+        if done:
+            await self._run(("EXPIRE", key, self._limits.delivered_ttl_s, "LT"))
+
+    async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:
+        await self._run(("HSET", self._keys.record(kind, record_id), *_flat(fields)))
+
+    async def add_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> bool:
+        key = self._keys.record(kind, record_id)
+        args: list[Value] = [self._keys.prefix, key, uuid.uuid4().hex, *_flat(fields)]
+        return bool((await self._run(self._call("add_record", args)))[0])
+
+    async def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
+        reply = (await self._run(("HGETALL", self._keys.record(kind, record_id))))[0]
+        fields = {name.decode(): value.decode() for name, value in reply.items()}
+        fields.pop(_MADE_BY, None)
+        return fields if reply else None
+
+    async def card(self) -> EngineCard | None:
+        text = (await self._run(("GET", self._keys.card)))[0]
+        return None if text is None else msgspec.json.decode(text, type=EngineCard)
+
+    async def is_worker_alive(self) -> bool:
+        return bool((await self._run(("EXISTS", self._keys.lease)))[0])
+
+    async def fail_gaps(self) -> int:
+        limits = self._limits
+        hold_ms = int(limits.hold_timeout_s * 1000)
+        args: list[Value] = [
+            self._keys.prefix,
+            hold_ms,
+            limits.unread_ttl_s,
+            limits.keep_blob_s,
+            limits.keep_notes,
+            limits.keep_seqs,
+        ]
+        return int((await self._run(self._call("fail_gaps", args)))[0])
+
+    def _call(self, script: str, args: Iterable[Value]) -> Command:
+        return ("EVALSHA", lua.load(script).sha, 1, self._keys.log, *args)
+
+    async def _run(self, *commands: Command) -> list[Reply]:
+        assert self._batcher is not None, "open() was not called"
+        with redis_errors():
+            return await self._batcher.run(*commands)
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [part for item in fields.items() for part in item]

@@ -1,0 +1,104 @@
+#!lua flags=allow-oom
+-- Make one batch visible: outcomes, journal entry, records, positions, cursor and notes, by the holder of the epoch only.
+-- KEYS  1 log
+-- ARGV  1 prefix  2 epoch  3 batch number  4 cursor  5 plan (msgpack)  6 ops, space-separated  7 unread_ttl_s
+--       8 keep_blob_s  9 log entries kept behind the cursor  10 journal entries kept  11 notes kept  12 number of outcomes
+--       then per outcome: future, status (done|failed), outcome (msgpack), digest
+--       then per record: kind, id, number of fields (-1 removes the record), field and value in turn
+-- Reply {ok, futures without a record, futures that had another outcome} | {same} | {fenced, current epoch}
+--       | {order, last batch}   this batch's number is not above the last one's, and it is not the same batch
+
+local epoch, number, cursor = ARGV[2], ARGV[3], ARGV[4]
+local num_outcomes = tonumber(ARGV[12])
+local current = redis.call('GET', P .. 'epoch')
+if current ~= epoch then return { 'fenced', current or '0' } end
+
+local futures, statuses, digests = {}, {}, {}
+for i = 1, num_outcomes do
+  local at = 13 + (i - 1) * 4
+  futures[i], statuses[i], digests[i] = ARGV[at], ARGV[at + 1], ARGV[at + 3]
+end
+local batch = epoch .. '-' .. number
+local last = redis.call('HGET', P .. 'stat', 'journal')
+if last then
+  local last_epoch, last_number = string.match(last, '^(%d+)-(%d+)$')
+  if last_epoch == epoch and tonumber(number) <= tonumber(last_number) then
+    local entry = redis.call('XRANGE', P .. 'journal', batch, batch)[1]
+    if entry and entry[2][6] == table.concat(futures, ' ') then return { 'same' } end
+    return { 'order', last }
+  end
+end
+
+-- First, since it is the one write that can fail (an id that is not above the stream's last).
+redis.call('XADD', P .. 'journal', 'MAXLEN', '~', ARGV[10], batch, 'batch', number, 'epoch', epoch,
+  'futures', table.concat(futures, ' '), 'ops', ARGV[6], 'statuses', table.concat(statuses, ' '),
+  'digests', table.concat(digests, ' '), 'at_ms', int(NOW), 'plan', ARGV[5])
+redis.call('HSET', P .. 'stat', 'journal', batch)
+
+local num_missing, num_other, num_new = 0, 0, 0
+local started = NOW
+for i = 1, num_outcomes do
+  local f = redis.call('HMGET', P .. 'future:' .. futures[i], 'status', 'owner', 'seq', 'ordered', 'at_ms', 'outcome_digest')
+  if not f[1] then
+    num_missing = num_missing + 1
+  elseif f[1] == 'queued' then
+    finish(futures[i], statuses[i], ARGV[13 + (i - 1) * 4 + 2], digests[i], 'queued', ARGV[7], ARGV[8])
+    local model = P .. 'model:' .. f[2]
+    local applied = f[4] == '1' and redis.call('HGET', model, 'applied')
+    if applied and tonumber(f[3]) > tonumber(applied) then redis.call('HSET', model, 'applied', f[3]) end
+    started = math.min(started, tonumber(f[5]))
+    num_new = num_new + 1
+  elseif f[6] ~= digests[i] then
+    num_other = num_other + 1
+  end
+end
+
+local function remove_model(model)
+  local woken = {}
+  for _, seq in ipairs(redis.call('ZRANGE', P .. 'held:' .. model, 0, -1)) do
+    local future = model .. ':' .. seq
+    local message = 'model ' .. model .. ' was removed while job seq ' .. seq .. ' was held for an earlier one'
+    finish(future, 'failed', failure('unknown_model', 'user', message), '', 'held', ARGV[7], ARGV[8])
+    woken[#woken + 1] = future
+  end
+  if #woken > 0 then notify(table.concat(woken, ' '), ARGV[11]) end
+  redis.call('DEL', P .. 'model:' .. model, P .. 'held:' .. model)
+  redis.call('EXPIRE', P .. 'seqs:' .. model, ARGV[7])
+  redis.call('ZREM', P .. 'gaps', model)
+  redis.call('SREM', P .. 'models', model)
+end
+
+local at = 13 + num_outcomes * 4
+while at <= #ARGV do
+  local kind, id, num_fields = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  at = at + 3
+  if num_fields < 0 then
+    if kind == 'model' then remove_model(id) else redis.call('DEL', P .. kind .. ':' .. id) end
+  else
+    for i = 1, num_fields do
+      redis.call('HSET', P .. kind .. ':' .. id, ARGV[at], ARGV[at + 1])
+      at = at + 2
+    end
+    if kind == 'model' then redis.call('HSET', P .. 'model:' .. id, 'epoch', epoch) end
+  end
+end
+
+if num_other > 0 then redis.call('HINCRBY', P .. 'stat', 'other_outcomes', num_other) end
+
+-- Service time of one job: since the later of this batch's first arrival and the commit before it.
+if num_new > 0 then
+  local stat = redis.call('HMGET', P .. 'stat', 'done_ms', 'ewma_ms')
+  local each_ms = (NOW - math.max(started, tonumber(stat[1]) or 0)) / num_new
+  local ewma_ms = tonumber(stat[2])
+  redis.call('HSET', P .. 'stat', 'done_ms', int(NOW), 'ewma_ms', string.format('%.3f', ewma_ms and 0.8 * ewma_ms + 0.2 * each_ms or each_ms))
+end
+
+local position = tonumber(string.match(cursor, '^(%d+)-'))
+if position > (tonumber(string.match(redis.call('GET', P .. 'cursor') or '0-0', '^(%d+)-'))) then
+  redis.call('SET', P .. 'cursor', cursor)
+  redis.pcall('XGROUP', 'SETID', P .. 'log', 'worker', cursor, 'ENTRIESREAD', int(position))
+  local oldest = position - tonumber(ARGV[9])
+  if oldest > 0 then redis.call('XTRIM', P .. 'log', 'MINID', '~', int(oldest) .. '-0') end
+end
+if num_outcomes > 0 then notify(table.concat(futures, ' '), ARGV[11]) end
+return { 'ok', num_missing, num_other }

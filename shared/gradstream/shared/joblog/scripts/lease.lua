@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- Take, prolong or give back the right to work. The fence is the epoch; the lease's expiry only lets another owner in.
+-- KEYS  1 log
+-- ARGV  1 prefix  2 acquire|renew|release  3 owner  4 ttl_ms  5 epoch (renew, release)
+-- Reply acquire: {ok, epoch} | {taken, owner, ms left}
+--       renew, release: {ok} | {fenced, current epoch}
+
+local verb, owner, ttl_ms = ARGV[2], ARGV[3], ARGV[4]
+local lease = P .. 'lease'
+if verb == 'acquire' then
+  local holder = redis.call('GET', lease)
+  if holder and holder ~= owner then return { 'taken', holder, redis.call('PTTL', lease) } end
+  local epoch = redis.call('INCR', P .. 'epoch')
+  redis.call('SET', lease, owner, 'PX', ttl_ms)
+  -- A group that only shows the worker's position in XINFO GROUPS; nothing is delivered through it.
+  redis.pcall('XGROUP', 'CREATE', P .. 'log', 'worker', '0', 'MKSTREAM')
+  return { 'ok', epoch }
+end
+local epoch = redis.call('GET', P .. 'epoch')
+if epoch ~= ARGV[5] then return { 'fenced', epoch or '0' } end
+if verb == 'renew' then
+  redis.call('SET', lease, owner, 'PX', ttl_ms)
+else
+  redis.call('DEL', lease)
+end
+return { 'ok' }

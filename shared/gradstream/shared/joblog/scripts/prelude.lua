@@ -1,0 +1,94 @@
+-- Functions that several scripts share; the loader puts this text before each of them.
+-- Every script gets P = ARGV[1], the key prefix `gs:{ENGINE}:`. All keys are derived from it, so they share one hash slot;
+-- KEYS[1] is the log, which routes the call. Times are the server's (TIME), in milliseconds. Seqs and ids travel as text.
+
+local P = ARGV[1]
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+local function int(n)
+  return string.format('%.0f', n)
+end
+
+local NOW = now_ms()
+
+-- Append a job to the log; f holds its plain fields by name. Returns the entry id. Ids are 1-0, 2-0, ... without a gap.
+local function append(future, f)
+  local id = int(redis.call('HINCRBY', P .. 'stat', 'log', 1)) .. '-0'
+  local body = { 'payload', f.payload }
+  if f.blob and f.blob ~= '' then body = { 'blob', f.blob } end
+  redis.call('XADD', P .. 'log', id, 'v', '1', 'future', future, 'op', f.op, 'owner', f.owner, 'seq', f.seq,
+    'tenant', f.tenant, 'digest', f.digest, 'bytes', f.bytes, 'tokens', f.tokens, 'at_ms', f.at_ms, 'enc', f.enc,
+    body[1], body[2])
+  return id
+end
+
+-- Wake everybody who waits for one of the futures (a space-separated list). Note ids are 1-0, 2-0, ... without a gap.
+local function notify(futures, keep)
+  local id = int(redis.call('HINCRBY', P .. 'stat', 'notes', 1)) .. '-0'
+  redis.call('XADD', P .. 'notes', 'MAXLEN', '~', keep, id, 'futures', futures)
+end
+
+-- Put the model's entry in `gaps` in step with its held jobs: its score is when the longest held one arrived.
+local function update_gap(model)
+  local oldest = redis.call('ZRANGE', P .. 'held:' .. model, 0, 0, 'WITHSCORES')
+  if oldest[1] then
+    redis.call('ZADD', P .. 'gaps', oldest[2], model)
+  else
+    redis.call('ZREM', P .. 'gaps', model)
+  end
+end
+
+-- Move held jobs to the log from next_seq on, stepping over used-up seqs, until a seq is missing.
+local function drain(model, next_seq, keep_seqs)
+  local moved = 0
+  while true do
+    local seq = int(next_seq)
+    if redis.call('HEXISTS', P .. 'seqs:' .. model, seq) == 0 then break end
+    if redis.call('ZREM', P .. 'held:' .. model, seq) == 1 then
+      local future = model .. ':' .. seq
+      local key = P .. 'future:' .. future
+      local v = redis.call('HMGET', key, 'op', 'tenant', 'digest', 'bytes', 'tokens', 'at_ms', 'enc', 'payload', 'blob')
+      local entry = append(future, { op = v[1], owner = model, seq = seq, tenant = v[2], digest = v[3], bytes = v[4],
+        tokens = v[5], at_ms = v[6], enc = v[7], payload = v[8], blob = v[9] })
+      redis.call('HSET', key, 'status', 'queued', 'entry', entry)
+      redis.call('HDEL', key, 'payload')
+      moved = moved + 1
+    end
+    redis.call('HDEL', P .. 'seqs:' .. model, int(next_seq - keep_seqs))
+    next_seq = next_seq + 1
+  end
+  local key = P .. 'model:' .. model
+  redis.call('HSET', key, 'next_seq', int(next_seq))
+  if moved > 0 then
+    redis.call('HINCRBY', key, 'held', -moved)
+    redis.call('HINCRBY', key, 'queued', moved)
+    update_gap(model)
+  end
+end
+
+-- Give an open job its outcome and its budgets back. counter is the model's field that counted it: queued or held.
+local function finish(future, status, outcome, digest, counter, unread_ttl_s, keep_blob_s)
+  local key = P .. 'future:' .. future
+  local f = redis.call('HMGET', key, 'owner', 'tenant', 'bytes', 'blob', 'ordered')
+  redis.call('HSET', key, 'status', status, 'outcome', outcome, 'outcome_digest', digest, 'done_ms', int(NOW))
+  redis.call('HDEL', key, 'payload')
+  redis.call('EXPIRE', key, unread_ttl_s)
+  if f[4] then redis.call('EXPIRE', f[4], keep_blob_s) end
+  redis.call('HINCRBY', P .. 'stat', 'queued_jobs', -1)
+  redis.call('HINCRBY', P .. 'stat', 'queued_bytes', '-' .. f[3])
+  if redis.call('HINCRBY', P .. 'tenants', f[2], '-' .. f[3]) <= 0 then redis.call('HDEL', P .. 'tenants', f[2]) end
+  if f[5] == '1' then
+    local model = P .. 'model:' .. f[1]
+    if redis.call('EXISTS', model) == 1 then redis.call('HINCRBY', model, counter, -1) end
+  elseif redis.call('HINCRBY', P .. 'owners', f[1], -1) <= 0 then
+    redis.call('HDEL', P .. 'owners', f[1])
+  end
+end
+
+local function failure(code, category, message)
+  return cmsgpack.pack({ type = 'failed', code = code, category = category, message = message })
+end

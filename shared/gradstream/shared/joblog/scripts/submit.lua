@@ -1,0 +1,107 @@
+#!lua
+-- Accept one job, or answer why not and change nothing.
+-- KEYS  1 log
+-- ARGV  1 prefix  2 owner  3 seq  4 op  5 tenant  6 digest  7 bytes (as stored)  8 tokens  9 enc (raw|zstd)
+--       10 payload ('' when a blob holds it)  11 blob key ('' when inline)  12 ordered (1|0)  13 max jobs of this owner
+--       14 window  15 max bytes of the tenant  16 max bytes in all  17 seqs kept  18 makes a model (1|0)
+--       19.. record fields, name and value in turn
+-- Reply {ok, status, duplicate 0|1}            accepted, or known already
+--       {unknown} {closed}                     no such model or another tenant's; the model was unloaded
+--       {conflict, payload|refused|gap|exists|old}
+--       {full, window|jobs|tenant_bytes|bytes, used, limit, retry_ms}
+--       {noblob}                               the blob expired between SET and this call; send both again
+
+local owner, seq, op, tenant, digest = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local bytes, blob, ordered, makes_model = tonumber(ARGV[7]), ARGV[11], ARGV[12] == '1', ARGV[18] == '1'
+local future = owner .. ':' .. seq
+local future_key, model_key, seqs_key = P .. 'future:' .. future, P .. 'model:' .. owner, P .. 'seqs:' .. owner
+
+local model = { false, false, false, false, false }
+if ordered then
+  model = redis.call('HMGET', model_key, 'tenant', 'state', 'next_seq', 'queued', 'held')
+  if model[1] and model[1] ~= tenant then return { 'unknown' } end
+end
+
+local known = redis.call('HMGET', future_key, 'digest', 'status', 'tenant')
+if known[1] then
+  if known[3] ~= tenant then return { 'unknown' } end
+  if known[1] ~= digest then return { 'conflict', 'payload' } end
+  return { 'ok', known[2], 1 }
+end
+
+local is_held = false
+if ordered then
+  if not model[1] and not makes_model then return { 'unknown' } end
+  local used = redis.call('HGET', seqs_key, seq)
+  if used == digest then return { 'ok', 'done', 1 } end
+  if used == 'refused' or used == 'gap' then return { 'conflict', used } end
+  if used then return { 'conflict', 'payload' } end
+  if makes_model then
+    if model[1] then return { 'conflict', 'exists' } end
+  else
+    if model[2] == 'unloaded' then return { 'closed' } end
+    local ahead = tonumber(seq) - tonumber(model[3])
+    if ahead < 0 then return { 'conflict', 'old' } end
+    is_held = ahead > 0
+    if ahead >= tonumber(ARGV[14]) then return { 'full', 'window', int(ahead), ARGV[14], '1000' } end
+  end
+end
+
+-- Held jobs may fill three quarters of a budget only, so that the job they wait for always finds room.
+local stat = redis.call('HMGET', P .. 'stat', 'queued_bytes', 'queued_jobs', 'ewma_ms')
+local retry_ms = int((tonumber(stat[2]) or 0) * (tonumber(stat[3]) or 0))
+local function is_over(used, added, limit)
+  if is_held then limit = limit * 3 / 4 end
+  return used + added > limit
+end
+local jobs
+if ordered then
+  jobs = (tonumber(model[4]) or 0) + (tonumber(model[5]) or 0)
+else
+  jobs = tonumber(redis.call('HGET', P .. 'owners', owner)) or 0
+end
+if is_over(jobs, 1, tonumber(ARGV[13])) then return { 'full', 'jobs', int(jobs), ARGV[13], retry_ms } end
+local tenant_bytes = tonumber(redis.call('HGET', P .. 'tenants', tenant)) or 0
+if is_over(tenant_bytes, bytes, tonumber(ARGV[15])) then
+  return { 'full', 'tenant_bytes', int(tenant_bytes), ARGV[15], retry_ms }
+end
+local all_bytes = tonumber(stat[1]) or 0
+if is_over(all_bytes, bytes, tonumber(ARGV[16])) then return { 'full', 'bytes', int(all_bytes), ARGV[16], retry_ms } end
+if blob ~= '' and redis.call('EXISTS', blob) == 0 then return { 'noblob' } end
+
+-- Accepted: from here on nothing fails.
+if blob ~= '' then redis.call('PERSIST', blob) end
+redis.call('HINCRBY', P .. 'stat', 'queued_jobs', 1)
+redis.call('HINCRBY', P .. 'stat', 'queued_bytes', ARGV[7])
+redis.call('HINCRBY', P .. 'tenants', tenant, ARGV[7])
+redis.call('HSET', future_key, 'status', 'queued', 'op', op, 'owner', owner, 'seq', seq, 'tenant', tenant,
+  'at_ms', int(NOW), 'digest', digest, 'bytes', ARGV[7], 'tokens', ARGV[8], 'enc', ARGV[9], 'ordered', ARGV[12])
+if blob ~= '' then redis.call('HSET', future_key, 'blob', blob) end
+
+if is_held then
+  redis.call('HSET', seqs_key, seq, digest)
+  redis.call('HSET', future_key, 'status', 'held', 'payload', ARGV[10])
+  redis.call('ZADD', P .. 'held:' .. owner, NOW, seq)
+  redis.call('ZADD', P .. 'gaps', 'NX', NOW, owner)
+  redis.call('HINCRBY', model_key, 'held', 1)
+  return { 'ok', 'held', 0 }
+end
+
+local entry = append(future, { op = op, owner = owner, seq = seq, tenant = tenant, digest = digest, bytes = ARGV[7],
+  tokens = ARGV[8], at_ms = int(NOW), enc = ARGV[9], payload = ARGV[10], blob = blob })
+redis.call('HSET', future_key, 'entry', entry)
+if not ordered then
+  redis.call('HINCRBY', P .. 'owners', owner, 1)
+  return { 'ok', 'queued', 0 }
+end
+redis.call('HSET', seqs_key, seq, digest)
+if makes_model then
+  redis.call('PERSIST', seqs_key)
+  for i = 19, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
+  redis.call('HSET', model_key, 'tenant', tenant, 'state', 'creating', 'epoch', '0', 'applied', int(tonumber(seq) - 1),
+    'queued', '0', 'held', '0')
+  redis.call('SADD', P .. 'models', owner)
+end
+redis.call('HINCRBY', model_key, 'queued', 1)
+drain(owner, tonumber(seq), tonumber(ARGV[17]))
+return { 'ok', 'queued', 0 }
