@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from gradstream.shared.errors import Unavailable
+from gradstream.shared.errors import QueueFull, Unavailable
 from gradstream.shared.joblog.port import Commit, Feed, Fenced
 from gradstream.worker.fence import exit_fenced
 
@@ -73,7 +73,7 @@ class Committer:
         except Fenced as error:
             self._fail(error)
             self._on_fenced(str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the guard of a background task
             # The background-task guard: the leader raises it on its own thread.
             _log.exception("committer_failed")
             self._fail(error)
@@ -87,7 +87,7 @@ class Committer:
         while True:
             try:
                 self._feed.commit(commit)
-            except Unavailable as error:
+            except (Unavailable, QueueFull) as error:
                 _log.warning("commit_unreachable", number=commit.number, reason=error.message)
             else:
                 return

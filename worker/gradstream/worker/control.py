@@ -16,7 +16,7 @@ from gradstream.shared.wire import Batch
 
 # Followers wait in a broadcast while rank 0 has nothing to say. It says so every IDLE_TICK_S, far below the timeout, which must
 # outlast the longest op that rank 0 alone is busy with.
-IDLE_TICK_S = 10.0
+IDLE_TICK_S = 1.0
 TIMEOUT_S = 30 * 60.0
 
 
@@ -78,13 +78,13 @@ class Control:
         header_bytes, payload_bytes = sizes.tolist()
         header = torch.empty(header_bytes, dtype=torch.uint8)
         self._broadcast(header)
-        message = _DECODER.decode(header.numpy())
+        message = _DECODER.decode(header.numpy().data)
         flat = torch.empty(payload_bytes, dtype=torch.uint8)
         if payload_bytes:
             self._broadcast(flat)
         match message:
             case RunBatch(batch=batch, payload_bytes=lengths):
-                return _with_payloads(batch, memoryview(flat.numpy()), lengths)
+                return _with_payloads(batch, flat.numpy().data, lengths)
             case Idle() | Stop():
                 return message
 

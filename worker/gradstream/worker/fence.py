@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn
 
 import structlog
@@ -25,25 +26,37 @@ def exit_fenced(reason: str) -> NoReturn:
     os._exit(EXIT_FENCED)
 
 
-def acquire(feed: Feed, *, owner: str, clock: Clock, timeout_s: float, stopping: threading.Event) -> int | None:
+@dataclass(slots=True)
+class StopRequest:
+    """Set by a signal handler, read by the loops. A plain flag, because a handler must not take locks."""
+
+    asked: bool = False
+
+    def ask(self, *_: object) -> None:
+        """The handler."""
+        self.asked = True
+
+
+def acquire(feed: Feed, *, owner: str, clock: Clock, timeout_s: float, stop: StopRequest) -> int | None:
     """The new epoch; None when asked to stop before. Waits for another owner's lease to run out, and for Redis.
 
     Raises Unavailable after timeout_s.
     """
     deadline_s = clock.monotonic_s() + timeout_s
-    while not stopping.is_set():
+    pause = threading.Event()
+    while not stop.asked:
         try:
             return feed.acquire(owner=owner)
         except Unavailable as error:
             if clock.monotonic_s() >= deadline_s:
                 raise
             _log.warning("lease_wait", reason=error.message)
-            stopping.wait(ACQUIRE_EVERY_S)
+            pause.wait(ACQUIRE_EVERY_S)
     return None
 
 
 class LeaseKeeper:
-    """Renews the lease every RENEW_EVERY_S over its own feed until closed.
+    """Renews the lease every RENEW_EVERY_S until closed, over a connection of its own.
 
     An absent Redis is waited out: nobody else can take the lease there meanwhile. Fenced calls on_fenced.
     """

@@ -1,6 +1,5 @@
 """The loop of rank 0: read the log, plan, broadcast, execute, commit."""
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from gradstream.worker.backlog import Backlog
 from gradstream.worker.commit import Committer
 from gradstream.worker.control import IDLE_TICK_S, Control
 from gradstream.worker.execute import Executor, execute
+from gradstream.worker.fence import StopRequest
 from gradstream.worker.models import Models
 from gradstream.worker.plan import Limits, Turn, next_turn
 from gradstream.worker.reader import LogReader
@@ -46,30 +46,23 @@ class Crew:
 class Leader:
     """Runs batches of one epoch until asked to stop. Batch numbers start at 1."""
 
-    def __init__(self, crew: Crew, *, epoch: int, limits: Limits) -> None:
+    def __init__(self, crew: Crew, *, epoch: int, limits: Limits, stop: StopRequest) -> None:
         self._crew = crew
         self._epoch = epoch
         self._limits = limits
+        self._stop = stop
         self._number = 0
-        self._stopping = threading.Event()
-
-    def stop(self) -> None:
-        """Have `run` return after the current batch. Safe in a signal handler."""
-        self._stopping.set()
-        self._crew.reader.wake()
 
     def run(self) -> None:
-        """Serve until `stop`, then wait for the last commit. Whatever is not a job's own error propagates."""
-        while not self._stopping.is_set():
+        """Serve until asked to stop, then wait for the last commit. Whatever is not a job's own error propagates."""
+        backlog = self._crew.backlog
+        while not self._stop.asked:
             self._take_in()
             self._answer_without_engine()
             turn = next_turn(
-                self._crew.backlog.waiting,
-                limits=self._limits,
-                last_lane=self._crew.backlog.last_lane,
-                suspects=self._crew.backlog.starts.keys(),
+                backlog.waiting, limits=self._limits, last_lane=backlog.last_lane, suspects=backlog.starts.keys()
             )
-            if turn is not None and not self._stopping.is_set():
+            if turn is not None:
                 self._run_turn(turn)
         self._crew.committer.flush(on_tick=self._crew.control.idle)
 

@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 class LogReader:
     """Entries of the log from a cursor on, in order.
 
-    At most max_bytes of payloads are held, plus one read: `release` makes room. A wake-up or an error of the thread ends a wait.
+    At most max_bytes of payloads are held, plus one read: `release` makes room.
     """
 
     def __init__(self, feed: Feed, *, cursor: str, max_bytes: int) -> None:
@@ -27,8 +27,7 @@ class LogReader:
         self._held_bytes = 0
         self._room = threading.Condition()
         self._closing = False
-        # SimpleQueue, because its put may be called from a signal handler.
-        self._inbox: SimpleQueue[list[LogEntry] | Exception | None] = SimpleQueue()
+        self._inbox: SimpleQueue[list[LogEntry] | Exception] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="log-reader", daemon=True)
 
     def start(self) -> None:
@@ -42,22 +41,17 @@ class LogReader:
         self._thread.join(timeout=2 * READ_BLOCK_MS / 1000)
 
     def get(self, *, timeout_s: float) -> list[LogEntry]:
-        """Everything read so far; waits up to timeout_s for the first entry, or until woken. Raises what broke the thread."""
+        """Everything read so far; waits up to timeout_s for the first entry. Raises what broke the thread."""
         entries: list[LogEntry] = []
         try:
             item = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
-            while item is not None:
+            while True:
                 if isinstance(item, Exception):
                     raise item
                 entries.extend(item)
                 item = self._inbox.get_nowait()
         except Empty:
-            pass
-        return entries
-
-    def wake(self) -> None:
-        """End the current or next wait of `get`. Safe in a signal handler."""
-        self._inbox.put(None)
+            return entries
 
     def release(self, num_bytes: int) -> None:
         """Say that num_bytes of payloads are held no longer."""
@@ -69,7 +63,7 @@ class LogReader:
         try:
             while self._wait_for_room():
                 self._read()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the guard of a background task
             # The background-task guard: the leader raises it on its own thread.
             _log.exception("log_reader_failed")
             self._inbox.put(error)

@@ -1,7 +1,7 @@
 """Rank 0's side of the job log on Redis."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self, cast
 
 import msgspec
@@ -15,13 +15,13 @@ from gradstream.shared.ids import FutureId, ModelId, OwnerId, TenantId
 from gradstream.shared.joblog import lua
 from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.client import BLOCK_MS, redis_errors, sync_client
-from gradstream.shared.joblog.keys import Keys
+from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.port import Commit, Fenced, FutureStatus, LogEntry
+from gradstream.shared.joblog.port import Commit, Fenced, FutureStatus, LogEntry, RecordKind
 from gradstream.shared.wire import Failed, Job
 
 _log = structlog.get_logger(__name__)
-_SCRIPTS = ("lease", "commit", "card", "lost_models")
+_SCRIPTS = ("lease", "commit", "card", "lost_models", "mark_started")
 # With delays growing to one second: a restart of Redis is ridden out inside a call.
 _NUM_RETRIES = 30
 _Entry = tuple[bytes, dict[bytes, bytes]]
@@ -92,6 +92,22 @@ class RedisFeed:
             if time.monotonic() >= deadline:
                 return []
 
+    def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
+        self._eval("mark_started", [epoch, *future_ids], epoch=epoch)
+
+    def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
+        with redis_errors():
+            fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._keys.record(kind, record_id)))
+        return {name.decode(): value.decode() for name, value in fields.items()} or None
+
+    def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
+        self._eval("start", [epoch, *future_ids], epoch=epoch)
+
+    def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
+        with redis_errors():
+            fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._keys.record(kind, record_id)))
+        return record_fields(fields)
+
     def commit(self, commit: Commit) -> None:
         limits = self._limits
         args: list[Value] = [commit.epoch, commit.number, commit.cursor, commit.plan]
@@ -141,14 +157,17 @@ class RedisFeed:
     def _entries(self, raw: list[_Entry]) -> list[LogEntry]:
         with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
             for _, fields in raw:
-                pipe.hget(self._keys.future(FutureId(fields[b"future"].decode())), "status")
+                pipe.hmget(self._keys.future(FutureId(fields[b"future"].decode())), "status", "starts")
                 pipe.get(fields[b"blob"]) if b"blob" in fields else pipe.echo("")
             replies = pipe.execute()
         entries: list[LogEntry] = []
         for i, (entry_id, fields) in enumerate(raw):
             stored = replies[2 * i + 1] if b"blob" in fields else fields[b"payload"]
-            is_open = replies[2 * i] in _OPEN
-            entries.append(LogEntry(entry_id=entry_id.decode(), job=self._job(fields, stored), is_open=is_open))
+            status, starts = replies[2 * i]
+            job = self._job(fields, stored)
+            entries.append(
+                LogEntry(entry_id=entry_id.decode(), job=job, is_open=status in _OPEN, starts=int(starts or 0))
+            )
         return entries
 
     def _job(self, fields: dict[bytes, bytes], stored: bytes | None) -> Job:

@@ -1,0 +1,66 @@
+"""Answers to jobs of models that are not in the gang's memory."""
+
+from gradstream.shared.wire import CreateModelDone, Failed, UnloadModelDone
+from gradstream.worker.models import Models
+from tests.support.worker_jobs import job
+
+CHECKPOINT = "tinker://lost/weights/last"
+
+
+def models(*, checkpoint: str | None = CHECKPOINT) -> Models:
+    return Models(lost=["lost"], last_checkpoint=lambda _: checkpoint)
+
+
+def live(model: str = "m") -> Models:
+    found = models()
+    found.learn(job(model, 0, "create_model"), CreateModelDone(model_id=model))
+    return found
+
+
+def test_a_lost_models_job_fails_and_the_message_names_its_last_checkpoint():
+    outcome = models().answer(job("lost", 5, "optim_step"), starts=0)
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, outcome.category) == ("model_lost", "server")
+    assert f"create a new model from its last checkpoint {CHECKPOINT}" in outcome.message
+
+
+def test_a_lost_model_that_was_never_saved_must_start_over():
+    outcome = models(checkpoint=None).answer(job("lost", 5, "forward_backward"), starts=0)
+    assert "create a new model and start over" in outcome.message
+
+
+def test_unloading_a_lost_model_succeeds():
+    assert models().answer(job("lost", 9, "unload_model"), starts=0) == UnloadModelDone(model_id="lost")
+
+
+def test_creations_and_samples_always_reach_the_engine():
+    for one in [job("new", 0, "create_model"), job("new", 0, "load_weights"), job("s", 7, "sample")]:
+        assert models().answer(one, starts=1) is None
+
+
+def test_jobs_of_a_live_model_reach_the_engine_until_it_is_unloaded():
+    found = live()
+    assert found.answer(job("m", 1, "optim_step"), starts=0) is None
+    found.learn(job("m", 2, "unload_model"), UnloadModelDone(model_id="m"))
+    assert found.answer(job("m", 3, "optim_step"), starts=0).code == "unknown_model"
+
+
+def test_another_tenants_job_on_a_live_model_does_not_reach_the_engine():
+    assert live().answer(job("m", 1, "optim_step", tenant="other"), starts=0).code == "unknown_model"
+
+
+def test_jobs_behind_a_failed_creation_say_why_it_failed():
+    found = models()
+    found.learn(
+        job("m", 0, "create_model"), Failed(code="unsupported", category="user", message="rank 999 is too large")
+    )
+    assert "rank 999 is too large" in found.answer(job("m", 1, "optim_step"), starts=0).message
+
+
+def test_a_job_that_was_running_when_two_gangs_died_is_set_aside():
+    outcome = models().answer(job("s", 7, "sample"), starts=2)
+    assert (outcome.code, outcome.category) == ("server_error", "server")
+
+
+def test_a_job_whose_body_is_gone_fails_instead_of_reaching_the_engine():
+    assert live().answer(job("m", 1, "optim_step", payload=b""), starts=0).code == "server_error"

@@ -1,0 +1,159 @@
+"""Which jobs form the next batch."""
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradstream.shared.joblog.port import LogEntry
+from gradstream.shared.wire import Job
+from gradstream.worker.backlog import Backlog
+from gradstream.worker.plan import Lane, Limits, Turn, lane_of, next_turn
+from tests.support.worker_jobs import entry, job, queues
+
+LIMITS = Limits(batch_tokens=100, batch_jobs=8, row_budget_tokens=50)
+
+
+def planned(*jobs: Job, limits: Limits = LIMITS, last_lane: Lane | None = None, suspects=()) -> list[str]:
+    turn = next_turn(queues(*jobs), limits=limits, last_lane=last_lane, suspects=suspects)
+    assert turn is not None
+    return list(turn.plan.future_ids)
+
+
+def test_nothing_waiting_gives_no_batch():
+    assert next_turn({}, limits=LIMITS) is None
+
+
+def test_forward_backwards_of_several_models_share_a_batch_up_to_their_barriers():
+    jobs = [
+        job("a", 1, "forward_backward", num_tokens=10),
+        job("a", 2, "forward_backward", num_tokens=10),
+        job("a", 3, "optim_step"),
+        job("a", 4, "forward_backward", num_tokens=10),
+        job("b", 1, "forward_backward", num_tokens=10),
+    ]
+    assert planned(*jobs) == ["a:1", "a:2", "b:1"]
+
+
+def test_optim_steps_of_several_models_share_a_batch_one_each():
+    jobs = [job("a", 1, "optim_step"), job("a", 2, "optim_step"), job("b", 1, "optim_step")]
+    assert planned(*jobs) == ["a:1", "b:1"]
+
+
+@pytest.mark.parametrize(
+    "op", ["create_model", "load_weights", "save_weights", "save_weights_for_sampler", "unload_model"]
+)
+def test_ops_on_a_whole_model_run_alone(op):
+    assert planned(job("a", 0, op), job("b", 0, op)) == ["a:0"]
+
+
+def test_forward_does_not_share_a_batch_with_forward_backward():
+    assert planned(job("a", 1, "forward_backward"), job("b", 1, "forward")) == ["a:1"]
+
+
+def test_a_job_larger_than_the_budget_runs_alone():
+    assert planned(job("a", 1, "forward_backward", num_tokens=900), job("b", 1, "forward_backward")) == ["a:1"]
+
+
+def test_a_job_that_does_not_fit_leaves_room_for_a_smaller_one_of_another_owner():
+    jobs = [job(owner, 1, "forward_backward", num_tokens=size) for owner, size in [("a", 60), ("b", 50), ("c", 40)]]
+    assert planned(*jobs) == ["a:1", "c:1"]
+
+
+def test_the_budget_is_shared_by_tokens_not_by_jobs():
+    heavy = [job("heavy", seq, "forward_backward", num_tokens=30) for seq in range(1, 5)]
+    light = [job("light", seq, "forward_backward", num_tokens=10) for seq in range(1, 5)]
+    assert planned(*heavy, *light) == ["heavy:1", "heavy:2", "light:1", "light:2", "light:3", "light:4"]
+
+
+def test_strict_isolation_puts_one_owner_in_a_batch():
+    jobs = [job("a", 1, "optim_step"), job("b", 1, "optim_step")]
+    assert planned(*jobs, limits=Limits(batch_tokens=9, batch_jobs=9, row_budget_tokens=9, is_strict=True)) == ["a:1"]
+
+
+def test_training_and_sampling_alternate_while_both_wait():
+    jobs = [job("a", 1, "forward_backward"), job("s", 1, "sample")]
+    assert planned(*jobs, last_lane=Lane.TRAIN) == ["s:1"]
+    assert planned(*jobs, last_lane=Lane.SAMPLE) == ["a:1"]
+
+
+def test_a_suspect_runs_alone_and_joins_no_other_batch():
+    jobs = [job("s", 1, "sample"), job("s", 2, "sample"), job("t", 1, "sample")]
+    assert planned(*jobs, suspects={"s:1"}) == ["s:1"]
+    assert planned(*jobs, suspects={"s:2"}) == ["s:1", "t:1"]
+
+
+OPS = st.sampled_from(["forward_backward", "forward", "optim_step", "save_weights", "sample"])
+LOGS = st.lists(st.tuples(st.integers(0, 5), OPS, st.integers(0, 120)), max_size=60)
+LIMITS_OF_ANY_SIZE = st.builds(
+    Limits,
+    batch_tokens=st.integers(1, 200),
+    batch_jobs=st.integers(1, 10),
+    row_budget_tokens=st.just(64),
+    is_strict=st.booleans(),
+)
+
+
+def entries_of(log: list[tuple[int, str, int]]) -> list[LogEntry]:
+    counts: dict[str, int] = defaultdict(int)
+    entries = []
+    for number, (who, op, num_tokens) in enumerate(log, start=1):
+        owner = f"s{who}" if op == "sample" else f"m{who}"
+        counts[owner] += 1
+        entries.append(entry(number, job(owner, counts[owner], op, num_tokens=num_tokens)))
+    return entries
+
+
+def run_all(entries: list[LogEntry], limits: Limits) -> list[tuple[Turn, list[Job], list[str]]]:
+    """Every turn until nothing waits, its jobs, and the owners that waited in its lane before it."""
+    backlog = Backlog(cursor="0-0")
+    for one in entries:
+        backlog.add(one)
+    turns = []
+    while (turn := next_turn(backlog.waiting, limits=limits, last_lane=backlog.last_lane)) is not None:
+        waiting = [owner for owner, jobs in backlog.waiting.items() if lane_of(jobs[0].op) == turn.lane]
+        jobs = backlog.take(turn)
+        backlog.settle(jobs)
+        turns.append((turn, jobs, waiting))
+    assert len(backlog) == 0
+    return turns
+
+
+@given(log=LOGS, limits=LIMITS_OF_ANY_SIZE)
+def test_every_job_runs_once_in_its_owners_order_and_batches_keep_their_bounds(log, limits):
+    entries = entries_of(log)
+    seen: dict[str, list[int]] = defaultdict(list)
+    for turn, jobs, _ in run_all(entries, limits):
+        assert [one.future_id for one in jobs] == turn.plan.future_ids
+        assert {one.op for one in jobs} == {turn.plan.kind}
+        assert len(jobs) <= limits.batch_jobs
+        assert len(jobs) == 1 or sum(max(one.num_tokens, 1) for one in jobs) <= limits.batch_tokens
+        assert not limits.is_strict or len({one.owner for one in jobs}) == 1
+        for one in jobs:
+            seen[one.owner].append(one.seq)
+    for owner, seqs in seen.items():
+        assert seqs == sorted(one.job.seq for one in entries if one.job.owner == owner)
+    assert sum(map(len, seen.values())) == len(entries)
+
+
+@given(log=LOGS, limits=LIMITS_OF_ANY_SIZE)
+def test_an_owner_waits_for_fewer_batches_of_its_lane_than_there_are_owners(log, limits):
+    num_owners = len({one.job.owner for one in entries_of(log)})
+    waits: dict[str, int] = defaultdict(int)
+    for _, jobs, waiting in run_all(entries_of(log), limits):
+        served = {one.owner for one in jobs}
+        for owner in waiting:
+            waits[owner] = 0 if owner in served else waits[owner] + 1
+            assert waits[owner] < num_owners
+
+
+@given(log=LOGS, limits=LIMITS_OF_ANY_SIZE)
+def test_no_lane_runs_twice_in_a_row_while_the_other_waits(log, limits):
+    backlog = Backlog(cursor="0-0")
+    for one in entries_of(log):
+        backlog.add(one)
+    while (turn := next_turn(backlog.waiting, limits=limits, last_lane=backlog.last_lane)) is not None:
+        lanes = {lane_of(jobs[0].op) for jobs in backlog.waiting.values()}
+        assert len(lanes) == 1 or turn.lane != backlog.last_lane
+        backlog.take(turn)
