@@ -1,0 +1,1 @@
+"""LoRA adapters: many at once on one frozen base model."""

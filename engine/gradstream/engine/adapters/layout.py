@@ -1,0 +1,109 @@
+"""Where each parameter of an adapter lies in its flat tensors.
+
+Legend: R rank, I in features, O out features, E experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.wire import LoraSpec
+
+
+class SiteKind(StrEnum):
+    """linear: one weight [O, I]. experts: a fused weight [E, O, I]. head: the unembedding [V, D]."""
+
+    LINEAR = "linear"
+    EXPERTS = "experts"
+    HEAD = "head"
+
+
+class SiteGroup(StrEnum):
+    """The client's switches: train_attn, train_mlp, train_unembed."""
+
+    ATTN = "attn"
+    MLP = "mlp"
+    UNEMBED = "unembed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One weight of the base model that an adapter can change.
+
+    index: its place among all sites of the model. name: the path of the weight in the Hugging Face model, without `.weight`.
+    num_experts is 0 unless kind is experts.
+    """
+
+    index: int
+    name: str
+    kind: SiteKind
+    group: SiteGroup
+    in_features: int
+    out_features: int
+    num_experts: int = 0
+
+
+class LoraPair(NamedTuple):
+    """The two factors of one site: a [R, I] and b [O, R], or a [E, R, I] and b [E, O, R]; the change is scale * b @ a."""
+
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """The sites that an adapter of a rank trains, in the base model's order.
+
+    A flat tensor of this layout holds a and then b of each site, row-major, site after site, without gaps.
+    """
+
+    sites: tuple[Site, ...]
+    rank: int
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """a's and b's shape of each site, alternating."""
+        shapes: list[tuple[int, ...]] = []
+        for site in self.sites:
+            experts = (site.num_experts,) if site.num_experts else ()
+            shapes.append((*experts, self.rank, site.in_features))
+            shapes.append((*experts, site.out_features, self.rank))
+        return shapes
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        return [prod(shape) for shape in self.shapes]
+
+    @cached_property
+    def num_params(self) -> int:
+        return sum(self.sizes)
+
+    def pairs(self, flat: Tensor) -> dict[int, LoraPair]:
+        """Views into a flat tensor [num_params], by site index."""
+        views = [part.view(shape) for part, shape in zip(torch.split(flat, self.sizes), self.shapes, strict=True)]
+        return {site.index: LoraPair(views[2 * i], views[2 * i + 1]) for i, site in enumerate(self.sites)}
+
+    def named_views(self, flat: Tensor) -> dict[str, LoraPair]:
+        """Views into a flat tensor [num_params], by site name."""
+        pairs = self.pairs(flat)
+        return {site.name: pairs[site.index] for site in self.sites}
+
+
+def layout_for(base_sites: Sequence[Site], spec: LoraSpec) -> AdapterLayout:
+    """The layout that a client's spec asks for; raises InvalidRequest when its switches leave nothing to train."""
+    groups = {
+        SiteGroup.ATTN: spec.train_attn,
+        SiteGroup.MLP: spec.train_mlp,
+        SiteGroup.UNEMBED: spec.train_unembed,
+    }
+    sites = tuple(site for site in base_sites if groups[site.group])
+    if not sites:
+        raise InvalidRequest("lora: train_attn, train_mlp and train_unembed are all false; at least one must be true")
+    return AdapterLayout(sites=sites, rank=spec.rank)

@@ -1,0 +1,1 @@
+"""Causal attention over packed rows and caches, behind one seam in transformers."""

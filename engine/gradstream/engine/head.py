@@ -1,0 +1,144 @@
+"""Log-probabilities of target tokens without the logits of a whole batch in memory.
+
+Legend: T tokens of the row, N tokens of a chunk, D hidden, V vocabulary, C candidates (targets) per token, R LoRA rank.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradstream.engine.adapters.linear import backward_patch
+from gradstream.engine.adapters.passes import AdapterPass, Patch
+from gradstream.engine.models.base import BaseModel
+
+# Logits of one chunk: large enough that the matrix product dominates, small against a model's activations.
+CHUNK_BYTES = 32 << 20
+# Logits of a row that may wait for the backward pass; beyond it they are computed again.
+KEEP_BYTES = 96 << 20
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Tokens [start, end) under one adapter. logits is kept for the backward pass while there is room."""
+
+    start: int
+    end: int
+    patch: Patch | None
+    logits_NV: Tensor | None = None
+
+
+class Head:
+    """The unembedding of one row. Made for one pass: `logprobs` once, then `backward` at most once.
+
+    Products run in the compute dtype, log-softmax in float32 (float64 for a float64 model).
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        hidden_TD: Tensor,
+        adapters: AdapterPass | None,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
+        self._weight_VD = base.head_weight.detach()
+        self._hidden_TD = hidden_TD.detach()
+        self._patches = [] if adapters is None else adapters.patches(base.head_site.index)
+        row_bytes = base.vocab_size * 4
+        self._chunk_rows = max(1, chunk_bytes // row_bytes)
+        self._keep_rows = keep_bytes // row_bytes
+        self._chunks: list[_Chunk] = []
+        self._targets_TC = torch.empty(0, dtype=torch.int64)
+        self._lse_T = torch.empty(0)
+
+    @torch.no_grad()
+    def logprobs(self, targets_TC: Tensor, *, keep: bool) -> Tensor:
+        """log p of each target, [T, C]. keep: a backward pass will follow."""
+        self._targets_TC = targets_TC
+        self._chunks = list(self._cut(targets_TC.shape[0]))
+        parts_NC: list[Tensor] = []
+        lses_N: list[Tensor] = []
+        room = self._keep_rows if keep else 0
+        for chunk in self._chunks:
+            logits_NV = self._logits(chunk)
+            lse_N = logits_NV.logsumexp(dim=-1)
+            parts_NC.append(logits_NV.gather(1, targets_TC[chunk.start : chunk.end]) - lse_N[:, None])
+            lses_N.append(lse_N)
+            room -= chunk.end - chunk.start
+            if room >= 0:
+                chunk.logits_NV = logits_NV
+        self._lse_T = torch.cat(lses_N)
+        return torch.cat(parts_NC)
+
+    @torch.no_grad()
+    def backward(self, grad_TC: Tensor) -> Tensor:
+        """Gradient of the hidden states, [T, D], from that of the log-probabilities; adds the head adapters' gradients.
+
+        Tokens whose grad is zero in all candidates are skipped: their gradient is exactly zero.
+        """
+        grad_hidden_TD = torch.zeros_like(self._hidden_TD)
+        is_used_T = (grad_TC != 0).any(dim=1)
+        for chunk in self._chunks:
+            span = slice(chunk.start, chunk.end)
+            if not bool(is_used_T[span].any()):
+                chunk.logits_NV = None
+                continue
+            logits_NV = self._logits(chunk) if chunk.logits_NV is None else chunk.logits_NV
+            chunk.logits_NV = None
+            grad_NC = grad_TC[span]
+            # d logp_c / d logits = onehot(c) - softmax.
+            grad_NV = logits_NV.sub_(self._lse_T[span, None]).exp_().mul_(-grad_NC.sum(dim=1, keepdim=True))
+            grad_NV.masked_fill_(~is_used_T[span, None], 0.0)
+            grad_NV.scatter_add_(1, self._targets_TC[span], grad_NC)
+            grad_hidden_TD[span] = self._through(chunk, grad_NV.to(self._weight_VD.dtype))
+        return grad_hidden_TD
+
+    def _through(self, chunk: _Chunk, grad_NV: Tensor) -> Tensor:
+        grad_ND = grad_NV @ self._weight_VD
+        if chunk.patch is not None:
+            x_ND = self._hidden_TD[chunk.start : chunk.end]
+            low_NR = x_ND @ chunk.patch.weight.a.t()
+            grad_low_NR = backward_patch(chunk.patch, grad_TO=grad_NV, x_TI=x_ND, low_TR=low_NR)
+            grad_ND.addmm_(grad_low_NR, chunk.patch.weight.a)
+        return grad_ND
+
+    def _logits(self, chunk: _Chunk) -> Tensor:
+        x_ND = self._hidden_TD[chunk.start : chunk.end]
+        logits_NV = x_ND @ self._weight_VD.t()
+        if chunk.patch is not None:
+            low_NR = x_ND @ chunk.patch.weight.a.t()
+            logits_NV.addmm_(low_NR, chunk.patch.weight.b.t(), alpha=chunk.patch.scale)
+        return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+
+    def _cut(self, num_tokens: int) -> Iterator[_Chunk]:
+        """Chunks that tile the row and never cross an adapter's border."""
+        at = 0
+        spans: list[_Chunk] = []
+        for patch in self._patches:
+            if patch.start > at:
+                spans.append(_Chunk(at, patch.start, None))
+            spans.append(_Chunk(patch.start, patch.end, patch))
+            at = patch.end
+        if at < num_tokens:
+            spans.append(_Chunk(at, num_tokens, None))
+        for span in spans:
+            for start in range(span.start, span.end, self._chunk_rows):
+                yield _Chunk(start, min(start + self._chunk_rows, span.end), span.patch)
+
+
+@torch.no_grad()
+def logits(base: BaseModel, hidden_TD: Tensor, adapters: AdapterPass | None) -> Tensor:
+    """All logits of a few tokens, float32 [T, V]; the same products as in Head."""
+    logits_TV = hidden_TD @ base.head_weight.t()
+    for patch in [] if adapters is None else adapters.patches(base.head_site.index):
+        low_TR = hidden_TD[patch.start : patch.end] @ patch.weight.a.t()
+        logits_TV[patch.start : patch.end].addmm_(low_TR, patch.weight.b.t(), alpha=patch.scale)
+    return logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+
+
+def target_logprobs(base: BaseModel, hidden_TD: Tensor, targets_T: Tensor, adapters: AdapterPass | None) -> Tensor:
+    """log p of one target per token, [T]; by the same steps as in training, so with the same bits."""
+    return Head(base, hidden_TD, adapters).logprobs(targets_T[:, None], keep=False)[:, 0]

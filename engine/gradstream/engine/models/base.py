@@ -1,0 +1,97 @@
+"""The frozen base model as the engine uses it.
+
+Legend: T tokens of the row, D hidden, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradstream.engine.adapters.adapter import LoraWeights
+from gradstream.engine.adapters.layout import Site
+from gradstream.engine.adapters.modules import PassSlot
+from gradstream.engine.adapters.passes import AdapterPass
+from gradstream.engine.attention.context import AttentionContext, PackedContext
+from gradstream.engine.attention.registry import PackedAttention
+from gradstream.engine.attention.seam import CONTEXT_KEYWORD
+from gradstream.engine.attention.segments import Segments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the model's files say. digest names the weights (see models.digest)."""
+
+    architecture: str
+    vocab_size: int
+    num_layers: int
+    max_position: int
+    digest: str
+
+
+class BaseModel:
+    """A Hugging Face causal LM, frozen, whose attention and linear layers go through our seams.
+
+    causal_lm is the transformers model; its own lm_head is never called, the head module works with head_weight.
+    """
+
+    def __init__(
+        self,
+        causal_lm: nn.Module,
+        *,
+        facts: ModelFacts,
+        sites: Sequence[Site],
+        slot: PassSlot,
+        attention: PackedAttention,
+    ) -> None:
+        self.causal_lm = causal_lm
+        self.facts = facts
+        self.sites = tuple(sites)
+        self.packed_attention = attention
+        self._slot = slot
+        self._trunk = causal_lm.get_submodule("model")
+        self.head_weight: Tensor = causal_lm.get_parameter("lm_head.weight")
+        self.head_site = self.sites[-1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.head_weight.dtype
+
+    @property
+    def num_layers(self) -> int:
+        return self.facts.num_layers
+
+    @property
+    def vocab_size(self) -> int:
+        return self.facts.vocab_size
+
+    def packed(self, lengths: list[int]) -> PackedContext:
+        """The attention context of sequences that lie end to end."""
+        return PackedContext(Segments(lengths, device=self.device), self.packed_attention)
+
+    def adapter_pass(self, slices: Sequence[tuple[int, int, LoraWeights | None]]) -> AdapterPass:
+        """A pass that trains nothing, from (start, end, LoraWeights or None) in token order."""
+        return AdapterPass.inference(slices, compute_dtype=self.compute_dtype)
+
+    def hidden(
+        self, tokens_T: Tensor, positions_T: Tensor, *, attention: AttentionContext, adapters: AdapterPass | None
+    ) -> Tensor:
+        """hidden_TD after the final norm, of one row. Gradients flow when grad mode is on and adapters train."""
+        assert self._slot.current is None, "a pass is already running on this model"
+        self._slot.current = adapters
+        try:
+            output = self._trunk(
+                input_ids=tokens_T[None],
+                position_ids=positions_T[None],
+                use_cache=False,
+                **{CONTEXT_KEYWORD: attention},
+            )
+        finally:
+            self._slot.current = None
+        hidden_TD: Tensor = output.last_hidden_state[0]
+        return hidden_TD

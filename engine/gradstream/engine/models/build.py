@@ -1,0 +1,72 @@
+"""A Hugging Face model directory becomes a BaseModel."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from gradstream.engine.adapters.modules import PassSlot
+from gradstream.engine.attention.choose import AUTO, choose_attention
+from gradstream.engine.attention.seam import IMPLEMENTATION, register
+from gradstream.engine.models.base import BaseModel, ModelFacts
+from gradstream.engine.models.digest import model_digest
+from gradstream.engine.models.probe import Probe
+from gradstream.engine.models.refusals import check_config
+from gradstream.engine.models.sites import adapt
+from gradstream.shared.errors import Unsupported
+
+
+def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, attention: str = AUTO) -> BaseModel:
+    """The model in path (safetensors, sharded or not), frozen, on device in dtype.
+
+    Raises Unsupported when it is no causal LM that the engine computes exactly: fields of its config that are known to matter
+    are checked first, and then the packed pass is compared with transformers' own forward on a few tokens.
+    """
+    if not (path / "config.json").is_file():
+        raise Unsupported(f"model_path: {path} holds no config.json; it must be a Hugging Face model directory")
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    check_config(config)
+    register()
+    transformers_logging.disable_progress_bar()
+    causal_lm: nn.Module = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    )
+    causal_lm = causal_lm.to(device).eval().requires_grad_(False)
+    return seam(causal_lm, attention=attention, digest=model_digest(path))
+
+
+def seam(causal_lm: nn.Module, *, attention: str, digest: str) -> BaseModel:
+    """The BaseModel of a transformers model in memory, which is changed in place. Raises Unsupported like load_base."""
+    config: Any = causal_lm.config  # each family has its own config class
+    for part in ("model.layers", "model.embed_tokens", "model.norm", "lm_head"):
+        if not _has(causal_lm, part):
+            raise Unsupported(
+                f"model: {type(causal_lm).__name__} has no {part}; its layout is not that of Llama or Qwen3"
+            )
+    weight = causal_lm.get_parameter("lm_head.weight")
+    run = choose_attention(attention, device=weight.device, dtype=weight.dtype)
+    probe = Probe.of(causal_lm)
+    config._attn_implementation = IMPLEMENTATION  # noqa: SLF001 (transformers has no public setter that skips its checks)
+    slot = PassSlot()
+    sites = adapt(causal_lm, slot)
+    facts = ModelFacts(
+        architecture=type(causal_lm).__name__,
+        vocab_size=int(weight.shape[0]),
+        num_layers=len(causal_lm.get_submodule("model.layers")),  # type: ignore[arg-type]  # a ModuleList
+        max_position=int(config.max_position_embeddings),
+        digest=digest,
+    )
+    base = BaseModel(causal_lm, facts=facts, sites=sites, slot=slot, attention=run)
+    probe.check(base)
+    return base
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

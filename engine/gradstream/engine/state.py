@@ -1,0 +1,34 @@
+"""What one rank holds between batches."""
+
+from dataclasses import dataclass, field
+
+from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.config import EngineConfig
+from gradstream.engine.models.base import BaseModel
+from gradstream.engine.parallel.comm import Comm
+from gradstream.shared.errors import UnknownModel
+from gradstream.shared.ids import ModelId
+from gradstream.shared.wire import Job
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineState:
+    """The same on every rank after every batch. adapters: the trainable models by id."""
+
+    config: EngineConfig
+    comm: Comm
+    base: BaseModel
+    adapters: dict[ModelId, Adapter] = field(default_factory=dict)
+
+    @property
+    def max_context_tokens(self) -> int:
+        """The longest sequence that one datum, or prompt and answer, may have."""
+        limit = self.config.max_context_tokens
+        return self.base.facts.max_position if limit is None else min(limit, self.base.facts.max_position)
+
+    def adapter(self, job: Job) -> Adapter:
+        """The model that a job belongs to; raises UnknownModel when it is not here, or is another tenant's."""
+        adapter = self.adapters.get(ModelId(job.owner))
+        if adapter is None or adapter.tenant != job.tenant:
+            raise UnknownModel(f"model {job.owner} is not held by this engine; it was never created, or was unloaded")
+        return adapter
