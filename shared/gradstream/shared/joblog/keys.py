@@ -71,3 +71,9 @@ class Keys:
     def record(self, kind: RecordKind, record_id: str) -> str:
         """Hash of one model, sampler, session or checkpoint."""
         return f"{self.prefix}{kind}:{record_id}"
+
+
+def record_fields(raw: dict[bytes, bytes]) -> dict[str, str] | None:
+    """A record's hash as text, None when there is none. The mark that makes add_record idempotent is left out."""
+    fields = {name.decode(): value.decode() for name, value in raw.items() if name != b"made_by"}
+    return fields if raw else None

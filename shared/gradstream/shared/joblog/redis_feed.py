@@ -98,14 +98,6 @@ class RedisFeed:
     def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         with redis_errors():
             fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._keys.record(kind, record_id)))
-        return {name.decode(): value.decode() for name, value in fields.items()} or None
-
-    def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
-        self._eval("start", [epoch, *future_ids], epoch=epoch)
-
-    def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
-        with redis_errors():
-            fields = cast("dict[bytes, bytes]", self._redis.hgetall(self._keys.record(kind, record_id)))
         return record_fields(fields)
 
     def commit(self, commit: Commit) -> None:

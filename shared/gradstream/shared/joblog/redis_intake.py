@@ -14,7 +14,7 @@ from gradstream.shared.ids import FutureId, ModelId, TenantId
 from gradstream.shared.joblog import admission, lua
 from gradstream.shared.joblog.batcher import Command, CommandBatcher, Reply, Value
 from gradstream.shared.joblog.client import async_client, redis_errors
-from gradstream.shared.joblog.keys import Keys
+from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import FutureStatus, FutureView, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.waiters import NoteTail
@@ -25,7 +25,6 @@ _NUM_RETRIES = 4
 # Above this, compressing and hashing leave the event loop.
 _THREAD_ABOVE_BYTES = 64 * 1024
 _VIEW_FIELDS = ("op", "tenant", "status", "outcome", "owner")
-_MADE_BY = "made_by"
 
 
 class RedisIntake:
@@ -148,9 +147,7 @@ class RedisIntake:
 
     async def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         reply = (await self._run(("HGETALL", self._keys.record(kind, record_id))))[0]
-        fields = {name.decode(): value.decode() for name, value in reply.items()}
-        fields.pop(_MADE_BY, None)
-        return fields if reply else None
+        return record_fields(reply)
 
     async def card(self) -> EngineCard | None:
         text = (await self._run(("GET", self._keys.card)))[0]

@@ -1,0 +1,1 @@
+"""The Redis-compatible server that gradstream starts and supervises itself, and the contract with any other."""
