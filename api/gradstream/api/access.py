@@ -10,7 +10,7 @@ from gradstream.shared.clock import Clock
 
 _LOG = structlog.get_logger("gradstream.api")
 # Polls and heartbeats come all the time and say little.
-_QUIET = {"/api/v1/retrieve_future", "/api/v1/session_heartbeat", "/api/v1/telemetry", "/api/v1/healthz", "/metrics"}
+_QUIET = ("/retrieve_future", "/session_heartbeat", "/telemetry", "/healthz", "/metrics")
 
 
 class AccessLog:
@@ -52,7 +52,7 @@ class AccessLog:
         method, route = scope["method"], _route(scope)
         self._metrics.requests.labels(method=method, route=route, status=str(status)).inc()
         self._metrics.request_seconds.labels(route=route).observe(elapsed_s)
-        log = _LOG.debug if route in _QUIET and status < 500 else _LOG.info
+        log = _LOG.debug if route.endswith(_QUIET) and status < 500 else _LOG.info
         log("http_request", method=method, route=route, status=status, elapsed_ms=round(elapsed_s * 1000, 3))
 
 

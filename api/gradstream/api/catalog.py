@@ -33,6 +33,18 @@ def check_base_model(card: EngineCard, name: str, *, field: str = "base_model") 
         raise InvalidRequest(f"{field}: this server does not serve {name!r}; it serves {', '.join(card.names())}")
 
 
+def base_model_name(card: EngineCard, asked: str | None, *, saved: str | None) -> str:
+    """What to call the base model: as the client asked, else as the checkpoint says, else by its main name.
+
+    Raises InvalidRequest for a name that was asked for and is not served. A checkpoint may have been saved under a name that is no
+    longer given; whether it fits the base model is for the engine to say.
+    """
+    if asked is not None:
+        check_base_model(card, asked)
+        return asked
+    return saved if saved in card.names() else card.model_name
+
+
 def loss_card(card: EngineCard, name: str) -> LossCard:
     """The card of the named loss, or InvalidRequest with the names there are."""
     for loss in card.losses:

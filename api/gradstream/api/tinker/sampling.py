@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, offloaded, raw_body, small_body
-from gradstream.api.catalog import check_base_model
+from gradstream.api.catalog import base_model_name
 from gradstream.api.config import ApiConfig
 from gradstream.api.errors import require
 from gradstream.api.ordered import Promise
@@ -94,9 +94,7 @@ async def _checked_base(parts: Parts, base_model: str | None, model_path: str | 
     if model_path is not None:
         checkpoint_path(model_path, kind=SAMPLER_KIND, field="model_path")
         checkpoint = await own_record(parts, RecordKind.CHECKPOINT, model_path, tenant=tenant, field="model_path")
-    name = base_model or checkpoint.get("base_model") or card.model_name
-    check_base_model(card, name)
-    return name
+    return base_model_name(card, base_model, saved=checkpoint.get("base_model"))
 
 
 @router.get("/samplers/{sampler_id:path}")

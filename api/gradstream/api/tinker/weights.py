@@ -7,7 +7,7 @@ from pydantic import Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, parse_small, small_bytes
-from gradstream.api.catalog import check_base_model
+from gradstream.api.catalog import base_model_name
 from gradstream.api.errors import require
 from gradstream.api.ordered import (
     OrderedBody,
@@ -167,8 +167,7 @@ async def _create_from(parts: Parts, body: LoadWeightsBody, *, tenant: TenantId)
     card = await parts.catalog.card()
     session = await open_session(parts, body.session_id, tenant=tenant)
     checkpoint = await own_record(parts, RecordKind.CHECKPOINT, body.path, tenant=tenant, field="path")
-    base_model = body.base_model or checkpoint.get("base_model") or card.model_name
-    check_base_model(card, base_model)
+    base_model = base_model_name(card, body.base_model, saved=checkpoint.get("base_model"))
     payload = LoadWeights(
         path=body.path,
         with_optimizer=body.optimizer,

@@ -1,0 +1,127 @@
+"""Outcomes rendered here are read by the tinker SDK's own decoders to the same values."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from tinker.proto.response_conv import deserialize_forward_backward_output, deserialize_sample_response
+
+from gradstream.api.tinker.results import render
+from gradstream.shared.columns import Column
+from gradstream.shared.ids import ModelId, SamplerId
+from gradstream.shared.wire import (
+    CreateModelDone,
+    Done,
+    ForwardBackwardDone,
+    LoadWeightsDone,
+    OptimStepDone,
+    SampleDone,
+    SaveForSamplerDone,
+    SaveWeightsDone,
+    Sequence,
+    TopK,
+    UnloadModelDone,
+)
+
+ARRAYS = [np.array([-1.0, -2.0, -3.5], dtype=np.float32), np.array([-0.25], dtype=np.float32)]
+FORWARD_BACKWARD = ForwardBackwardDone(
+    outputs={"logprobs": Column.of(list(ARRAYS), dtype="float32")}, metrics={"loss:sum": 6.75}
+)
+TOPK = TopK(
+    token_ids=np.array([[0, 0], [4, 5]], dtype="<i4").tobytes(),
+    logprobs=np.array([[-99999.0, -99999.0], [-0.5, -1.5]], dtype="<f4").tobytes(),
+    k=2,
+    length=2,
+)
+SAMPLE = SampleDone(
+    sequences=[
+        Sequence(
+            stop_reason="stop",
+            tokens=np.array([7, 8], dtype="<i4").tobytes(),
+            logprobs=np.array([-0.5, -0.25], dtype="<f4").tobytes(),
+        )
+    ],
+    prompt_logprobs=np.array([np.nan, -1.5], dtype="<f4").tobytes(),
+    topk_prompt=TOPK,
+)
+
+
+def as_json(done: Done) -> dict:
+    rendered = render(done, accepts_protobuf=False)
+    assert rendered.media_type == "application/json"
+    return json.loads(rendered.content)
+
+
+def test_a_forward_backward_result_is_what_the_sdk_reads() -> None:
+    rendered = render(FORWARD_BACKWARD, accepts_protobuf=True)
+    assert rendered.media_type == "application/x-protobuf"
+    output = deserialize_forward_backward_output(rendered.content)
+    assert output.metrics == {"loss:sum": 6.75}
+    assert [o["logprobs"].data for o in output.loss_fn_outputs] == [a.tolist() for a in ARRAYS]
+    assert [o["logprobs"].shape for o in output.loss_fn_outputs] == [[3], [1]]
+
+
+def test_columns_of_every_dtype_and_a_trailing_shape_reach_the_sdk() -> None:
+    table = np.arange(6, dtype=np.float64).reshape(3, 2)
+    done = ForwardBackwardDone(
+        outputs={
+            "table": Column.of([table], dtype="float64", trailing=(2,)),
+            "ids": Column.of([np.array([1, 2, 3])], dtype="int64"),
+            "small": Column.of([np.array([1, 2, 3])], dtype="int32"),
+        },
+        metrics={},
+    )
+    output = deserialize_forward_backward_output(render(done, accepts_protobuf=True).content).loss_fn_outputs[0]
+    assert output["table"].shape == [3, 2]
+    assert output["table"].data == table.ravel().tolist()
+    assert output["ids"].data == output["small"].data == [1, 2, 3]
+
+
+def test_a_sample_result_is_what_the_sdk_reads() -> None:
+    response = deserialize_sample_response(render(SAMPLE, accepts_protobuf=True).content)
+    assert response.sequences[0].stop_reason == "stop"
+    assert list(response.sequences[0].tokens) == [7, 8]
+    assert list(response.sequences[0].logprobs or []) == [-0.5, -0.25]
+    assert response.prompt_logprobs == [None, -1.5]
+    assert response.topk_prompt_logprobs == [None, [(4, -0.5), (5, -1.5)]]
+
+
+def test_json_results_have_the_fields_of_the_older_sdks() -> None:
+    assert as_json(FORWARD_BACKWARD)["loss_fn_outputs"][0] == {
+        "logprobs": {"data": [-1.0, -2.0, -3.5], "dtype": "float32", "shape": [3]}
+    }
+    sample = as_json(SAMPLE)
+    assert sample["sequences"] == [{"stop_reason": "stop", "tokens": [7, 8], "logprobs": [-0.5, -0.25]}]
+    assert sample["prompt_logprobs"] == [None, -1.5]
+    assert sample["topk_prompt_logprobs"] == [None, [[4, -0.5], [5, -1.5]]]
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [
+        (CreateModelDone(model_id=ModelId("m")), {"type": "create_model", "model_id": "m"}),
+        (UnloadModelDone(model_id=ModelId("m")), {"type": "unload_model", "model_id": "m"}),
+        (OptimStepDone(metrics={"a": 1.0}), {"metrics": {"a": 1.0}}),
+        (SaveWeightsDone(path="p"), {"type": "save_weights", "path": "p"}),
+        (LoadWeightsDone(path="p", model_id=ModelId("m")), {"type": "load_weights", "path": "p", "model_id": "m"}),
+        (
+            SaveForSamplerDone(path="p"),
+            {"type": "save_weights_for_sampler", "path": "p", "sampling_session_id": None},
+        ),
+        (
+            SaveForSamplerDone(sampler_id=SamplerId("s")),
+            {"type": "save_weights_for_sampler", "path": None, "sampling_session_id": "s"},
+        ),
+    ],
+)
+def test_other_results_are_json_whatever_the_client_accepts(done: Done, expected: dict) -> None:
+    rendered = render(done, accepts_protobuf=True)
+    assert rendered.media_type == "application/json"
+    assert json.loads(rendered.content) == expected
+
+
+def test_a_metric_that_is_not_finite_keeps_its_value() -> None:
+    assert math.isnan(as_json(OptimStepDone(metrics={"grad_norm": math.nan}))["metrics"]["grad_norm"])
+    infinite = ForwardBackwardDone(outputs={"logprobs": Column.of([np.array([-np.inf])], dtype="float32")}, metrics={})
+    assert as_json(infinite)["loss_fn_outputs"][0]["logprobs"]["data"] == [-math.inf]

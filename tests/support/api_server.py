@@ -1,0 +1,55 @@
+"""The real API on a real socket and the real Redis, in a thread of the test process."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import httpx
+
+from gradstream.api.config import ApiConfig
+from gradstream.api.serve import Address, listening_socket, server_for
+from gradstream.shared.joblog.limits import Limits
+from gradstream.shared.joblog.redis_intake import RedisIntake
+
+
+@contextlib.contextmanager
+def api_server(url: str, *, engine: str, config: ApiConfig, limits: Limits) -> Iterator[str]:
+    """The base URL of a running server."""
+    sock = listening_socket(Address(host="127.0.0.1", port=0))
+    base_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    started, servers, errors = threading.Event(), [], []
+
+    async def main() -> None:
+        async with RedisIntake(url, engine=engine, limits=limits) as intake:
+            server = server_for(intake, config)
+            servers.append(server)
+            started.set()
+            await server.serve(sockets=[sock])
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:  # noqa: BLE001  handed to the test
+            errors.append(error)
+            started.set()
+
+    thread = threading.Thread(target=run, name="api-server")
+    thread.start()
+    try:
+        assert started.wait(20)
+        assert not errors, errors
+        _wait_for_port(base_url)
+        yield base_url
+    finally:
+        for server in servers:
+            server.should_exit = True
+        thread.join(20)
+        sock.close()
+    assert not errors, errors
+    assert not thread.is_alive()
+
+
+def _wait_for_port(base_url: str) -> None:
+    """Return once the server answers; the connection itself waits in the socket's backlog."""
+    httpx.get(f"{base_url}/api/v1/healthz", timeout=20)

@@ -1,0 +1,221 @@
+"""A worker without an engine: it reads jobs in order from the real feed and answers as a uniform language model would.
+
+Every token has log-probability -ln(V) whatever was trained, which makes every number of an outcome known in advance.
+"""
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+
+from gradstream.shared import codec
+from gradstream.shared.catalog import EngineCard
+from gradstream.shared.columns import Column
+from gradstream.shared.ids import ModelId
+from gradstream.shared.joblog.port import Commit, LogEntry, RecordKind, RecordWrite
+from gradstream.shared.joblog.redis_feed import RedisFeed
+from gradstream.shared.wire import (
+    CreateModel,
+    CreateModelDone,
+    Failed,
+    ForwardBackward,
+    ForwardBackwardDone,
+    Job,
+    LoadWeights,
+    LoadWeightsDone,
+    OptimStep,
+    OptimStepDone,
+    Outcome,
+    Plan,
+    Sample,
+    SampleDone,
+    SaveForSampler,
+    SaveForSamplerDone,
+    SaveWeights,
+    SaveWeightsDone,
+    Sequence,
+    TopK,
+    UnloadModel,
+    UnloadModelDone,
+)
+
+
+class EchoWorker:
+    """Runs in a thread between start and stop. Between pause and resume it reads nothing, so that jobs pile up."""
+
+    def __init__(self, url: str, *, engine: str, card: EngineCard) -> None:
+        self._feed = RedisFeed(url, engine=engine)
+        self._card = card
+        self._stop = threading.Event()
+        self._paused = threading.Event()
+        self._idle = threading.Event()
+        self.seen: list[tuple[str, int, str]] = []
+        self.error: BaseException | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="echo-worker")
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(20), self.error
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(20)
+        if self.error is not None:
+            raise self.error
+
+    def pause(self) -> None:
+        """Return once nothing is being read."""
+        self._idle.clear()
+        self._paused.set()
+        assert self._idle.wait(20), self.error
+
+    def resume(self) -> None:
+        self._paused.clear()
+
+    def _run(self) -> None:
+        try:
+            with self._feed:
+                epoch = self._feed.acquire(owner="echo")
+                self._feed.publish_card(self._card, epoch=epoch)
+                self._ready.set()
+                self._serve(epoch)
+                self._feed.release(epoch)
+        except BaseException as error:  # noqa: BLE001  handed to the test that stops the worker
+            self.error = error
+            self._ready.set()
+
+    def _serve(self, epoch: int) -> None:
+        cursor, number = self._feed.cursor(), 0
+        while not self._stop.is_set():
+            self._feed.renew(epoch)
+            if self._paused.is_set():
+                self._idle.set()
+                self._stop.wait(0.01)
+                continue
+            for entry in self._feed.read(cursor, count=64, block_ms=50):
+                if entry.is_open:
+                    number += 1
+                    self._feed.commit(self._commit(entry, epoch=epoch, number=number))
+                cursor = entry.entry_id
+
+    def _commit(self, entry: LogEntry, *, epoch: int, number: int) -> Commit:
+        job = entry.job
+        self.seen.append((job.owner, job.seq, job.op))
+        payload = codec.decode_payload(job.payload)
+        outcome = self._outcome(job, payload)
+        plan = Plan(kind=job.op, future_ids=[job.future_id], row_budget_tokens=self._card.max_context_tokens)
+        return Commit(
+            epoch=epoch,
+            number=number,
+            outcomes=[(job, outcome)],
+            plan=msgspec.msgpack.encode(plan),
+            cursor=entry.entry_id,
+            records=list(_records(job, payload, outcome)),
+        )
+
+    def _outcome(self, job: Job, payload: object) -> Outcome:  # noqa: PLR0911  one answer per payload
+        match payload:
+            case CreateModel():
+                return CreateModelDone(model_id=ModelId(job.owner))
+            case ForwardBackward():
+                return self._forward_backward(payload)
+            case OptimStep() if payload.adam.learning_rate == 666.0:
+                return Failed(code="non_finite", category="user", message="the gradient is not finite")
+            case OptimStep():
+                return OptimStepDone(metrics={"grad_norm": 0.0})
+            case SaveWeights():
+                return SaveWeightsDone(path=f"tinker://{job.owner}/weights/{payload.name}")
+            case LoadWeights():
+                return LoadWeightsDone(path=payload.path, model_id=ModelId(job.owner))
+            case SaveForSampler(name=str(name)):
+                return SaveForSamplerDone(path=f"tinker://{job.owner}/sampler_weights/{name}")
+            case SaveForSampler():
+                return SaveForSamplerDone(sampler_id=payload.sampler_id)
+            case UnloadModel():
+                return UnloadModelDone(model_id=ModelId(job.owner))
+            case Sample():
+                return self._sample(payload)
+            case _:
+                raise AssertionError(payload)
+
+    def _forward_backward(self, payload: ForwardBackward) -> Outcome:
+        logprob = np.float32(-math.log(self._card.vocab_size))
+        logprobs = [np.full(int(n), logprob, dtype=np.float32) for n in payload.tokens.lengths_array()]
+        weights = payload.inputs.get("weights")
+        total = float(weights.values().sum()) if weights is not None else float(sum(map(len, logprobs)))
+        return ForwardBackwardDone(
+            outputs={"logprobs": Column.of(list(logprobs), dtype="float32")},
+            metrics={"loss:sum": -float(logprob) * total},
+            backward=payload.backward,
+        )
+
+    def _sample(self, payload: Sample) -> Outcome:
+        logprob = np.float32(-math.log(self._card.vocab_size))
+        num = payload.params.max_tokens
+        length = len(payload.prompt) // 4
+
+        def topk(positions: int, k: int) -> TopK | None:
+            ids = np.tile(np.arange(k, dtype="<i4"), positions)
+            return (
+                TopK(token_ids=ids.tobytes(), logprobs=np.full(ids.shape, logprob).tobytes(), k=k, length=positions)
+                if k
+                else None
+            )
+
+        sequences = []
+        for index in range(payload.num_samples):
+            rng = np.random.default_rng((payload.params.seed or 0, index))
+            tokens = rng.integers(0, self._card.vocab_size, num, dtype=np.int32)
+            sequences.append(
+                Sequence(
+                    stop_reason="length",
+                    tokens=tokens.tobytes(),
+                    logprobs=np.full(num, logprob, dtype="<f4").tobytes(),
+                    topk=topk(num, payload.topk_sample_logprobs),
+                )
+            )
+        prompt = np.full(length, logprob, dtype="<f4")
+        prompt[0] = np.nan
+        return SampleDone(
+            sequences=sequences,
+            prompt_logprobs=prompt.tobytes() if payload.prompt_logprobs else None,
+            topk_prompt=topk(length, payload.topk_prompt_logprobs),
+        )
+
+
+def _records(job: Job, payload: object, outcome: Outcome) -> Iterator[RecordWrite]:
+    tenant = str(job.tenant)
+    match outcome:
+        case CreateModelDone() | LoadWeightsDone():
+            yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields={"state": "ready"})
+        case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)):
+            fields = {"tenant": tenant, "base_model": "tests/uniform", "rank": "8"}
+            yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=fields)
+        case SaveForSamplerDone(sampler_id=str(sampler)):
+            assert isinstance(payload, SaveForSampler)
+            fields = {
+                "tenant": tenant,
+                "session": str(payload.session_id),
+                "base_model": "tests/uniform",
+                "model_path": f"tinker://{job.owner}/ephemeral/{sampler}",
+            }
+            yield RecordWrite(kind=RecordKind.SAMPLER, record_id=sampler, fields=fields)
+        case UnloadModelDone():
+            yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields=None)
+        case _:
+            return
+
+
+@contextlib.contextmanager
+def echo_worker(url: str, *, engine: str, card: EngineCard) -> Iterator[EchoWorker]:
+    """A running worker."""
+    worker = EchoWorker(url, engine=engine, card=card)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()

@@ -1,0 +1,80 @@
+"""The body of asample becomes a payload, or an error that names the field."""
+
+import msgspec
+import pytest
+from tests.support.cards import CONTEXT_TOKENS, UNIFORM_CARD, VOCAB_SIZE
+
+from gradstream.api.config import ApiConfig
+from gradstream.api.tinker.sampling_body import parse_sample, sample_payload
+from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.wire import Sample
+
+
+def body(**fields: object) -> dict:
+    prompt = {"chunks": [{"tokens": [1, 2, 3], "type": "encoded_text"}]}
+    return {"prompt": prompt, "sampling_params": {"max_tokens": 4}, "type": "sample", **fields}
+
+
+def payload(fields: dict) -> Sample:
+    parsed = parse_sample(msgspec.json.encode(fields))
+    return sample_payload(parsed, path=None, card=UNIFORM_CARD, config=ApiConfig())
+
+
+@pytest.mark.parametrize(
+    ("stop", "token_ids", "texts"),
+    [
+        (None, None, None),
+        ("END", None, ["END"]),
+        (["a", "b"], None, ["a", "b"]),
+        ([7, 8], [7, 8], None),
+        ([], [], []),
+    ],
+)
+def test_each_form_of_stop_has_its_meaning(stop: object, token_ids: object, texts: object) -> None:
+    params = payload(body(sampling_params={"max_tokens": 1, "stop": stop})).params
+    assert (params.stop_token_ids, params.stop_texts) == (token_ids, texts)
+
+
+def test_max_tokens_defaults_to_the_room_after_the_prompt() -> None:
+    assert payload(body(sampling_params={})).params.max_tokens == CONTEXT_TOKENS - 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_samples": 0}, "num_samples: 0 is not between 1 and"),
+        ({"num_samples": 10**6}, "num_samples: 1000000"),
+        ({"prompt": {"chunks": []}}, "prompt: has no tokens"),
+        (
+            {"prompt": {"chunks": [{"tokens": [VOCAB_SIZE], "type": "encoded_text"}]}},
+            r"prompt.tokens\[0\]: token id 1000",
+        ),
+        ({"prompt": {"chunks": [{"tokens": [1] * CONTEXT_TOKENS, "type": "encoded_text"}]}}, "leave no room"),
+        (
+            {"sampling_params": {"max_tokens": CONTEXT_TOKENS}},
+            "sampling_params.max_tokens: 128 is not between 1 and 125",
+        ),
+        ({"sampling_params": {"max_tokens": 0}}, "sampling_params.max_tokens: 0"),
+        ({"sampling_params": {"temperature": -1}}, "sampling_params.temperature: -1"),
+        ({"sampling_params": {"top_p": 0}}, "sampling_params.top_p: 0"),
+        ({"sampling_params": {"top_k": 0}}, "sampling_params.top_k: 0"),
+        ({"sampling_params": {"seed": 2**64}}, "sampling_params.seed"),
+        ({"sampling_params": {"stop": ["a", 1]}}, "mixes texts and token ids"),
+        ({"sampling_params": {"stop": [""]}}, "a text must have"),
+        ({"sampling_params": {"stop": [VOCAB_SIZE]}}, "stop: token id 1000 is outside"),
+        ({"sampling_params": {"best_of": 1}}, "unknown field `best_of`"),
+        ({"topk_prompt_logprobs": -1}, "topk_prompt_logprobs: -1"),
+        ({"prompt_alt_tokens_k": 1}, "prompt_alt_tokens_k: this server does not offer it"),
+        ({"prompt_logprobs_last_n": 1}, "prompt_logprobs_last_n"),
+        ({"target_prompt_logprobs": {"data": []}}, "target_prompt_logprobs"),
+        ({"record_stability_info": True}, "record_stability_info"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(fields: dict, message: str) -> None:
+    with pytest.raises((InvalidRequest, Unsupported), match=message):
+        payload(body(**fields))
+
+
+def test_fields_that_ask_for_nothing_are_accepted() -> None:
+    nothing = {"target_prompt_logprobs": None, "prompt_alt_tokens_k": 0, "record_stability_info": False}
+    assert payload(body(**nothing)).num_samples == 1
