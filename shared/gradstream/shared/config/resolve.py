@@ -1,0 +1,168 @@
+"""Settings as written to settings as used on this machine: defaults filled, impossible values refused, adaptations named."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from gradstream.shared.config.machine import Machine
+from gradstream.shared.config.problems import ConfigError, Problem
+from gradstream.shared.config.settings import Settings
+from gradstream.shared.config.support import CPU_DEFAULTS, ZMQ, Only, device_of, supported_values
+
+# Names for model_path, and the directory below the cache that `gradstream models fetch NAME` fills.
+PACKAGED_MODELS = {"smollm2-135m-instruct": "models/HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Never taken from a default in silence: it decides what is trained.
+_MUST_BE_WRITTEN = frozenset({"enable_lora"})
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One thing to say at start about a field: a default that was adapted, or a setting without effect here."""
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """Settings in which every value is the one in use, and what to say about them."""
+
+    settings: Settings
+    notices: tuple[Notice, ...]
+
+
+def resolve(settings: Settings, machine: Machine) -> Resolved:
+    """The settings in use on machine. Raises ConfigError with everything that cannot be had."""
+    problems: list[Problem] = []
+    notices: list[Notice] = []
+    device = device_of(settings, machine)
+    if settings.device == "cuda" and not machine.has_cuda:
+        problems.append(Problem("", "device: 'cuda' needs an NVIDIA GPU and a torch built for it; use cpu or auto"))
+    changes = _possible(settings, device, problems, notices)
+    changes |= _cpu_defaults(settings, device, notices)
+    changes |= _ranks(settings, problems)
+    changes |= _model(settings, machine, problems)
+    changes |= _derived(settings, device, machine, changes)
+    _check_pairs(settings, problems)
+    if problems:
+        raise ConfigError(problems)
+    if zmq := [name for name in ZMQ if name in settings.explicit]:
+        notices.append(Notice(zmq[0], f"{', '.join(zmq)}: no effect, since Redis takes the place of ZMQ here"))
+    return Resolved(settings=msgspec.structs.replace(settings, **changes), notices=tuple(notices))
+
+
+def _possible(settings: Settings, device: str, problems: list[Problem], notices: list[Notice]) -> dict[str, object]:
+    changes: dict[str, object] = {}
+    for name, only in supported_values(device).items():
+        value = getattr(settings, name)
+        if value in only.values:
+            continue
+        if name in settings.explicit or name in _MUST_BE_WRITTEN:
+            problems.append(Problem("", _refusal(name, value, only)))
+        else:
+            changes[name] = only.values[0]
+            notices.append(Notice(name, f"{name}: {_yaml(only.values[0])} here; the default {_yaml(value)} {only.why}"))
+    return changes
+
+
+def _refusal(name: str, value: object, only: Only) -> str:
+    return f"{name}: {_yaml(value)} {only.why}; use {' or '.join(map(_yaml, only.values))}"
+
+
+def _yaml(value: object) -> str:
+    return '""' if value == "" else value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _cpu_defaults(settings: Settings, device: str, notices: list[Notice]) -> dict[str, object]:
+    changes = {name: value for name, value in CPU_DEFAULTS.items() if device == "cpu" and name not in settings.explicit}
+    for name, value in changes.items():
+        notices.append(
+            Notice(name, f"{name}: {_yaml(value)} here; the default {_yaml(getattr(settings, name))} is for GPUs")
+        )
+    return changes
+
+
+def _ranks(settings: Settings, problems: list[Problem]) -> dict[str, object]:
+    """One of num_ranks and data_parallel_replicate_size gives the other, as long as no other axis exists."""
+    ranks, replicas = settings.num_ranks, settings.data_parallel_replicate_size
+    if {"num_ranks", "data_parallel_replicate_size"} <= settings.explicit and ranks != replicas:
+        problems.append(
+            Problem("", f"num_ranks: {ranks} is not the product of the parallel sizes, which is {replicas}")
+        )
+    size = ranks if "num_ranks" in settings.explicit else replicas
+    if size > 1 and settings.data_parallel_mode == "none":
+        problems.append(Problem("", f"data_parallel_mode: none has one rank, not {size}; use ddp"))
+    return {"num_ranks": size, "data_parallel_replicate_size": size}
+
+
+def _model(settings: Settings, machine: Machine, problems: list[Problem]) -> dict[str, object]:
+    model_path, problem = _existing(settings.model_path, "model_path", machine)
+    tokenizer_path = model_path
+    problems.extend(problem)
+    if settings.tokenizer_path is not None:
+        tokenizer_path, problem = _existing(settings.tokenizer_path, "tokenizer_path", machine)
+        problems.extend(problem)
+    return {
+        "model_path": model_path,
+        "model_name": settings.model_name or settings.model_path,
+        "tokenizer_path": tokenizer_path,
+        "tokenizer_id": settings.tokenizer_id or tokenizer_path,
+    }
+
+
+def _existing(text: str, field: str, machine: Machine) -> tuple[str, list[Problem]]:
+    """The absolute path of a directory, a hub id as it is, or a problem."""
+    if (inside := PACKAGED_MODELS.get(text)) is not None:
+        directory = machine.cache_dir / inside
+        if (directory / "config.json").is_file():
+            return str(directory), []
+        return text, [
+            Problem("", f"{field}: {text} is not on this machine yet; get it with `gradstream models fetch {text}`")
+        ]
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            return text, [Problem("", f"{field}: {text} has no config.json; it must be a Hugging Face model directory")]
+        return str(path.resolve()), []
+    if _HUB_ID.fullmatch(text):
+        return text, []
+    return text, [
+        Problem("", f"{field}: no directory {text} (seen from {Path.cwd()}), and no Hugging Face id ORGANISATION/NAME")
+    ]
+
+
+def _derived(settings: Settings, device: str, machine: Machine, changes: dict[str, object]) -> dict[str, object]:
+    output_dir = Path(settings.output_dir).expanduser().resolve()
+    num_ranks = changes["num_ranks"]
+    assert isinstance(num_ranks, int)
+    row_tokens = changes.get("sample_packing_sequence_len", settings.sample_packing_sequence_len)
+    return {
+        "device": device,
+        "output_dir": str(output_dir),
+        "redis_data_dir": settings.redis_data_dir or str(output_dir / "redis"),
+        "torch_threads": settings.torch_threads or max(1, machine.num_cores // num_ranks),
+        "batch_budget_tokens": settings.batch_budget_tokens or row_tokens,
+    }
+
+
+def _check_pairs(settings: Settings, problems: list[Problem]) -> None:
+    """Fields that must agree with one another."""
+    rules = (
+        ("lora_rank", "max_lora_rank", "the highest rank"),
+        ("max_queued_bytes_per_tenant", "max_queued_bytes", "the budget of all tenants"),
+        ("restart_backoff_s", "max_restart_backoff_s", "the longest pause"),
+    )
+    for low, high, meaning in rules:
+        if getattr(settings, low) > getattr(settings, high):
+            low_value, high_value = getattr(settings, low), getattr(settings, high)
+            problems.append(Problem("", f"{low}: {low_value} is above {high}: {high_value}, {meaning}"))
+    embedded = ("redis_data_dir", "redis_binary", "redis_memory_limit", "durability")
+    if settings.redis_url is not None and (useless := [name for name in embedded if name in settings.explicit]):
+        names = ", ".join(useless)
+        problems.append(
+            Problem("", f"{names}: of the embedded server, which redis_url replaces; remove one of the two")
+        )

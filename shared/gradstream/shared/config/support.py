@@ -1,0 +1,124 @@
+"""Which values of which fields exist today; the rest are refused at start in a sentence."""
+
+from dataclasses import dataclass
+
+from gradstream.shared.config.machine import Machine
+from gradstream.shared.config.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """values: what can be had, the best one first. why: the rest of the sentence "FIELD: VALUE ..." about any other value."""
+
+    values: tuple[object, ...]
+    why: str
+
+
+# Of another transport: accepted, and named together in one notice.
+ZMQ = ("worker_bind_host", "worker_bind_port", "engine_connect_host", "worker_bind_address")
+
+_FSDP = "belongs to FSDP2 sharding, which does not exist yet"
+_DEEPEP = "belongs to DeepEP, which does not exist yet"
+_MUON = "belongs to the muon optimizer, which does not exist yet"
+_PIPELINE = "belongs to pipeline parallelism, which does not exist yet"
+_QLORA = "belongs to quantized training, which does not exist yet"
+_MERGE = "belongs to merging adapters while training, which does not exist yet"
+_FUSED = "asks for a fused kernel, which does not exist yet"
+_FLOAT32 = "asks for less than float32 where everything is computed in float32"
+
+# Fields that have one value today, whatever the machine.
+_EVERYWHERE: dict[str, Only] = {
+    "enable_lora": Only((True,), "asks for full-weight training, which does not exist yet"),
+    "config_path": Only((None,), "asks for a config from elsewhere; the one in model_path is used"),
+    "ep_dispatch": Only(("alltoall",), _DEEPEP),
+    "deepep_buffer_size_gb": Only((2.0,), _DEEPEP),
+    "deepep_num_sms": Only((20,), _DEEPEP),
+    "deepep_async_combine": Only((False,), _DEEPEP),
+    "moe_implementation": Only((None, "eager"), "is a mixture-of-experts kernel that does not exist yet"),
+    "merge_qkv": Only((False,), "asks for fused q, k and v projections, which do not exist yet"),
+    "basic_modules": Only(([],), _FSDP),
+    "foundation": Only(({},), "has no meaning for the models that exist today"),
+    "encoders": Only(({},), "asks for media other than text, which do not exist yet"),
+    "rmsnorm_native": Only((True,), _FUSED),
+    "activation_native": Only((True,), _FUSED),
+    "rope_native": Only((True,), _FUSED),
+    "attention_cast_bf16": Only((False,), "asks for a cast that does not exist yet"),
+    "data_parallel_mode": Only(("ddp", "none"), "asks for a sharded model, which does not exist yet"),
+    "data_parallel_shard_size": Only((1,), _FSDP),
+    "tensor_parallel_size": Only((1,), "asks for tensor parallelism, which does not exist yet"),
+    "pipeline_parallel_size": Only((1,), "asks for pipeline parallelism, which does not exist yet"),
+    "pipeline_parallel_schedule": Only(("1F1B",), _PIPELINE),
+    "pp_variable_seq_lengths": Only((True,), _PIPELINE),
+    "expert_parallel_size": Only((1,), "asks for expert parallelism, which does not exist yet"),
+    "ulysses_parallel_size": Only((1,), "asks for context parallelism, which does not exist yet"),
+    "ringattn_parallel_size": Only((1,), "asks for ring attention, which does not exist yet"),
+    "cp_fsdp_mode": Only(("all",), _FSDP),
+    "reshard_after_forward": Only((True,), _FSDP),
+    "enable_full_shard": Only((True,), _FSDP),
+    "enable_forward_prefetch": Only((False,), _FSDP),
+    "enable_gradient_checkpointing": Only((False,), "asks for recomputed activations, which do not exist yet"),
+    "enable_reentrant": Only((False,), "belongs to gradient checkpointing, which does not exist yet"),
+    "enable_activation_offload": Only((False,), "asks for offloaded activations, which do not exist yet"),
+    "enable_compile": Only((False,), "asks for compiled layers, which do not exist yet"),
+    "init_device": Only(
+        ("meta",), "asks for a model that is built before its weights are read; it is filled from the files at once"
+    ),
+    "load_weights_mode": Only(("auto", "safetensors"), "asks for a kind of weight files that cannot be read yet"),
+    "ce_mode": Only(("eager",), "asks for a compiled cross-entropy, which does not exist yet"),
+    "enable_self_test": Only((False,), "asks for a self-test, which does not exist yet"),
+    "optimizer": Only(("adamw",), "is an optimizer that does not exist yet"),
+    "optimizer_dtype": Only(("fp32",), "asks for optimizer state in bfloat16, which does not exist yet"),
+    "muon_lr": Only((0.02,), _MUON),
+    "muon_momentum": Only((0.95,), _MUON),
+    "muon_nesterov": Only((True,), _MUON),
+    "muon_ns_steps": Only((5,), _MUON),
+    "muon_adjust_lr_fn": Only((None,), _MUON),
+    "lora_target_modules": Only(
+        (None,), "asks for chosen modules, which do not exist yet; clients choose attention, MLP and unembedding"
+    ),
+    "moe_shared_lora": Only((False,), "asks for adapters shared by experts, which do not exist yet"),
+    "moe_hybrid_shared_lora": Only((False,), "asks for adapters shared by experts, which do not exist yet"),
+    "enable_qlora": Only((False,), _QLORA),
+    "quant_format": Only(("nvfp4",), _QLORA),
+    "quant_group_size": Only((16,), _QLORA),
+    "qlora_exclude_modules": Only((None,), _QLORA),
+    "merge_lora_interval": Only((0,), _MERGE),
+    "reset_optimizer_on_merge": Only((False,), _MERGE),
+    "freeze_router": Only((True,), "asks for trained routers, which do not exist yet"),
+    "ckpt_manager": Only(("dcp",), "is a format of full-weight checkpoints that does not exist yet"),
+    "load_checkpoint_path": Only(
+        ("",), "asks to start from a checkpoint, which does not exist yet; clients load theirs"
+    ),
+    "skip_initial_checkpoint": Only(
+        (True,), "asks for a checkpoint of the untrained model, which adapters do not have"
+    ),
+    "log_gradient_norms": Only((False,), "asks for a log of gradient norms, which does not exist yet"),
+    "log_router_stats": Only((False,), "asks for a log of router statistics, which does not exist yet"),
+}
+
+_ON_CPU: dict[str, Only] = {
+    "attn_implementation": Only(("sdpa", "eager"), "cannot run on a CPU"),
+    "enable_mixed_precision": Only((False,), "asks for bfloat16, which is slower than float32 on a CPU"),
+    "router_fp32": Only((True,), _FLOAT32),
+    "lm_head_fp32": Only((True,), _FLOAT32),
+}
+_ON_CUDA: dict[str, Only] = {
+    "attn_implementation": Only(("native", "sdpa", "eager"), "is an attention backend that does not exist yet"),
+    "router_fp32": Only((True,), "asks for less than float32, which does not exist yet"),
+    "lm_head_fp32": Only((True,), "asks for less than float32, which does not exist yet"),
+}
+
+# Defaults that a CPU cannot carry. Activations of one token of a 135M model take about 3 MB.
+CPU_DEFAULTS: dict[str, object] = {"sample_packing_sequence_len": 2048}
+
+
+def supported_values(device: str) -> dict[str, Only]:
+    """The fields that have fewer values than their type allows when the engine runs on device (cpu or cuda)."""
+    return _EVERYWHERE | (_ON_CPU if device == "cpu" else _ON_CUDA)
+
+
+def device_of(settings: Settings, machine: Machine) -> str:
+    """cpu or cuda: what `device` means on machine."""
+    if settings.device == "auto":
+        return "cuda" if machine.has_cuda else "cpu"
+    return settings.device
