@@ -238,9 +238,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Names the engine in Redis keys: gs:{NAME}:..."),
     ] = "main"
     redis_url: Annotated[
-        str | None,
+        Annotated[str, Meta(pattern="^(redis|rediss|unix)://")] | None,
         Meta(
-            pattern="^(redis|rediss|unix)://",
             description="Redis 7.0 or newer, or Valkey. null = start the embedded server.",
         ),
     ] = None
