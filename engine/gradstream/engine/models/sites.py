@@ -37,7 +37,7 @@ def adapt(model: nn.Module, slot: PassSlot) -> list[Site]:
             )
         sites.extend(found)
     head = model.get_submodule(_HEAD)
-    if not isinstance(head, nn.Linear) or head.bias is not None:
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
         raise Unsupported(f"model: {type(model).__name__}: lm_head must be a linear layer without bias")
     sites.append(_linear_site(head, name=_HEAD, kind=SiteKind.HEAD, group=SiteGroup.UNEMBED, index=len(sites)))
     return sites
@@ -64,8 +64,10 @@ def _adapt_layer(layer: nn.Module, *, prefix: str, slot: PassSlot, first_index: 
 
 
 def _check_experts(module: nn.Module, name: str) -> None:
+    if not hasattr(module, "_apply_gate"):
+        raise Unsupported(f"model: {name}: {type(module).__name__} has no gate that this engine can call")
     for fact, wanted in _EXPERT_FACTS.items():
-        value = getattr(module, fact, None)
+        value = getattr(module, fact, wanted)
         if value is not wanted:
             raise Unsupported(
                 f"model: {name}: experts with {fact}={value} are not supported; only fused, gated, concatenated experts "

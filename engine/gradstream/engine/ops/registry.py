@@ -7,17 +7,18 @@ from typing import Any, Generic, TypeVar
 from gradstream.engine.registry import Registry
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import GradstreamError
-from gradstream.shared.wire import Done, Failed, Job, Outcome, Payload
+from gradstream.shared.wire import Done, Failed, Job, Outcome, Payload, Plan
 
 P = TypeVar("P", bound=Payload)
 
 
 @dataclass(frozen=True, slots=True)
 class OpJob(Generic[P]):
-    """A job with its payload decoded."""
+    """A job with its payload decoded, and the plan of its batch."""
 
     job: Job
     payload: P
+    plan: Plan
 
 
 # Serves jobs of one payload type in order and returns one outcome for each, on every rank. A job's own error is its Failed

@@ -1,0 +1,90 @@
+"""The training engine of one rank: open it, ask what it offers, let it execute batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gradstream.engine import ops
+from gradstream.engine.config import EngineConfig
+from gradstream.engine.losses._base import LOSSES
+from gradstream.engine.models.build import load_base
+from gradstream.engine.numerics import configure, fingerprint, resolve_dtype
+from gradstream.engine.ops.registry import OPS, OpJob, failed
+from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.registry import import_siblings
+from gradstream.engine.state import EngineState
+from gradstream.shared.catalog import EngineCard
+from gradstream.shared.codec import decode_payload
+from gradstream.shared.errors import GradstreamError, InvalidRequest
+from gradstream.shared.wire import Batch, Outcome, Payload
+
+import_siblings(ops)
+
+
+class Engine:
+    """Executes batches. Every rank calls execute with the same batches in the same order."""
+
+    def __init__(self, state: EngineState) -> None:
+        self.state = state
+
+    @classmethod
+    def open(cls, config: EngineConfig, comm: Comm) -> "Engine":
+        """Load the base model; raises Unsupported when it cannot be served."""
+        configure(config)
+        device = torch.device(config.device)
+        base = load_base(
+            config.model_path,
+            device=device,
+            dtype=resolve_dtype(config.dtype, device),
+            attention=config.attention,
+        )
+        return cls(EngineState(config=config, comm=comm, base=base))
+
+    def card(self, *, epoch: int) -> EngineCard:
+        """What the API may tell clients about this engine."""
+        state = self.state
+        return EngineCard(
+            model_name=state.config.model_name,
+            model_aliases=list(state.config.model_aliases),
+            tokenizer_id=state.config.tokenizer_id,
+            architecture=state.base.facts.architecture,
+            vocab_size=state.base.vocab_size,
+            max_context_tokens=state.max_context_tokens,
+            max_lora_rank=state.config.max_lora_rank,
+            num_ranks=state.comm.size,
+            epoch=epoch,
+            fingerprint=fingerprint(state.config, state.base, state.comm),
+            losses=[loss.card for loss in LOSSES.values()],
+        )
+
+    def execute(self, batch: Batch) -> list[Outcome]:
+        """One outcome for each job, in the batch's order; the batch's jobs share one op.
+
+        A job's own error is its Failed outcome and leaves the state as it was before the job. Anything else is raised: the state
+        can no longer be trusted, and the process must end.
+        """
+        decoded = [_decode(job.payload) for job in batch.jobs]
+        jobs = [
+            OpJob(job, payload, batch.plan)
+            for job, payload in zip(batch.jobs, decoded, strict=True)
+            if not isinstance(payload, GradstreamError)
+        ]
+        served = iter(self._serve(jobs))
+        return [failed(payload) if isinstance(payload, GradstreamError) else next(served) for payload in decoded]
+
+    def _serve(self, jobs: Sequence[OpJob[Any]]) -> list[Outcome]:  # Any: the payload types are told apart here
+        if not jobs:
+            return []
+        kinds = {type(job.payload) for job in jobs}
+        assert len(kinds) == 1, f"a batch mixes {sorted(kind.__name__ for kind in kinds)}"
+        outcomes = OPS[kinds.pop()](self.state, jobs)
+        assert len(outcomes) == len(jobs)
+        return outcomes
+
+
+def _decode(data: bytes) -> Payload | InvalidRequest:
+    try:
+        return decode_payload(data)
+    except InvalidRequest as error:
+        return error

@@ -1,0 +1,55 @@
+"""Dtype and determinism rules, and the text that names everything on which result bits depend."""
+
+import torch
+import transformers
+from torch.backends import cpu as cpu_backend
+
+from gradstream.engine.config import DTypePolicy, EngineConfig
+from gradstream.engine.models.base import BaseModel
+from gradstream.engine.parallel.comm import Comm
+
+
+def resolve_dtype(policy: DTypePolicy, device: torch.device) -> torch.dtype:
+    """The compute dtype of the base model. Adapters, their gradients and moments are fp32 in any case."""
+    match policy:
+        case DTypePolicy.FLOAT32:
+            return torch.float32
+        case DTypePolicy.BFLOAT16:
+            return torch.bfloat16
+        case DTypePolicy.AUTO:
+            # On CPUs bf16 products are several times slower than fp32, and small LoRA updates vanish in rounding.
+            return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def configure(config: EngineConfig) -> None:
+    """Set this process's torch switches: threads, true fp32 products, deterministic algorithms on CPU."""
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
+    torch.set_float32_matmul_precision("highest")
+    if torch.device(config.device).type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # Filling every fresh tensor would only hide reads of unwritten memory, at a cost in each pass.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
+    """Two engines with the same fingerprint give the same bits for the same batches."""
+    facts = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": _device_name(base.device),
+        "dtype": str(base.compute_dtype).removeprefix("torch."),
+        "attention": config.attention,
+        "threads": str(torch.get_num_threads()),
+        "ranks": str(comm.size),
+        "model": base.facts.digest,
+        "lora_alpha": str(config.lora_alpha),
+        "seed": str(config.seed),
+    }
+    return " ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu-{cpu_backend.get_cpu_capability()}"
+    return torch.cuda.get_device_name(device).replace(" ", "-")

@@ -1,0 +1,115 @@
+"""One packed row through the model: log-probabilities, losses and gradients.
+
+Legend: T tokens of the row, C candidates (targets) per token, N tokens of one job.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
+from gradstream.engine.datums import Datums
+from gradstream.engine.head import Head
+from gradstream.engine.losses._base import LossArguments, LossResult, evaluate
+from gradstream.engine.models.base import BaseModel
+from gradstream.engine.packing import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobTensors:
+    """A job of the batch on the device, and where its results go.
+
+    grad: flat in the adapter's layout, added to; None for a forward. logprobs_NC and elementwise_NC are written.
+    """
+
+    adapter: Adapter
+    datums: Datums
+    tokens_N: Tensor
+    targets_NC: Tensor
+    inputs: dict[str, Tensor]
+    grad: Tensor | None
+    logprobs_NC: Tensor
+    elementwise_NC: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Span:
+    """A job's tokens in the row, [start, end), and the same tokens among the job's own, [first, last)."""
+
+    job: JobTensors
+    start: int
+    end: int
+    first: int
+    last: int
+    lengths: list[int]
+
+
+def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
+    """Write every placed datum's outputs, and add its gradient to its job's buffer where there is one."""
+    spans = _spans(row, jobs)
+    is_training = any(span.job.grad is not None for span in spans)
+    adapters = AdapterPass(
+        [AdapterSlice(start=s.start, end=s.end, weights=s.job.adapter, grad=s.job.grad) for s in spans],
+        compute_dtype=base.compute_dtype,
+    )
+    context = base.packed([placement.length for placement in row.placements])
+    tokens_T = torch.cat([span.job.tokens_N[span.first : span.last] for span in spans])
+    with torch.set_grad_enabled(is_training):
+        hidden_TD = base.hidden(tokens_T, context.segments.positions, attention=context, adapters=adapters)
+
+    head = Head(base, hidden_TD, adapters)
+    logprobs_TC = head.logprobs(_targets(spans), keep=is_training)
+    grad_TC = torch.zeros_like(logprobs_TC)
+    for span in spans:
+        width = span.job.datums.num_candidates
+        logprobs_NC = logprobs_TC[span.start : span.end, :width]
+        result = _loss(span, logprobs_NC)
+        span.job.logprobs_NC[span.first : span.last] = logprobs_NC
+        span.job.elementwise_NC[span.first : span.last] = result.elementwise_TC
+        # A loss that is not finite fails its job; its gradient is never used.
+        if result.grad_TC is not None and bool(result.elementwise_TC.isfinite().all()):
+            grad_TC[span.start : span.end, :width] = result.grad_TC
+    if is_training and bool(grad_TC.any()):
+        grad_hidden_TD = head.backward(grad_TC)
+        if hidden_TD.requires_grad:
+            torch.autograd.backward(hidden_TD, grad_hidden_TD)
+
+
+def _spans(row: Row, jobs: Sequence[JobTensors]) -> list[_Span]:
+    spans = []
+    at = 0
+    for number, group in groupby(row.placements, key=lambda placement: placement.job):
+        placements = list(group)
+        lengths = [placement.length for placement in placements]
+        first = sum(jobs[number].datums.lengths[: placements[0].datum])
+        size = sum(lengths)
+        spans.append(_Span(job=jobs[number], start=at, end=at + size, first=first, last=first + size, lengths=lengths))
+        at += size
+    return spans
+
+
+def _targets(spans: Sequence[_Span]) -> Tensor:
+    """int64 [T, C] for the widest job; narrower ones repeat token 0, which nobody reads."""
+    width = max(span.job.datums.num_candidates for span in spans)
+    parts_NC = [
+        torch.nn.functional.pad(
+            span.job.targets_NC[span.first : span.last], (0, width - span.job.datums.num_candidates)
+        )
+        for span in spans
+    ]
+    return torch.cat(parts_NC)
+
+
+def _loss(span: _Span, logprobs_NC: Tensor) -> LossResult:
+    job = span.job
+    arguments = LossArguments(
+        logprobs_TC=logprobs_NC,
+        inputs={name: values_NC[span.first : span.last] for name, values_NC in job.inputs.items()},
+        params=job.datums.params,
+        lengths=span.lengths,
+    )
+    return evaluate(job.datums.loss, arguments, with_grad=job.grad is not None)
