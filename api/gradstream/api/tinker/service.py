@@ -10,6 +10,8 @@ from gradstream.api.tinker.training_json import typed
 from gradstream.shared.errors import Unavailable
 
 router = APIRouter()
+# What the SDK puts into one request unless told otherwise.
+_CHUNK_DATUMS = 1024
 _MAX_TELEMETRY_BYTES = 8 * 1024 * 1024
 
 
@@ -25,7 +27,7 @@ class ClientConfig(BaseModel):
     parallel_fwdbwd_chunks: bool = True
     proto_compress_fwdbwd: bool = True
     proto_write_fwdbwd: bool = True
-    fwdbwd_max_chunk_len: int = 1024
+    fwdbwd_max_chunk_len: int
     fwdbwd_max_chunk_bytes_count: int = 5_000_000
     sample_use_retrieve_futures: bool = False
     custom_loss_server_side: bool = False
@@ -72,7 +74,8 @@ _TELEMETRY = msgspec.json.Decoder(_Telemetry)
 async def client_config(request: Request) -> ClientConfig:
     """Flags for the SDK. A 404 here is fatal for it."""
     await small_body(request, ClientConfigBody)
-    return ClientConfig()
+    max_datums = parts_of(request).config.max_datums
+    return ClientConfig(fwdbwd_max_chunk_len=min(_CHUNK_DATUMS, max_datums))
 
 
 @router.post("/client/dynamic_config", openapi_extra=documents(ClientConfigBody))

@@ -12,27 +12,18 @@ from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupporte
 T = TypeVar("T")
 
 
-class TextChunk(msgspec.Struct, tag="encoded_text", tag_field="type", forbid_unknown_fields=True):
-    tokens: list[int]
+class Chunk(msgspec.Struct):
+    """Text when it has tokens. The other kinds are recognised by their type to be refused by name; their content is skipped.
 
+    Old SDKs leave the type of a text chunk out, as it is the default.
+    """
 
-class ImageChunk(msgspec.Struct, tag="image", tag_field="type"):
-    """Recognised to be refused by name; its content is skipped."""
-
-
-class ImageAssetPointerChunk(msgspec.Struct, tag="image_asset_pointer", tag_field="type"):
-    """Recognised to be refused by name; its content is skipped."""
-
-
-class DmelChunk(msgspec.Struct, tag="dmel", tag_field="type"):
-    """Recognised to be refused by name; its content is skipped."""
-
-
-JsonChunk = TextChunk | ImageChunk | ImageAssetPointerChunk | DmelChunk
+    type: str = "encoded_text"
+    tokens: list[int] | None = None
 
 
 class ModelInput(msgspec.Struct, forbid_unknown_fields=True):
-    chunks: list[JsonChunk]
+    chunks: list[Chunk]
 
 
 class Tensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -121,11 +112,12 @@ def text_tokens(model_input: ModelInput, field: str) -> Array:
     """All text chunks end to end, int64 [T]; the caller checks the ids."""
     tokens: list[int] = []
     for place, chunk in enumerate(model_input.chunks):
-        if not isinstance(chunk, TextChunk):
-            kind = chunk.__struct_config__.tag
+        if chunk.type != "encoded_text":
             raise Unsupported(
-                f"{field}.chunks[{place}]: {kind} chunks are not supported here; this model reads text only"
+                f"{field}.chunks[{place}]: {chunk.type[:80]} chunks are not supported here; this model reads text only"
             )
+        if chunk.tokens is None:
+            raise InvalidRequest(f"{field}.chunks[{place}]: has no tokens; send encoded_text")
         tokens.extend(chunk.tokens)
     return _whole_numbers(tokens, f"{field}.tokens")
 

@@ -3,10 +3,10 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from gradstream.api.auth import tenant_of
-from gradstream.api.body import Body, documents, parse_small, small_bytes
+from gradstream.api.body import Body, documents, parse_small, small_body, small_bytes
 from gradstream.api.catalog import base_model_name
 from gradstream.api.errors import require
 from gradstream.api.ordered import (
@@ -79,6 +79,19 @@ class LoadWeightsBody(Body):
     type: Literal["load_weights"] = "load_weights"
 
 
+class WeightsInfoBody(Body):
+    tinker_path: str
+
+
+class WeightsInfo(BaseModel):
+    base_model: str
+    is_lora: bool = True
+    lora_rank: int
+    train_unembed: bool
+    train_mlp: bool
+    train_attn: bool
+
+
 @router.post("/save_weights", openapi_extra=documents(SaveWeightsBody))
 async def save_weights(request: Request) -> Answer:
     """Saves adapter and optimizer. The same (model_id, seq_id) with the same content is the same future."""
@@ -125,6 +138,24 @@ async def _save_for_sampler(parts: Parts, body: SaveForSamplerBody, place: Place
                 "path, sampling_session_seq_id: send exactly one; path names a checkpoint, sampling_session_seq_id makes a "
                 "sampler without one"
             )
+
+
+@router.post("/weights_info", openapi_extra=documents(WeightsInfoBody))
+async def weights_info(request: Request) -> WeightsInfo:
+    """What a checkpoint holds; older SDKs ask before they make a model from one."""
+    parts = parts_of(request)
+    body = await small_body(request, WeightsInfoBody)
+    record = await own_record(
+        parts, RecordKind.CHECKPOINT, body.tinker_path, tenant=tenant_of(request), field="tinker_path"
+    )
+    card = await parts.catalog.card()
+    return WeightsInfo(
+        base_model=base_model_name(card, None, saved=record.get("base_model")),
+        lora_rank=int(record["rank"]),
+        train_unembed=record.get("train_unembed") != "0",
+        train_mlp=record.get("train_mlp") != "0",
+        train_attn=record.get("train_attn") != "0",
+    )
 
 
 @router.post("/load_weights", openapi_extra=documents(LoadWeightsBody))
