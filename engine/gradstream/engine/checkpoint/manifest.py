@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from gradstream.shared.errors import StorageFailure, UnknownModel
-from gradstream.shared.ids import TenantId
+from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.wire import LoraSpec
 
 MANIFEST_VERSION = 1
@@ -26,17 +26,20 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint directory holds.
 
-    source: the URI it was saved as. model: the id of the model it was saved from. lora.seed is always set. step: optimizer steps
-    the adapter had taken. created_ms: milliseconds since the Unix epoch. files: by path below the directory.
+    source: the URI it was saved as. job: the future of the job that saved it. model: the id of the model it was saved from.
+    lora.seed is always set. scale: what b @ a is multiplied by. step: optimizer steps the adapter had taken. created_ms:
+    milliseconds since the Unix epoch. files: by path below the directory.
     """
 
     version: int
     kind: Literal["weights", "sampler_weights", "ephemeral"]
     source: str
+    job: FutureId
     model: str
     tenant: TenantId
     base_model: str
     lora: LoraSpec
+    scale: float
     step: int
     has_optimizer: bool
     created_ms: int
