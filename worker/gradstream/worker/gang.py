@@ -20,6 +20,7 @@ from gradstream.worker.models import Models
 from gradstream.worker.plan import Limits
 from gradstream.worker.reader import LogReader
 from gradstream.worker.storage import Storage
+from gradstream.worker.watchdog import Watchdog
 
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ class LeadOptions:
     limits: Limits
     read_ahead_bytes: int
     acquire_timeout_s: float = 120.0
+    operation_timeout_s: float = 1800.0
 
 
 def lead(
@@ -78,14 +80,17 @@ def lead(
         backlog=Backlog(cursor=cursor),
         models=Models(lost=lost, last_checkpoint=last_checkpoint),
         storage=Storage(options.output_dir),
+        watchdog=Watchdog(timeout_s=options.operation_timeout_s, clock=clock),
         clock=clock,
     )
+    crew.watchdog.start()
     crew.reader.start()
     crew.committer.start()
     Leader(crew, epoch=epoch, limits=options.limits, stop=stop).run()
     control.stop()
     crew.reader.close()
     crew.committer.close()
+    crew.watchdog.close()
     keeper.close()
     feed.release(epoch)
     _log.info("stopped", epoch=epoch)

@@ -20,6 +20,7 @@ from gradstream.worker.plan import Limits, Turn, next_turn
 from gradstream.worker.reader import LogReader
 from gradstream.worker.records import Executed, is_creator, record_writes, saved_uri
 from gradstream.worker.storage import Storage
+from gradstream.worker.watchdog import Watchdog
 
 # The kind of a plan whose jobs were answered without the engine.
 REFUSED = "refused"
@@ -40,6 +41,7 @@ class Crew:
     backlog: Backlog
     models: Models
     storage: Storage
+    watchdog: Watchdog
     clock: Clock
 
 
@@ -102,8 +104,9 @@ class Leader:
         self._number += 1
         batch = Batch(number=self._number, epoch=self._epoch, plan=turn.plan, jobs=jobs)
         self._mark_started(jobs)
-        crew.control.run(batch)
-        outcomes = execute(crew.engine, batch)
+        with crew.watchdog.watch(turn.plan.kind):
+            crew.control.run(batch)
+            outcomes = execute(crew.engine, batch)
         self._commit([self._executed(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)], turn.plan)
         _log.info(
             "batch",

@@ -1,0 +1,51 @@
+"""Walks over all records of a kind, for the sweeps of the housekeeping process."""
+
+from collections.abc import Iterator
+from typing import Self, cast
+
+import redis
+
+from gradstream.shared.joblog.client import redis_errors, sync_client
+from gradstream.shared.joblog.keys import Keys, record_fields
+from gradstream.shared.joblog.port import RecordKind
+
+_SCAN_COUNT = 500
+_NUM_RETRIES = 4
+
+
+class RedisCensus:
+    """Blocking; one thread. Methods raise Unavailable when Redis cannot be reached."""
+
+    def __init__(self, url: str, *, engine: str = "main") -> None:
+        self._url = url
+        self._keys = Keys(engine)
+        self._client: redis.Redis | None = None
+
+    def __enter__(self) -> Self:
+        self._client = sync_client(self._url, num_retries=_NUM_RETRIES)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._redis.close()
+        self._client = None
+
+    def records(self, kind: RecordKind) -> Iterator[tuple[str, dict[str, str]]]:
+        """Id and fields of every record that exists throughout the walk; one made or removed meanwhile may be missed."""
+        prefix = self._keys.record(kind, "")
+        with redis_errors():
+            for key in self._redis.scan_iter(match=f"{prefix}*", count=_SCAN_COUNT):
+                name = cast("bytes", key).decode()
+                fields = record_fields(cast("dict[bytes, bytes]", self._redis.hgetall(name)))
+                if fields is not None:
+                    yield name.removeprefix(prefix), fields
+
+    def remove(self, kind: RecordKind, record_id: str) -> None:
+        """Delete a sampler's, session's or checkpoint's record. Idempotent. Models are removed by commits only."""
+        assert kind is not RecordKind.MODEL
+        with redis_errors():
+            self._redis.delete(self._keys.record(kind, record_id))
+
+    @property
+    def _redis(self) -> redis.Redis:
+        assert self._client is not None, "the census is not open"
+        return self._client

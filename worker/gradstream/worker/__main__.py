@@ -1,0 +1,90 @@
+"""One rank of the gang: rank 0 leads, the others follow.
+
+    torchrun ... -m gradstream.worker --settings FILE
+
+Exit status: 0 stopped as asked, 78 the configuration cannot be served (one sentence on stderr), 75 another gang leads,
+70 an operation hung, 1 anything else.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+
+from gradstream.engine.engine import Engine
+from gradstream.engine.parallel.comm import Comm
+from gradstream.shared.clock import SystemClock
+from gradstream.shared.config import ConfigError, Settings, read_handover
+from gradstream.shared.errors import Unavailable, Unsupported
+from gradstream.shared.joblog.port import Fenced
+from gradstream.shared.joblog.redis_feed import RedisFeed
+from gradstream.shared.telemetry.log import setup_logging
+from gradstream.worker.control import Control
+from gradstream.worker.fence import StopRequest, exit_fenced
+from gradstream.worker.follower import follow
+from gradstream.worker.gang import lead
+from gradstream.worker.model_dir import model_directory
+from gradstream.worker.parts import engine_config, lead_options, queue_limits, redis_url
+
+EXIT_CONFIG = 78
+
+_log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m gradstream.worker", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True, help="resolved settings, as the launcher writes them")
+    path: Path = parser.parse_args().settings
+    try:
+        settings = read_handover(path)
+        _serve(settings)
+    except (ConfigError, Unsupported) as error:
+        _exit_config(str(error))
+    except Fenced as error:
+        exit_fenced(str(error))
+    except Unavailable as error:
+        _exit_now(1, error.message)
+    except Exception as error:
+        _log.exception("rank_failed")
+        _exit_now(1, f"{type(error).__name__}: {error}")
+
+
+def _serve(settings: Settings) -> None:
+    comm = Comm.from_env(device=settings.device)
+    setup_logging(process=f"rank{comm.rank}", level=settings.log_level)
+    model_path = model_directory(settings.model_path)
+    engine = Engine.open(engine_config(settings, model_path=model_path), comm)
+    control = Control.open()
+    if comm.is_leader:
+        stop = StopRequest()
+        signal.signal(signal.SIGTERM, stop.ask)
+        signal.signal(signal.SIGINT, stop.ask)
+        with RedisFeed(redis_url(settings), engine=settings.engine_name, limits=queue_limits(settings)) as feed:
+            lead(engine, control, feed, options=lead_options(settings), clock=SystemClock(), stop=stop)
+    else:
+        # The launcher signals every rank; rank 0 finishes its batch first, and then says stop.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        follow(control, engine)
+    comm.close()
+
+
+def _exit_config(message: str) -> NoReturn:
+    _exit_now(EXIT_CONFIG, message)
+
+
+def _exit_now(status: int, message: str) -> NoReturn:
+    """End without clean-up: leaving a process group whose other ranks are stuck in a collective would hang."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The server's settings as the small configurations of the worker's parts."""
+
+import socket
+from pathlib import Path
+
+from gradstream.engine.config import DTypePolicy, EngineConfig
+from gradstream.shared.config import Settings
+from gradstream.shared.joblog.limits import Limits as QueueLimits
+from gradstream.worker.gang import LeadOptions
+from gradstream.worker.plan import Limits
+
+_ATTENTION = {"eager": "reference", "sdpa": "segment_sdpa", "native": "varlen"}
+
+
+def redis_url(settings: Settings) -> str:
+    """Where the job log is; the launcher has put the embedded server's address into the settings."""
+    if settings.redis_url is None:
+        raise ValueError(
+            "redis_url is not set: the worker is started by the launcher, or with a settings file that has one"
+        )
+    return settings.redis_url
+
+
+def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
+    """What the engine is told; the same on every rank."""
+    return EngineConfig(
+        model_path=model_path,
+        model_name=settings.model_name or settings.model_path,
+        model_aliases=tuple(settings.model_aliases),
+        tokenizer_id=settings.tokenizer_id or str(model_path),
+        output_dir=Path(settings.output_dir),
+        lora_alpha=settings.lora_alpha,
+        max_lora_rank=settings.max_lora_rank,
+        seed=settings.seed,
+        device=settings.device,
+        dtype=DTypePolicy.BFLOAT16 if settings.enable_mixed_precision else DTypePolicy.FLOAT32,
+        attention=_ATTENTION[settings.attn_implementation],
+        row_budget_tokens=row_budget_tokens(settings),
+        torch_threads=settings.torch_threads,
+        max_context_tokens=settings.max_context_tokens,
+    )
+
+
+def row_budget_tokens(settings: Settings) -> int:
+    """Tokens of one packed row. Without packing every datum fills a row of its own, since a row holds one at least."""
+    return settings.sample_packing_sequence_len if settings.enable_packing else 1
+
+
+def lead_options(settings: Settings) -> LeadOptions:
+    """How rank 0 leads."""
+    return LeadOptions(
+        owner=settings.lease_owner or socket.gethostname(),
+        output_dir=Path(settings.output_dir),
+        limits=Limits(
+            batch_tokens=settings.batch_budget_tokens or settings.sample_packing_sequence_len,
+            batch_jobs=settings.batch_max_jobs,
+            row_budget_tokens=row_budget_tokens(settings),
+            is_strict=settings.batch_isolation == "strict",
+        ),
+        # Payloads are stored compressed, tokens to about a quarter.
+        read_ahead_bytes=4 * settings.max_queued_bytes,
+        acquire_timeout_s=settings.worker_connection_timeout,
+        operation_timeout_s=settings.operation_timeout_s,
+    )
+
+
+def queue_limits(settings: Settings) -> QueueLimits:
+    """The job log's budgets and lifetimes."""
+    return QueueLimits(
+        max_queued_jobs_per_model=settings.max_queued_jobs_per_model,
+        max_queued_jobs_per_sampler=settings.max_queued_jobs_per_sampler,
+        hold_timeout_s=settings.hold_timeout_s,
+        max_queued_bytes_per_tenant=settings.max_queued_bytes_per_tenant,
+        max_queued_bytes=settings.max_queued_bytes,
+        unread_ttl_s=settings.unread_result_ttl_s,
+        delivered_ttl_s=settings.delivered_result_ttl_s,
+        lease_ttl_s=settings.lease_ttl_s,
+    )
