@@ -49,7 +49,7 @@ def main() -> None:
         exit_fenced(str(error))
     except Unavailable as error:
         _exit_now(1, error.message)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last guard of the process, which ends here
         _log.exception("rank_failed")
         _exit_now(1, f"{type(error).__name__}: {error}")
 

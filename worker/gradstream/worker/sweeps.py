@@ -4,7 +4,8 @@ Each sweep may be repeated at any point: it looks at what is there and does what
 leaves its memory through an ordinary job.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import structlog
@@ -58,7 +59,7 @@ async def sweep_sessions(parts: Parts, *, grace_s: float) -> int:
     return len(ended)
 
 
-async def _unload_models(parts: Parts, sessions: Set[str]) -> None:
+async def _unload_models(parts: Parts, sessions: AbstractSet[str]) -> None:
     for model, fields in parts.census.records(RecordKind.MODEL):
         if fields.get("session", "") in sessions and fields.get("state") in _IN_MEMORY:
             unload = Submission(
@@ -73,7 +74,7 @@ async def _unload_models(parts: Parts, sessions: Set[str]) -> None:
             _log.info("model_unloading", model_id=model, future_id=receipt.future_id)
 
 
-def _remove_samplers(parts: Parts, sessions: Set[str]) -> None:
+def _remove_samplers(parts: Parts, sessions: AbstractSet[str]) -> None:
     for sampler, fields in parts.census.records(RecordKind.SAMPLER):
         if session_of(sampler, fields) in sessions:
             parts.storage.remove(ephemeral(SamplerId(sampler)))
