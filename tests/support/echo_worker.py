@@ -205,7 +205,7 @@ def _records(job: Job, payload: object, outcome: Outcome) -> Iterator[RecordWrit
             }
             yield RecordWrite(kind=RecordKind.SAMPLER, record_id=sampler, fields=fields)
         case UnloadModelDone():
-            yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields=None)
+            yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields={"state": "unloaded"})
         case _:
             return
 

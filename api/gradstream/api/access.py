@@ -8,6 +8,7 @@ from gradstream.api.errors import http_error
 from gradstream.api.metrics import Metrics
 from gradstream.shared.clock import Clock
 
+API_PREFIX = "/api/v1"
 _LOG = structlog.get_logger("gradstream.api")
 # Polls and heartbeats come all the time and say little.
 _QUIET = ("/retrieve_future", "/session_heartbeat", "/telemetry", "/healthz", "/metrics")
@@ -59,7 +60,11 @@ class AccessLog:
 def _route(scope: Scope) -> str:
     """The route's template, so that labels stay bounded; `other` for paths that there are not."""
     path = getattr(scope.get("route"), "path", None)
-    return path if isinstance(path, str) else "other"
+    if not isinstance(path, str):
+        return "other"
+    # A route of an included router knows its path without the router's prefix.
+    is_bare = scope["path"].startswith(API_PREFIX) and not path.startswith(API_PREFIX)
+    return f"{API_PREFIX}{path}" if is_bare else path
 
 
 def watch(app: FastAPI, *, clock: Clock, metrics: Metrics) -> None:

@@ -18,7 +18,6 @@ from gradstream.api.tinker import futures, models, sampling, service, sessions, 
 from gradstream.shared.errors import GradstreamError
 
 _LOG = structlog.get_logger("gradstream.api")
-_PREFIX = "/api/v1"
 _TINKER = (service, sessions, models, training, sampling, weights, futures)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -28,7 +27,7 @@ def create_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="gradstream", summary="A training server for language models.", lifespan=_lifespan)
     app.state.parts = parts
     for resource in _TINKER:
-        app.include_router(resource.router, prefix=_PREFIX, tags=[resource.__name__.rsplit(".", 1)[-1]])
+        app.include_router(resource.router, prefix=access.API_PREFIX, tags=[resource.__name__.rsplit(".", 1)[-1]])
     app.add_api_route("/metrics", _metrics, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(GradstreamError, on_gradstream_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from gradstream.shared.config import Settings
+from gradstream.shared.joblog.limits import Limits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiConfig:
@@ -23,3 +26,30 @@ class ApiConfig:
     max_topk: int = 64
     gap_check_s: float = 5.0
     card_ttl_s: float = 1.0
+
+
+def api_config(settings: Settings) -> ApiConfig:
+    """The API's slice of the settings."""
+    return ApiConfig(
+        poll_hold_s=settings.poll_hold_s,
+        admit_hold_s=settings.admit_hold_s,
+        max_body_bytes=settings.max_body_bytes,
+        max_json_body_bytes=settings.max_json_body_bytes,
+        max_inflight_body_bytes=settings.max_inflight_body_bytes,
+        max_datums=settings.max_datums,
+        max_num_samples=settings.max_num_samples,
+    )
+
+
+def queue_limits(settings: Settings) -> Limits:
+    """The job log's budgets and lifetimes, as the worker has them too."""
+    return Limits(
+        max_queued_jobs_per_model=settings.max_queued_jobs_per_model,
+        max_queued_jobs_per_sampler=settings.max_queued_jobs_per_sampler,
+        hold_timeout_s=settings.hold_timeout_s,
+        max_queued_bytes_per_tenant=settings.max_queued_bytes_per_tenant,
+        max_queued_bytes=settings.max_queued_bytes,
+        unread_ttl_s=settings.unread_result_ttl_s,
+        delivered_ttl_s=settings.delivered_result_ttl_s,
+        lease_ttl_s=settings.lease_ttl_s,
+    )

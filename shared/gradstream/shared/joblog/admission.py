@@ -13,6 +13,8 @@ from gradstream.shared.joblog.port import Submission
 
 # Lua counts in doubles.
 _MAX_SEQ = 2**53 - 2**20
+# Without order a seq is only text to Lua; samplers of cloned clients count from clone_id * 10**9.
+_MAX_UNORDERED_SEQ = 2**63 - 1
 
 _CONFLICTS = {
     "payload": "was used with another payload; send the same payload again, or use the next seq_id",
@@ -48,12 +50,13 @@ class Packed:
         return cls(data=payload, enc="raw", digest=digest)
 
 
-def check_ids(owner: OwnerId, seq: int) -> FutureId:
+def check_ids(owner: OwnerId, seq: int, *, is_ordered: bool = True) -> FutureId:
     """The future id of (owner, seq); ValueError when one of them cannot be stored."""
     if not is_valid_id(owner):
         raise ValueError(f"owner {owner!r} is not a valid id")
-    if not 0 <= seq <= _MAX_SEQ:
-        raise ValueError(f"seq {seq} is not between 0 and {_MAX_SEQ}")
+    max_seq = _MAX_SEQ if is_ordered else _MAX_UNORDERED_SEQ
+    if not 0 <= seq <= max_seq:
+        raise ValueError(f"seq {seq} is not between 0 and {max_seq}")
     return future_id(owner, seq)
 
 

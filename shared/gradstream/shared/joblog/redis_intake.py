@@ -65,7 +65,7 @@ class RedisIntake:
         await self.close()
 
     async def submit(self, submission: Submission) -> Receipt:
-        future = admission.check_ids(submission.owner, submission.seq)
+        future = admission.check_ids(submission.owner, submission.seq, is_ordered=submission.ordered)
         if len(submission.payload) > _THREAD_ABOVE_BYTES:
             packed = await asyncio.to_thread(admission.Packed.of, submission.payload)
         else:

@@ -1,0 +1,74 @@
+"""The API process.
+
+    python -m gradstream.api --settings FILE
+
+Exit status: 0 stopped as asked, 78 the configuration cannot be served (one sentence on stderr), 1 anything else.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+import uvloop
+
+from gradstream.api.config import api_config, queue_limits
+from gradstream.api.serve import Address, listening_socket, raise_open_files_limit, server_for
+from gradstream.shared.config import ConfigError, Settings, read_handover
+from gradstream.shared.joblog.redis_intake import RedisIntake
+from gradstream.shared.telemetry.log import setup_logging
+
+EXIT_CONFIG = 78
+# Each parked poll and each connection holds a file; below this, a busy server runs out of them.
+_FEW_FILES = 4096
+
+_log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m gradstream.api", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True, help="resolved settings, as the launcher writes them")
+    path: Path = parser.parse_args().settings
+    try:
+        settings = read_handover(path)
+    except ConfigError as error:
+        _exit_config(str(error))
+    setup_logging(process="api", level=settings.log_level)
+    max_files = raise_open_files_limit()
+    if max_files < _FEW_FILES:
+        _log.warning("few_open_files_allowed", max_files=max_files, wanted=_FEW_FILES)
+    address = Address(host=settings.api_host, port=settings.api_port)
+    try:
+        sock = listening_socket(address)
+    except OSError as error:
+        _exit_config(f"api_host {address.host}, api_port {address.port}: cannot listen there ({error.strerror})")
+    with sock:
+        uvloop.run(_serve(settings, sock))
+
+
+async def _serve(settings: Settings, sock: socket.socket) -> None:
+    assert settings.redis_url is not None, "the launcher resolves redis_url"
+    async with RedisIntake(settings.redis_url, engine=settings.engine_name, limits=queue_limits(settings)) as intake:
+        server = server_for(intake, api_config(settings))
+
+        def stop(_number: int, _frame: object) -> None:
+            server.should_exit = True
+
+        # uvicorn puts its own handlers in front and calls these again when it is done, so that a stop ends with status 0.
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        _log.info("api_listening", host=settings.api_host, port=settings.api_port)
+        await server.serve(sockets=[sock])
+
+
+def _exit_config(sentence: str) -> NoReturn:
+    sys.stderr.write(f"{sentence}\n")
+    raise SystemExit(EXIT_CONFIG)
+
+
+if __name__ == "__main__":
+    main()
