@@ -6,6 +6,7 @@ from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.sampler.store import SamplerStore
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import Job
@@ -13,12 +14,18 @@ from gradstream.shared.wire import Job
 
 @dataclass(slots=True, kw_only=True)
 class EngineState:
-    """The same on every rank after every batch. adapters: the trainable models by id."""
+    """The same on every rank after every batch. adapters: the trainable models by id. samplers: frozen adapters."""
 
     config: EngineConfig
     comm: Comm
     base: BaseModel
     adapters: dict[ModelId, Adapter] = field(default_factory=dict)
+    samplers: SamplerStore = field(default_factory=SamplerStore)
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """Every name of the base model, the main one first."""
+        return (self.config.model_name, *self.config.model_aliases)
 
     @property
     def max_context_tokens(self) -> int:

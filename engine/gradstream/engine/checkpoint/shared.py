@@ -1,0 +1,59 @@
+"""Saving and loading on a gang: rank 0 touches the disk, every rank learns what came of it. All functions are collective."""
+
+import msgspec
+
+from gradstream.engine.adapters.adapter import Adapter, FrozenAdapter
+from gradstream.engine.adapters.layout import layout_for
+from gradstream.engine.checkpoint.load import LoadOrder, load_content
+from gradstream.engine.checkpoint.location import Location
+from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
+from gradstream.engine.checkpoint.snapshot import AdapterContent, to_tensor
+from gradstream.engine.parallel.agree import on_leader
+from gradstream.engine.state import EngineState
+from gradstream.shared.ids import TenantId
+from gradstream.shared.wire import LoraSpec
+
+
+def save(state: EngineState, adapter: Adapter, order: SaveOrder) -> None:
+    """Write adapter as order says; returns when it is on disk. Raises like `save_adapter`, on every rank."""
+
+    def work() -> bytes:
+        save_adapter(adapter, order, state.config.output_dir)
+        return b""
+
+    on_leader(state.comm, work)
+
+
+def load(
+    state: EngineState,
+    location: Location,
+    *,
+    tenant: TenantId,
+    with_optimizer: bool = False,
+    expected: LoraSpec | None = None,
+) -> AdapterContent:
+    """The contents of a checkpoint; expected is the spec it must have, None for any. Raises like `load_content`."""
+    order = LoadOrder(
+        location=location,
+        tenant=tenant,
+        base_models=state.base_names,
+        base_sites=state.base.sites,
+        max_lora_rank=state.config.max_lora_rank,
+        with_optimizer=with_optimizer,
+        expected=expected,
+    )
+
+    def work() -> bytes:
+        return msgspec.msgpack.encode(load_content(order, state.config.output_dir))
+
+    return msgspec.msgpack.decode(on_leader(state.comm, work), type=AdapterContent)
+
+
+def load_frozen(state: EngineState, location: Location, *, tenant: TenantId) -> FrozenAdapter:
+    """A checkpoint's adapter for sampling. Raises like `load_content`."""
+    content = load(state, location, tenant=tenant)
+    return FrozenAdapter(
+        layout=layout_for(state.base.sites, content.manifest.lora),
+        scale=content.manifest.scale,
+        weights=to_tensor(content.weights, device=state.base.device),
+    )

@@ -1,0 +1,68 @@
+"""A checkpoint's adapter put into a model, or made into one."""
+
+from gradstream.engine.adapters.adapter import Adapter, Owner, new_adapter
+from gradstream.engine.checkpoint.location import parse_uri
+from gradstream.engine.checkpoint.shared import load
+from gradstream.engine.checkpoint.snapshot import restore
+from gradstream.engine.ops.registry import OPS, OpJob, each
+from gradstream.engine.state import EngineState
+from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.ids import ModelId, SessionId
+from gradstream.shared.wire import LoadWeights, LoadWeightsDone
+
+
+@OPS.register(LoadWeights)
+@each
+def load_weights(state: EngineState, job: OpJob[LoadWeights]) -> LoadWeightsDone:
+    """Load in place, or make the model when the payload says create.
+
+    Without the optimizer its moments and step start fresh; the accumulated gradient is gone either way. Sampler weights may be
+    loaded too, without an optimizer. Raises UnknownModel (model or checkpoint), InvalidRequest, StorageFailure.
+    """
+    model = _create(state, job) if job.payload.create else _load_in_place(state, job)
+    return LoadWeightsDone(path=job.payload.path, model_id=model.model_id)
+
+
+def _session_of(state: EngineState, job: OpJob[LoadWeights]) -> SessionId:
+    """The session that the new model belongs to; raises InvalidRequest when the model cannot be made."""
+    if ModelId(job.job.owner) in state.adapters:
+        raise InvalidRequest(f"model {job.job.owner} exists already")
+    if job.payload.session_id is None:
+        raise InvalidRequest("session_id: a model that is made from a checkpoint needs one")
+    return job.payload.session_id
+
+
+def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
+    """The new model, entered only after the checkpoint was read."""
+    session_id = _session_of(state, job)
+    content = load(state, parse_uri(job.payload.path), tenant=job.job.tenant, with_optimizer=job.payload.with_optimizer)
+    owner = Owner(
+        model_id=ModelId(job.job.owner),
+        tenant=job.job.tenant,
+        session_id=session_id,
+        spec=content.manifest.lora,
+        user_metadata=job.payload.user_metadata,
+    )
+    model = new_adapter(
+        owner,
+        base_sites=state.base.sites,
+        lora_alpha=state.config.lora_alpha,
+        engine_seed=state.config.seed,
+        device=state.base.device,
+    )
+    restore(model, content)
+    state.adapters[model.model_id] = model
+    return model
+
+
+def _load_in_place(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
+    model = state.adapter(job.job)
+    content = load(
+        state,
+        parse_uri(job.payload.path),
+        tenant=job.job.tenant,
+        with_optimizer=job.payload.with_optimizer,
+        expected=model.spec,
+    )
+    restore(model, content)
+    return model

@@ -1,0 +1,45 @@
+"""The adapter as it is now, frozen for sampling: a named checkpoint, or one sampler's own weights."""
+
+from gradstream.engine.checkpoint.location import CheckpointKind, Location, checkpoint, ephemeral
+from gradstream.engine.checkpoint.save import SaveOrder
+from gradstream.engine.checkpoint.shared import save
+from gradstream.engine.ops.registry import OPS, OpJob, each
+from gradstream.engine.sampler.store import Resident
+from gradstream.engine.state import EngineState
+from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.ids import ModelId
+from gradstream.shared.wire import SaveForSampler, SaveForSamplerDone
+
+
+@OPS.register(SaveForSampler)
+@each
+def save_weights_for_sampler(state: EngineState, job: OpJob[SaveForSampler]) -> SaveForSamplerDone:
+    """Write the frozen adapter and keep it in memory, so that the first sample need not read it.
+
+    Later training does not change it; it outlives the model and the gang. Raises UnknownModel, InvalidRequest, CheckpointExists,
+    StorageFailure.
+    """
+    adapter = state.adapter(job.job)
+    location = _location(job.payload, adapter.model_id)
+    order = SaveOrder(
+        location=location,
+        job=job.job.future_id,
+        base_model=state.config.model_name,
+        ttl_seconds=job.payload.ttl_seconds,
+        user_metadata=job.payload.user_metadata,
+    )
+    save(state, adapter, order)
+    state.samplers.put(location.uri(), Resident(adapter=adapter.frozen(), tenant=adapter.tenant))
+    if job.payload.sampler_id is not None:
+        return SaveForSamplerDone(sampler_id=job.payload.sampler_id)
+    return SaveForSamplerDone(path=location.uri())
+
+
+def _location(payload: SaveForSampler, model_id: ModelId) -> Location:
+    match payload.name, payload.sampler_id:
+        case str(name), None:
+            return checkpoint(model_id, CheckpointKind.SAMPLER_WEIGHTS, name)
+        case None, str(sampler_id):
+            return ephemeral(sampler_id)
+        case _:
+            raise InvalidRequest("exactly one of name and sampler_id must be given")
