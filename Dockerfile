@@ -6,7 +6,7 @@ ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS base
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
-RUN useradd --create-home --uid 10001 gradstream && install -d -o gradstream /outputs
+RUN useradd --create-home --uid 10001 gradstream && install -d -o gradstream -g gradstream /outputs /run/gradstream /home/gradstream/.cache
 WORKDIR /app
 COPY constraints.txt ./
 
