@@ -1,0 +1,92 @@
+"""The processes of one server: their command lines, and the order in which they stop."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradstream.shared.clock import Clock
+from gradstream.shared.config import Settings
+from gradstream.worker.run_dir import RunDir
+from gradstream.worker.supervise import ChildSpec, RestartPolicy, Supervised
+
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendezvous:
+    """Where the ranks meet. port None takes a free one at each start."""
+
+    host: str = _LOOPBACK
+    port: int | None = None
+
+
+def api_spec(settings_file: Path, run_dir: RunDir) -> ChildSpec:
+    """The HTTP edge."""
+    argv = [sys.executable, "-m", "gradstream.api", "--settings", str(settings_file)]
+    return ChildSpec(name="api", argv=argv, log_file=run_dir.log_file("api"), environment=_environment(num_threads=1))
+
+
+def housekeeping_spec(settings_file: Path, run_dir: RunDir) -> ChildSpec:
+    """Sweeps and exports beside the gang."""
+    argv = [sys.executable, "-m", "gradstream.worker.housekeeping", "--settings", str(settings_file)]
+    name = "housekeeping"
+    return ChildSpec(name=name, argv=argv, log_file=run_dir.log_file(name), environment=_environment(num_threads=1))
+
+
+def gang_spec(settings_file: Path, run_dir: RunDir, *, settings: Settings, meet: Rendezvous) -> ChildSpec:
+    """All ranks on this machine under torchrun, which never restarts them: the supervisor does."""
+    where = ["--standalone", "--local-addr", meet.host]
+    if meet.port is not None:
+        where = ["--nnodes", "1", "--master-addr", meet.host, "--master-port", str(meet.port)]
+    argv = [sys.executable, "-m", "gradstream.worker.torchrun", *where]
+    argv += ["--nproc-per-node", str(settings.num_ranks), "--max-restarts", "0"]
+    argv += ["-m", "gradstream.worker", "--settings", str(settings_file)]
+    environment = _environment(num_threads=settings.torch_threads or 1)
+    if meet.host == _LOOPBACK and sys.platform == "linux":
+        # The ranks' sockets stay off the network, and a host name that does not resolve does no harm.
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    return ChildSpec(name="gang", argv=argv, log_file=run_dir.log_file("gang"), environment=environment)
+
+
+def restart_policy(settings: Settings, *, healthy_after_s: float | None) -> RestartPolicy:
+    """The pauses that the settings ask for."""
+    return RestartPolicy(
+        first_pause_s=settings.restart_backoff_s,
+        longest_pause_s=settings.max_restart_backoff_s,
+        healthy_after_s=healthy_after_s,
+    )
+
+
+class Crew:
+    """The supervised processes in the order of their start: gang, housekeeping, API."""
+
+    def __init__(self, *, gang: Supervised, others: tuple[Supervised, ...]) -> None:
+        self.gang = gang
+        self._others = others
+
+    @property
+    def members(self) -> tuple[Supervised, ...]:
+        return (self.gang, *self._others)
+
+    def start(self) -> None:
+        for member in self.members:
+            member.start()
+
+    def stop(self, *, timeout_s: float, clock: Clock) -> None:
+        """Stop the last started first, so that the API takes no more jobs while the gang finishes its batch.
+
+        All together have timeout_s; what is left then is killed.
+        """
+        deadline_s = clock.monotonic_s() + timeout_s
+        for member in reversed(self.members):
+            member.request_stop()
+            member.finish(timeout_s=max(0.1, deadline_s - clock.monotonic_s()))
+
+
+def _environment(*, num_threads: int) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(num_threads),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

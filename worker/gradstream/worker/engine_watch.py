@@ -1,0 +1,55 @@
+"""What the launcher can see of a gang from outside: who leads, and whether batches get done."""
+
+from dataclasses import dataclass
+from typing import Self, cast
+
+import msgspec
+
+from gradstream.shared.catalog import EngineCard
+from gradstream.shared.errors import Unavailable
+from gradstream.shared.joblog.client import redis_errors, sync_client
+from gradstream.shared.joblog.keys import Keys
+
+_CARD = msgspec.json.Decoder(EngineCard)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """One look. epoch: of the newest gang. card_epoch: of the last gang that was ready.
+    lease_owner: the launcher whose gang leads now. last_batch: journal id of the last commit."""
+
+    epoch: int = 0
+    card_epoch: int = 0
+    lease_owner: str = ""
+    last_batch: str = ""
+
+
+class EngineWatch:
+    """Reads an engine's state in Redis; never writes."""
+
+    def __init__(self, url: str, *, engine: str) -> None:
+        self._keys = Keys(engine)
+        self._client = sync_client(url, num_retries=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def look(self) -> Sight | None:
+        """The engine as it is now, None while Redis cannot be asked."""
+        try:
+            with redis_errors():
+                epoch, card, lease = cast(
+                    "list[bytes | None]", self._client.mget(self._keys.epoch, self._keys.card, self._keys.lease)
+                )
+                last_batch = cast("bytes | None", self._client.hget(self._keys.stat, "journal"))
+        except Unavailable:
+            return None
+        return Sight(
+            epoch=int(epoch or 0),
+            card_epoch=_CARD.decode(card).epoch if card else 0,
+            lease_owner=(lease or b"").decode(),
+            last_batch=(last_batch or b"").decode(),
+        )

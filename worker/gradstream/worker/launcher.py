@@ -1,0 +1,279 @@
+"""Runs a whole server: the queue, the gang, housekeeping and the API, from start to a clean stop."""
+
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import msgspec
+import structlog
+from rich.console import Console
+
+from gradstream.shared.clock import Clock, SystemClock
+from gradstream.shared.config import ConfigError, Problem, Settings, write_handover
+from gradstream.shared.embedded.binary import NoServerBinary
+from gradstream.shared.embedded.config import EmbeddedConfig
+from gradstream.shared.embedded.contract import ContractRefused, check_contract
+from gradstream.shared.embedded.paths import DataDirInUse
+from gradstream.shared.embedded.server import EmbeddedServer, ServerDidNotStart
+from gradstream.worker.crew import Crew, Rendezvous, api_spec, gang_spec, housekeeping_spec, restart_policy
+from gradstream.worker.echo import LogTail
+from gradstream.worker.engine_watch import EngineWatch, Sight
+from gradstream.worker.run_dir import OutputDirInUse, RunDir
+from gradstream.worker.supervise import ConfigFailure, Supervised
+
+_log = structlog.get_logger(__name__)
+
+_TICK_S = 0.1
+_LOOK_S = 0.5
+_HEALTHZ_TIMEOUT_S = 2.0
+_HEALTHY_API_AFTER_S = 60.0
+# torch's own log lines, which surround what a rank said.
+_TORCH_NOISE = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d")
+
+
+class CannotStart(Exception):
+    """The server cannot run as configured; str() says what to change."""
+
+
+class Stop:
+    """SIGTERM and SIGINT as a flag. Signals after the first one change nothing."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over for the duration of the block."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, lambda _number, _frame: self._event.set()) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def request(self) -> None:
+        self._event.set()
+
+    @property
+    def is_requested(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> None:
+        self._event.wait(timeout_s)
+
+
+def serve(settings: Settings, *, console: Console, stop: Stop, meet: Rendezvous, clock: Clock | None = None) -> None:
+    """Run the server until stop is requested.
+
+    settings are resolved. Raises CannotStart before anything runs, or when a child says that the configuration cannot be served;
+    everything that was started has ended when this returns or raises.
+    """
+    clock = clock or SystemClock()
+    _check_port(settings)
+    with ExitStack() as stack:
+        try:
+            run_dir = stack.enter_context(RunDir(Path(settings.output_dir)))
+            url, server = _queue(settings, stack)
+        except (OutputDirInUse, DataDirInUse, NoServerBinary, ServerDidNotStart, ContractRefused) as error:
+            raise CannotStart(str(error)) from error
+        except OSError as error:
+            raise CannotStart(f"output_dir: {settings.output_dir} cannot be used: {error.strerror}") from error
+        handed = msgspec.structs.replace(settings, redis_url=url, lease_owner=run_dir.owner())
+        write_handover(handed, run_dir.settings_file)
+        watch = stack.enter_context(EngineWatch(url, engine=settings.engine_name))
+        crew = _crew(handed, run_dir, meet=meet, clock=clock)
+        tails = [LogTail(member.spec.log_file) for member in crew.members]
+        stack.callback(crew.stop, timeout_s=settings.stop_timeout_s, clock=clock)
+        shift = Shift(settings=handed, crew=crew, watch=watch, server=server, tails=tails, console=console, clock=clock)
+        shift.run(stop)
+        console.print("stopping: the gang finishes its batch", highlight=False)
+    console.print("stopped", highlight=False)
+
+
+class Shift:
+    """The launcher's watch over running processes."""
+
+    def __init__(  # noqa: PLR0913 - the parts of a server, each named
+        self,
+        *,
+        settings: Settings,
+        crew: Crew,
+        watch: EngineWatch,
+        server: EmbeddedServer | None,
+        tails: list[LogTail],
+        console: Console,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._crew = crew
+        self._watch = watch
+        self._server = server
+        self._tails = tails
+        self._console = console
+        self._clock = clock
+        self._is_ready = False
+        self._sight = Sight()
+        self._looked_at_s = -_LOOK_S
+        # About the gang as it was started last: the engine's epoch before it, and whether it has taken the lease.
+        self._num_gangs = 0
+        self._epoch_before = 0
+        self._has_reported = False
+
+    def run(self, stop: Stop) -> None:
+        """Start the crew and look after everything until stop is requested. Raises CannotStart when a child cannot be configured."""
+        self._sight = self._watch.look() or Sight()
+        self._crew.start()
+        while not stop.is_requested:
+            try:
+                self._tick()
+            except ConfigFailure as failure:
+                raise CannotStart(_without_noise(str(failure))) from failure
+            stop.wait(_TICK_S)
+
+    def _tick(self) -> None:
+        for member in self._crew.members:
+            if member.check():
+                self._mourn(member)
+        for tail in self._tails:
+            for line in tail.read():
+                self._console.print(
+                    f"[bold]{line.level}[/bold]", line.text, markup=True, highlight=False, soft_wrap=True
+                )
+        now_s = self._clock.monotonic_s()
+        if now_s - self._looked_at_s >= _LOOK_S:
+            self._looked_at_s = now_s
+            self._look()
+
+    def _look(self) -> None:
+        if self._server is not None and self._server.ensure_running():
+            self._say("the queue's server ended and was started again; no accepted job is lost")
+        sight = self._watch.look()
+        if sight is None:
+            return
+        if sight.last_batch != self._sight.last_batch:
+            self._crew.gang.note_progress()
+        self._check_gang(sight)
+        self._sight = sight
+        is_leading = self._has_reported and sight.card_epoch == sight.epoch
+        if is_leading and not self._is_ready and self._api_answers():
+            self._is_ready = True
+            self._announce()
+
+    def _check_gang(self, sight: Sight) -> None:
+        """Start a gang anew that does not take the lease in time. Once it has, the lease is its own business."""
+        gang, limit_s = self._crew.gang, self._settings.worker_connection_timeout
+        if gang.num_starts != self._num_gangs:
+            self._num_gangs, self._epoch_before, self._has_reported = gang.num_starts, self._sight.epoch, False
+        is_ours = sight.lease_owner == self._settings.lease_owner
+        self._has_reported = self._has_reported or (is_ours and sight.epoch != self._epoch_before)
+        if self._has_reported or gang.pid is None or gang.age_s < limit_s:
+            return
+        self._say(
+            f"the gang did not report for work within worker_connection_timeout: {limit_s:g} s; it is started again. "
+            f"A model that takes longer to load needs a higher value. Log: {gang.spec.log_file}"
+        )
+        gang.restart(timeout_s=self._settings.stop_timeout_s)
+
+    def _mourn(self, member: Supervised) -> None:
+        is_outage = member is self._crew.gang and member.num_failures > self._settings.worker_max_retries
+        if is_outage:
+            self._say(
+                f"OUTAGE: the gang failed {member.num_failures} times in a row without finishing a batch "
+                f"(worker_max_retries: {self._settings.worker_max_retries}). It is tried again every "
+                f"{self._settings.max_restart_backoff_s:g} s at most. The end of {member.spec.log_file}:\n{member.tail(8)}"
+            )
+        else:
+            self._say(f"{member.spec.name} ended and is started again. Log: {member.spec.log_file}")
+
+    def _announce(self) -> None:
+        settings = self._settings
+        url = f"http://{_reachable(settings.api_host)}:{settings.api_port}"
+        self._say(f"ready: {settings.model_name} at {url}, {settings.num_ranks} rank(s) on {settings.device}")
+        self._say(f"connect with: TINKER_BASE_URL={url} TINKER_API_KEY=tml-anything")
+        self._say(f"logs: {self._crew.gang.spec.log_file.parent}   stop with Ctrl-C")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _api_answers(self) -> bool:
+        connection = HTTPConnection(
+            _reachable(self._settings.api_host), self._settings.api_port, timeout=_HEALTHZ_TIMEOUT_S
+        )
+        try:
+            connection.request("GET", "/api/v1/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def _queue(settings: Settings, stack: ExitStack) -> tuple[str, EmbeddedServer | None]:
+    """The URL of the queue's server, which is started here unless there is one already."""
+    if settings.redis_url is not None:
+        for warning in check_contract(settings.redis_url):
+            _log.warning("redis_contract", problem=warning)
+        return settings.redis_url, None
+    assert settings.redis_data_dir is not None
+    config = EmbeddedConfig(
+        data_dir=Path(settings.redis_data_dir),
+        durability=settings.durability,
+        max_memory_bytes=settings.redis_memory_limit,
+        binary=Path(settings.redis_binary) if settings.redis_binary else None,
+        stop_timeout_s=settings.stop_timeout_s,
+    )
+    server = stack.enter_context(EmbeddedServer(config))
+    return server.url, server
+
+
+def _crew(settings: Settings, run_dir: RunDir, *, meet: Rendezvous, clock: Clock) -> Crew:
+    path = run_dir.settings_file
+    # A gang is healthy when it finishes batches, not when it merely lives.
+    gang_policy = restart_policy(settings, healthy_after_s=None)
+    policy = restart_policy(settings, healthy_after_s=_HEALTHY_API_AFTER_S)
+    gang = gang_spec(path, run_dir, settings=settings, meet=meet)
+    return Crew(
+        gang=Supervised(gang, policy=gang_policy, clock=clock),
+        others=tuple(
+            Supervised(spec, policy=policy, clock=clock)
+            for spec in (housekeeping_spec(path, run_dir), api_spec(path, run_dir))
+        ),
+    )
+
+
+def _check_port(settings: Settings) -> None:
+    host, port = settings.api_host, settings.api_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        advice = "stop what listens there, or choose another one with --api-port N"
+        raise CannotStart(
+            f"api_host {host}, api_port {port}: cannot listen there ({error.strerror}); {advice}"
+        ) from error
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
+
+
+def _without_noise(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip() and not _TORCH_NOISE.match(line)]
+    return "\n".join(lines[-5:]) or "a process refused its configuration without saying why"
+
+
+def check_rendezvous(*, mode: str, num_nodes: int) -> None:
+    """Refuse what the launcher cannot do yet. Raises ConfigError."""
+    problems = []
+    if mode != "auto":
+        problems.append(Problem("--mode", f"{mode!r} is not supported yet; use auto, which starts the gang itself"))
+    if num_nodes != 1:
+        problems.append(Problem("--nnodes", f"{num_nodes} nodes are not supported yet; use 1"))
+    if problems:
+        raise ConfigError(problems)
