@@ -9,6 +9,7 @@ from gradstream.api.catalog import Catalog
 from gradstream.api.config import ApiConfig
 from gradstream.api.limits import ByteBudget
 from gradstream.api.metrics import Metrics
+from gradstream.api.parked import Parked
 from gradstream.shared.clock import Clock
 from gradstream.shared.joblog.port import Intake
 
@@ -24,6 +25,7 @@ class Parts:
     admission: Admission
     bodies: ByteBudget
     metrics: Metrics
+    parked: Parked
 
 
 def build_parts(intake: Intake, *, clock: Clock, config: ApiConfig) -> Parts:
@@ -37,6 +39,7 @@ def build_parts(intake: Intake, *, clock: Clock, config: ApiConfig) -> Parts:
         admission=Admission(intake, clock=clock, hold_s=config.admit_hold_s, metrics=metrics),
         bodies=ByteBudget(config.max_inflight_body_bytes),
         metrics=metrics,
+        parked=Parked(),
     )
 
 

@@ -9,11 +9,11 @@ import uvicorn
 
 from gradstream.api.app import create_app
 from gradstream.api.config import ApiConfig
-from gradstream.api.parts import build_parts
+from gradstream.api.parts import Parts, build_parts
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.joblog.port import Intake
 
-# Parked long polls end here when the server stops; the SDK asks again.
+# Requests still in progress after this long are cut off when the server stops.
 _STOP_WITHIN_S = 3
 _BACKLOG = 2048
 
@@ -32,12 +32,24 @@ def listening_socket(address: Address) -> socket.socket:
     return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's server, which answers the parked polls before it waits for its connections to end."""
+
+    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._parts.parked.end_all()
+        await super().shutdown(sockets)
+
+
 def server_for(intake: Intake, config: ApiConfig) -> uvicorn.Server:
     """A server that is not running yet. `await server.serve(sockets=[...])` runs it until a signal or should_exit."""
-    app = create_app(build_parts(intake, clock=SystemClock(), config=config))
-    return uvicorn.Server(
+    parts = build_parts(intake, clock=SystemClock(), config=config)
+    return _Server(
         uvicorn.Config(
-            app,
+            create_app(parts),
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -47,7 +59,8 @@ def server_for(intake: Intake, config: ApiConfig) -> uvicorn.Server:
             server_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=_STOP_WITHIN_S,
-        )
+        ),
+        parts,
     )
 
 
