@@ -1,11 +1,11 @@
 """The real API on a real socket and the real Redis, in a thread of the test process."""
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
 
 import httpx
+import uvloop
 
 from gradstream.api.config import ApiConfig
 from gradstream.api.serve import Address, listening_socket, server_for
@@ -29,7 +29,7 @@ def api_server(url: str, *, engine: str, config: ApiConfig, limits: Limits) -> I
 
     def run() -> None:
         try:
-            asyncio.run(main())
+            uvloop.run(main())
         except BaseException as error:  # noqa: BLE001  handed to the test
             errors.append(error)
             started.set()

@@ -29,7 +29,11 @@ class Address:
 def listening_socket(address: Address) -> socket.socket:
     """A bound TCP socket; raises OSError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+    sock = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+    # Accepted connections inherit this. Without it head and body of an answer wait 40 ms for each other, as asyncio leaves sockets
+    # alone that were not made for TCP by name.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 class _Server(uvicorn.Server):
