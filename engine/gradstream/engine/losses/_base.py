@@ -10,10 +10,24 @@ import torch
 from torch import Tensor
 
 from gradstream.engine.registry import Registry
-from gradstream.shared.catalog import LossCard, LossInput
+from gradstream.shared.catalog import LossCard, LossInput, LossParam
 
 TARGETS = "target_tokens"
 TARGET_INPUT = LossInput(name=TARGETS, dtype="int64")
+# q, the sampling policy's log-probabilities, and A, the advantages; a token with advantage 0 is switched off.
+POLICY_INPUTS = [
+    TARGET_INPUT,
+    LossInput(name="logprobs", dtype="float32"),
+    LossInput(name="advantages", dtype="float32"),
+]
+
+
+def clip_params(*, low: float, high: float) -> list[LossParam]:
+    """Bounds of the probability ratio, with their defaults."""
+    return [
+        LossParam(name="clip_low_threshold", default=low, minimum=0.0),
+        LossParam(name="clip_high_threshold", default=high, minimum=0.0),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +55,13 @@ class Loss:
 
 
 LOSSES: Registry[str, Loss] = Registry("loss")
+
+
+def policy_difference(arguments: LossArguments) -> Tensor:
+    """p - q, [T, C], and 0 where the advantage is 0: replaced before any exp, since the derivative of a discarded inf is nan."""
+    difference_TC = arguments.logprobs_TC - arguments.inputs["logprobs"]
+    is_on_TC = arguments.inputs["advantages"] != 0
+    return torch.where(is_on_TC, difference_TC, torch.zeros_like(difference_TC))
 
 
 @dataclass(frozen=True, slots=True)

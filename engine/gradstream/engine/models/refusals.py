@@ -25,7 +25,9 @@ def check_config(config: PretrainedConfig) -> None:
     """Raise Unsupported, naming the field, its value and the reason, when the engine cannot run this model exactly."""
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     if not architecture.endswith("ForCausalLM"):
-        raise Unsupported(f"model: {architecture} is not a causal language model (a class that ends in ForCausalLM)")
+        raise Unsupported(
+            f"model: {architecture} is not supported; the engine runs causal models whose class name ends in ForCausalLM"
+        )
     for field, neutral in _NEUTRAL.items():
         value = getattr(config, field, None)
         if value not in neutral:

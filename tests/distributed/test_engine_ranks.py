@@ -1,0 +1,101 @@
+"""Two ranks give what one rank gives: outputs, losses, gradients and weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.support.engine_builders import (
+    DENSE,
+    MOE,
+    Driver,
+    cross_entropy,
+    open_engine,
+    random_data,
+    randomize,
+)
+from tests.support.ranks import Ranks
+
+from gradstream.engine.parallel.comm import Comm
+from gradstream.shared.wire import Failed, ForwardBackwardDone
+
+pytestmark = pytest.mark.gloo
+
+
+@dataclass
+class Report:
+    losses: list[float]
+    logprobs: list[np.ndarray]
+    grads: list[np.ndarray]
+    weights: list[np.ndarray]
+    failures: list[str]
+
+
+def _train(comm: Comm, path: Path) -> Report:
+    """Two models of different rank, three batches each with both models' jobs and one bad job, and steps between."""
+    driver = Driver(open_engine(path, comm), row_budget_tokens=64)
+    report = Report([], [], [], [], [])
+    for name, rank in (("a", 4), ("b", 8)):
+        driver.create(name, rank=rank)
+        randomize(driver, name)
+    for step in range(3):
+        huge = random_data([6], seed=9)
+        huge.weights[0][2] = 3e38
+        jobs = [
+            ("a", cross_entropy(random_data([30, 7, 50], seed=step))),
+            ("b", cross_entropy(huge)),
+            ("b", cross_entropy(random_data([12, 12, 3], seed=10 + step))),
+        ]
+        for outcome in driver.run(*jobs):
+            if isinstance(outcome, ForwardBackwardDone):
+                report.losses.append(outcome.metrics["loss:sum"])
+                report.logprobs.extend(outcome.outputs["logprobs"].arrays())
+            else:
+                assert isinstance(outcome, Failed)
+                report.failures.append(outcome.code)
+        report.grads.extend(driver.grad(name).numpy() for name in "ab")
+        for name in "ab":
+            driver.step(name, learning_rate=1e-3, eps=1e-6)
+    report.weights.extend(driver.weights(name).numpy() for name in "ab")
+    return report
+
+
+@pytest.mark.parametrize("path", [DENSE, MOE], ids=["dense", "moe"])
+def test_two_ranks_equal_one(path: Path, two_ranks: Ranks) -> None:
+    one = _train(Comm.single(), path)
+    first, second = two_ranks.run(_train, path)
+    assert one.failures == first.failures == ["non_finite"] * 3
+    np.testing.assert_allclose(first.losses, one.losses, rtol=1e-4)
+    for got, want in zip(first.logprobs, one.logprobs, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-4)
+    for got, want in zip(first.grads, one.grads, strict=True):
+        assert np.linalg.norm(got - want) < 1e-3 * np.linalg.norm(want)
+    for got, want in zip(first.grads[:2], one.grads[:2], strict=True):
+        assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)
+    for ours, theirs in ((first.grads, second.grads), (first.weights, second.weights)):
+        for mine, yours in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(mine, yours)
+
+
+def _talk(comm: Comm) -> tuple[bytes, bytes, list[bytes] | None, float]:
+    long = comm.broadcast_bytes(b"x" * 100_000 if comm.is_leader else None)
+    empty = comm.broadcast_bytes(b"" if comm.is_leader else None)
+    gathered = comm.gather_bytes(bytes([comm.rank]) * (3 * comm.rank))
+    comm.barrier()
+    total = comm.all_reduce_sum_(torch.tensor([1.0 + comm.rank]))
+    return long, empty, gathered, float(total)
+
+
+def test_bytes_reach_every_rank_and_come_back_in_rank_order(two_ranks: Ranks) -> None:
+    first, second = two_ranks.run(_talk)
+    assert first == (b"x" * 100_000, b"", [b"", b"\1\1\1"], 3.0)
+    assert second == (b"x" * 100_000, b"", None, 3.0)
+
+
+def test_a_single_rank_says_the_same_without_a_group() -> None:
+    comm = Comm.single()
+    assert comm.broadcast_bytes(b"abc") == b"abc"
+    assert comm.gather_bytes(b"abc") == [b"abc"]
+    assert float(comm.all_reduce_sum_(torch.tensor(2.0))) == 2.0
+    assert not torch.distributed.is_initialized()

@@ -1,0 +1,36 @@
+"""Tiny models and engines for the engine's unit tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.engine_builders import DENSE, MOE
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with untied head, three query heads on one key head, and sharded weights."""
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+    )
+    path = tmp_path_factory.mktemp("llama")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(path, max_shard_size="200KB")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_path(llama: Path) -> Callable[[str], Path]:
+    """A model directory by family name."""
+    return {"qwen3": DENSE, "qwen3_moe": MOE, "llama": llama}.__getitem__

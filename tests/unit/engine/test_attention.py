@@ -1,0 +1,79 @@
+"""Every attention back-end against the one that is written out."""
+
+import pytest
+import torch
+
+from gradstream.engine.attention.choose import choose_attention
+from gradstream.engine.attention.reference import reference_attention
+from gradstream.engine.attention.registry import ATTENTION
+from gradstream.engine.attention.segments import Segments
+from gradstream.shared.errors import Unsupported
+
+CPU = torch.device("cpu")
+SHAPES = {
+    "one segment": [7],
+    "equal lengths": [5, 5, 5],
+    "mixed": [3, 9, 1, 9, 3],
+    "equal but apart": [4, 2, 4],
+    "single tokens": [1, 1, 1],
+}
+choose_attention("auto", device=CPU, dtype=torch.float32)
+RUNNABLE = [name for name in ATTENTION if ATTENTION[name].refusal(CPU, torch.float64) is None and name != "reference"]
+
+
+def _heads(count: int, tokens: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, tokens, 8, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_outputs_and_gradients_equal_the_reference(name: str, lengths: list[int], key_heads: int) -> None:
+    segments = Segments(lengths, device=CPU)
+    total = sum(lengths)
+    inputs = [_heads(4, total, 0), _heads(key_heads, total, 1), _heads(key_heads, total, 2)]
+    weights = torch.randn(total, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    results = []
+    for run in (reference_attention, ATTENTION[name].run):
+        out = run(*inputs, segments, 0.3)
+        grads = torch.autograd.grad((out * weights).sum(), inputs)
+        results.append([out, *grads])
+    for want, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["reference", *RUNNABLE])
+def test_a_change_in_one_segment_leaves_the_others_bits(name: str) -> None:
+    segments = Segments([5, 6, 5], device=CPU)
+    q, k, v = _heads(4, 16, 0).detach(), _heads(2, 16, 1).detach(), _heads(2, 16, 2).detach()
+    before = ATTENTION[name].run(q, k, v, segments, 1.0)
+    k[:, 5:11] += 100.0
+    v[:, 5:11] *= -3.0
+    after = ATTENTION[name].run(q, k, v, segments, 1.0)
+    assert torch.equal(before[:5], after[:5])
+    assert torch.equal(before[11:], after[11:])
+    assert not torch.equal(before[5:11], after[5:11])
+
+
+def test_a_later_token_never_changes_an_earlier_one() -> None:
+    segments = Segments([6], device=CPU)
+    q, k, v = _heads(2, 6, 0).detach(), _heads(2, 6, 1).detach(), _heads(2, 6, 2).detach()
+    before = reference_attention(q, k, v, segments, 1.0)
+    k[:, 3:] += 1.0
+    assert torch.equal(before[:3], reference_attention(q, k, v, segments, 1.0)[:3])
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(Unsupported, match=r"'flash9' is not known.*segment_sdpa"):
+        choose_attention("flash9", device=CPU, dtype=torch.float32)
+
+
+def test_a_cuda_backend_is_refused_on_cpu() -> None:
+    with pytest.raises(Unsupported, match="attention: varlen"):
+        choose_attention("varlen", device=CPU, dtype=torch.float32)
+
+
+def test_segments_without_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        Segments([3, 0], device=CPU)

@@ -1,0 +1,80 @@
+"""Chunked log-probabilities against all logits at once."""
+
+import pytest
+import torch
+from tests.support.engine_builders import Driver, open_engine, randomize
+
+from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
+from gradstream.engine.head import Head, logits, target_logprobs
+from gradstream.shared.ids import ModelId
+
+
+@pytest.fixture(scope="module")
+def driver() -> Driver:
+    driver = Driver(open_engine())
+    for name, rank in (("x", 3), ("y", 8)):
+        driver.create(name, rank=rank)
+        randomize(driver, name)
+    return driver
+
+
+def _pass(driver: Driver, *, with_grad: bool) -> AdapterPass:
+    """Tokens 0-5 on x, 5-9 on the bare base, 9-20 on y."""
+    slices = []
+    for name, start, end in (("x", 0, 5), ("y", 9, 20)):
+        adapter = driver.engine.state.adapters[ModelId(name)]
+        grad = torch.zeros_like(adapter.weights) if with_grad else None
+        slices.append(AdapterSlice(start=start, end=end, weights=adapter, grad=grad))
+    return AdapterPass(slices, compute_dtype=torch.float32)
+
+
+CHUNKS = {"one token": 1, "odd": 7 * 2048 * 4, "all": 1 << 30}
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30], ids=["recompute", "keep"])
+@pytest.mark.parametrize("chunk_bytes", CHUNKS.values(), ids=CHUNKS.keys())
+def test_values_and_gradients_equal_autograd_over_all_logits(driver: Driver, chunk_bytes: int, keep_bytes: int) -> None:
+    base = driver.engine.state.base
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(20, 64, generator=generator)
+    targets = torch.randint(2048, (20, 2), generator=generator)
+    grad = torch.randn(20, 2, generator=generator)
+    grad[[3, 4, 12]] = 0.0
+
+    passes = _pass(driver, with_grad=True)
+    head = Head(base, hidden, passes, chunk_bytes=chunk_bytes, keep_bytes=keep_bytes)
+    got = head.logprobs(targets, keep=True)
+    got_grad = head.backward(grad)
+
+    leaf = hidden.double().requires_grad_()
+    truth = leaf @ base.head_weight.double().t()
+    factors = []
+    for part in passes.slices:
+        assert part.weights is not None
+        pair = part.weights.pairs[base.head_site.index]
+        a, b = pair.a.double().clone().requires_grad_(), pair.b.double().clone().requires_grad_()
+        factors += [a, b]
+        change = torch.zeros_like(truth)
+        change[part.start : part.end] = part.weights.scale * (leaf[part.start : part.end] @ a.t()) @ b.t()
+        truth = truth + change
+    want = truth.log_softmax(-1).gather(1, targets)
+    want_grads = torch.autograd.grad((want * grad).sum(), [leaf, *factors])
+
+    torch.testing.assert_close(got.double(), want.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got_grad.double(), want_grads[0], rtol=1e-4, atol=1e-5)
+    assert (got_grad[[3, 4, 12]] == 0).all()
+    for number, part in enumerate(passes.slices):
+        assert part.weights is not None
+        assert part.grad is not None
+        pair = part.weights.layout.pairs(part.grad)[base.head_site.index]
+        torch.testing.assert_close(pair.a.double(), want_grads[1 + 2 * number], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(pair.b.double(), want_grads[2 + 2 * number], rtol=1e-4, atol=1e-4)
+
+
+def test_the_samplers_logits_agree_with_the_trainers_log_probabilities(driver: Driver) -> None:
+    base = driver.engine.state.base
+    hidden = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(20) * 3
+    passes = _pass(driver, with_grad=False)
+    want = logits(base, hidden, passes).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(target_logprobs(base, hidden, targets, passes), want, rtol=1e-6, atol=1e-5)

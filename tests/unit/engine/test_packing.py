@@ -1,0 +1,41 @@
+"""Rows keep order, keep within the budget, and lose nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradstream.engine.packing import assign, pack
+
+JOBS = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+@given(JOBS, st.integers(1, 120), st.integers(1, 4))
+def test_rows_hold_every_datum_once_in_order(jobs: list[list[int]], budget: int, ranks: int) -> None:
+    rows = pack(jobs, budget_tokens=budget, num_ranks=ranks)
+    placed = [(p.job, p.datum, p.length) for row in rows for p in row.placements]
+    assert placed == [(j, d, length) for j, job in enumerate(jobs) for d, length in enumerate(job)]
+
+
+@given(JOBS, st.integers(1, 120), st.integers(1, 4))
+def test_only_a_single_long_datum_exceeds_the_budget(jobs: list[list[int]], budget: int, ranks: int) -> None:
+    for row in pack(jobs, budget_tokens=budget, num_ranks=ranks):
+        assert row.num_tokens <= budget or len(row.placements) == 1
+
+
+@given(JOBS, st.integers(1, 120), st.integers(1, 4))
+def test_every_row_has_one_rank(jobs: list[list[int]], budget: int, ranks: int) -> None:
+    rows = pack(jobs, budget_tokens=budget, num_ranks=ranks)
+    owners = assign(rows, num_ranks=ranks)
+    assert len(owners) == len(rows)
+    assert all(0 <= owner < ranks for owner in owners)
+
+
+def test_equal_rows_are_spread_evenly() -> None:
+    rows = pack([[10] * 8], budget_tokens=1000, num_ranks=4)
+    owners = assign(rows, num_ranks=4)
+    assert sorted(owners.count(rank) for rank in range(4)) == [1, 1, 1, 1]
+
+
+def test_a_budget_below_one_is_a_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="budget_tokens is 0"):
+        pack([[1]], budget_tokens=0)
