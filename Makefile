@@ -12,10 +12,10 @@ SOURCES := api engine shared worker
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-all check format bench docs proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all test-clients client-envs check format bench docs proto lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the server, the demo's and the developers' packages
 
@@ -33,6 +33,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## train SmolLM2-135M to speak Shakespeare through the tinker SDK, a few minutes on a CPU
 	@$(BIN)/python -m examples.speak_shakespeare
 
+demo-rl: setup ## teach SmolLM2-135M to name words by a reward, with a plot of it, some minutes on a CPU
+	@$(BIN)/python -m examples.name_a_word
+
 dev: setup ## serve the tiny test model on loopback until Ctrl-C
 	$(BIN)/gradstream serve --config configs/tiny.yaml
 
@@ -41,6 +44,12 @@ test: setup ## run the tests, the slow ones left out
 
 test-all: setup ## run every test
 	$(OFFLINE) $(BIN)/python -m pytest tests -rs --tb=short $(PYTEST_ARGS)
+
+client-envs: setup ## make the environments of the stock clients that the contract tests run, below .cache/clients
+	@$(BIN)/python tools/client_envs.py --pip-args='$(PIP_ARGS)'
+
+test-clients: client-envs ## run three versions of the tinker SDK and the cookbook's recipes against a server
+	$(OFFLINE) $(BIN)/python -m pytest tests/contract/clients -rs --tb=short $(PYTEST_ARGS)
 
 check: setup ## format, lint, types, import contracts, dead code, dependencies, generated files
 	$(BIN)/ruff format --check .
