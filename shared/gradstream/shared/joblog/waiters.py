@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import cast
 
 import redis.asyncio
@@ -15,6 +15,7 @@ from gradstream.shared.joblog.keys import Keys
 _log = structlog.get_logger(__name__)
 _COUNT = 1000
 _RECONNECT_DELAY_S = 0.2
+_CANCEL_AGAIN_S = 0.1
 _Entry = tuple[bytes, dict[bytes, bytes]]
 
 
@@ -37,9 +38,10 @@ class NoteTail:
     async def close(self) -> None:
         """Stop following, and wake everybody."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # A cancellation can get lost inside the client while it connects, so it is repeated until the task has ended.
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN_S)
             self._task = None
         self._wake_all()
 
