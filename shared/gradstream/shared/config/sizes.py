@@ -1,6 +1,7 @@
 """Sizes as people write them, to bytes and back."""
 
 import re
+from fractions import Fraction
 
 _UNITS = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
@@ -11,7 +12,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 512MB, 10GB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].upper() + "B"])
+    return int(Fraction(match[1]) * _UNITS[match[2].upper() + "B"])
 
 
 def format_size(size_bytes: int) -> str:

@@ -16,6 +16,8 @@ class Only:
 
 # Of another transport: accepted, and named together in one notice.
 ZMQ = ("worker_bind_host", "worker_bind_port", "engine_connect_host", "worker_bind_address")
+# Of the embedded server: refused beside redis_url, which replaces it.
+EMBEDDED = ("redis_data_dir", "redis_binary", "redis_memory_limit", "durability")
 
 _FSDP = "belongs to FSDP2 sharding, which does not exist yet"
 _DEEPEP = "belongs to DeepEP, which does not exist yet"

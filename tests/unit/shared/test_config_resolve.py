@@ -1,0 +1,163 @@
+"""What becomes of a config on a machine: refusals, adapted defaults, derived values."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gradstream.shared.config import ConfigError, Resolved, Settings, resolve
+from gradstream.shared.config.fields import FIELDS
+from gradstream.shared.config.machine import Machine
+from gradstream.shared.config.support import ZMQ, supported_values
+
+ROOT = Path(__file__).parents[3]
+MODEL = str(ROOT / "tests/models/tiny-qwen3-shakespeare")
+
+
+def machine(tmp_path: Path, *, has_cuda: bool = False) -> Machine:
+    return Machine(num_cores=8, has_cuda=has_cuda, cache_dir=tmp_path)
+
+
+def resolved(tmp_path: Path, *, has_cuda: bool = False, **values: object) -> Resolved:
+    given = {"model_path": MODEL, "enable_lora": True, **values}
+    settings = msgspec.convert({**given, "explicit": sorted(given)}, Settings)
+    return resolve(settings, machine(tmp_path, has_cuda=has_cuda))
+
+
+def refusal(tmp_path: Path, *, has_cuda: bool = False, **values: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolved(tmp_path, has_cuda=has_cuda, **values)
+    assert len(caught.value.problems) == 1
+    return str(caught.value)
+
+
+def test_after_resolving_every_value_is_one_that_exists(tmp_path: Path) -> None:
+    for has_cuda in (False, True):
+        settings = resolved(tmp_path, has_cuda=has_cuda).settings
+        for name, only in supported_values(settings.device).items():
+            assert getattr(settings, name) in only.values, name
+
+
+def test_every_adapted_default_is_said_and_nothing_else(tmp_path: Path) -> None:
+    result = resolved(tmp_path)
+    # These are filled in, not replaced.
+    filled = {
+        "model_name",
+        "tokenizer_path",
+        "tokenizer_id",
+        "device",
+        "output_dir",
+        "redis_data_dir",
+        "torch_threads",
+        "batch_budget_tokens",
+    }
+    changed = {
+        name
+        for name, field in FIELDS.items()
+        if name not in result.settings.explicit and getattr(result.settings, name) != field.default
+    }
+    assert {notice.field for notice in result.notices} == changed - filled
+
+
+@pytest.mark.parametrize("name", sorted(set(supported_values("cpu")) - {"enable_lora"}))
+def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> None:
+    for value in supported_values("cpu")[name].values:
+        assert getattr(resolved(tmp_path, **{name: value}).settings, name) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("enable_lora", False, "enable_lora: false asks for full-weight training, which does not exist yet; use true"),
+        ("optimizer", "muon", "optimizer: muon is an optimizer that does not exist yet; use adamw"),
+        ("attn_implementation", "flash_attention_3", "attn_implementation: flash_attention_3 cannot run on a CPU; use sdpa or eager"),
+        ("enable_mixed_precision", True, "enable_mixed_precision: true asks for bfloat16, which is slower than float32 on a CPU; use false"),
+        ("tensor_parallel_size", 2, "tensor_parallel_size: 2 asks for tensor parallelism, which does not exist yet; use 1"),
+        ("data_parallel_mode", "fsdp2", "data_parallel_mode: fsdp2 asks for a sharded model, which does not exist yet; use ddp or none"),
+        ("merge_lora_interval", 10, "merge_lora_interval: 10 belongs to merging adapters while training, which does not exist yet; use 0"),
+        ("device", "cuda", "device: 'cuda' needs an NVIDIA GPU and a torch built for it; use cpu or auto"),
+        ("lora_rank", 256, "lora_rank: 256 is above max_lora_rank: 128, the highest rank"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_had_is_refused_in_a_sentence(
+    tmp_path: Path, field: str, value: object, sentence: str
+) -> None:
+    assert refusal(tmp_path, **{field: value}) == sentence
+
+
+def test_full_weight_training_is_refused_even_when_nobody_asked_for_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^enable_lora: false asks for full-weight training.*use true$"):
+        resolve(Settings(model_path=MODEL), machine(tmp_path))
+
+
+def test_the_zmq_fields_get_one_notice_together(tmp_path: Path) -> None:
+    quiet = len(resolved(tmp_path).notices)
+    notices = resolved(
+        tmp_path, worker_bind_port=1, worker_bind_host="h", worker_bind_address="a", engine_connect_host="b"
+    ).notices
+    assert len(notices) == quiet + 1
+    assert all(name in notices[-1].message for name in ZMQ)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"num_ranks": 2}, {"data_parallel_replicate_size": 2}, {"num_ranks": 2, "data_parallel_replicate_size": 2}],
+    ids=["ranks", "replicas", "both"],
+)
+def test_ranks_and_replicas_give_each_other(tmp_path: Path, given: dict[str, int]) -> None:
+    settings = resolved(tmp_path, **given).settings
+    assert (settings.num_ranks, settings.data_parallel_replicate_size, settings.torch_threads) == (2, 2, 4)
+
+
+def test_ranks_that_contradict_the_parallel_sizes_are_refused(tmp_path: Path) -> None:
+    assert "num_ranks: 4 is not the product" in refusal(tmp_path, num_ranks=4, data_parallel_replicate_size=2)
+    assert "data_parallel_mode: none has one rank, not 2" in refusal(tmp_path, num_ranks=2, data_parallel_mode="none")
+
+
+def test_a_gpu_gets_other_defaults_than_a_cpu(tmp_path: Path) -> None:
+    on_gpu = resolved(tmp_path, has_cuda=True).settings
+    on_cpu = resolved(tmp_path, has_cuda=True, device="cpu").settings
+    assert (on_gpu.device, on_gpu.attn_implementation, on_gpu.enable_mixed_precision) == ("cuda", "native", True)
+    assert (on_cpu.device, on_cpu.attn_implementation, on_cpu.enable_mixed_precision) == ("cpu", "sdpa", False)
+    assert (on_gpu.sample_packing_sequence_len, on_cpu.sample_packing_sequence_len) == (32000, 2048)
+
+
+def test_names_and_paths_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = resolved(
+        tmp_path, model_path="tests/models/tiny-qwen3-shakespeare", output_dir=str(tmp_path / "out")
+    ).settings
+    assert settings.model_name == "tests/models/tiny-qwen3-shakespeare"
+    assert settings.model_path == settings.tokenizer_path == settings.tokenizer_id == MODEL
+    assert settings.redis_data_dir == str(tmp_path / "out" / "redis")
+    assert settings.batch_budget_tokens == settings.sample_packing_sequence_len
+
+
+def test_a_hub_id_stays_as_it_is(tmp_path: Path) -> None:
+    assert resolved(tmp_path, model_path="Qwen/Qwen3-8B").settings.model_path == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize(
+    ("model_path", "message"),
+    [
+        ("./nowhere", "model_path: no directory ./nowhere"),
+        ("/nowhere/at/all", "model_path: no directory /nowhere/at/all"),
+        (str(ROOT / "tests"), "has no config.json; it must be a Hugging Face model directory"),
+        ("smollm2-135m-instruct", "get it with `gradstream models fetch smollm2-135m-instruct`"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path, model_path: str, message: str) -> None:
+    assert message in refusal(tmp_path, model_path=model_path)
+
+
+def test_a_packaged_model_is_found_in_the_cache(tmp_path: Path) -> None:
+    directory = tmp_path / "models/HuggingFaceTB/SmolLM2-135M-Instruct"
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    assert resolved(tmp_path, model_path="smollm2-135m-instruct").settings.model_path == str(directory)
+
+
+def test_fields_of_the_embedded_server_are_refused_beside_a_redis_url(tmp_path: Path) -> None:
+    assert refusal(tmp_path, redis_url="redis://h", durability="none").startswith(
+        "durability: of the embedded server, which redis_url"
+    )
