@@ -1,11 +1,15 @@
 """Configuration, capabilities, health, telemetry, metrics; and what is answered before a worker was ready."""
 
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 from tests.support.api_server import api_server
 from tests.support.rig import FAST, LIMITS, Rig
+
+from gradstream.api.serve import Address, listening_socket
 
 
 def test_without_a_worker_model_calls_are_503_with_retry_after_and_sessions_work(
@@ -63,3 +67,15 @@ def test_the_openapi_document_loads_and_lists_every_call(rig: Rig) -> None:
 def test_importing_the_app_leaves_torch_out() -> None:
     code = "import sys, gradstream.api.app, gradstream.api.serve; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_answers_do_not_wait_for_the_clients_acknowledgements() -> None:
+    with listening_socket(Address(host="127.0.0.1", port=0)) as sock, socket.create_connection(sock.getsockname()):
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_the_protobuf_modules_are_what_their_proto_file_gives() -> None:
+    script = Path(__file__).parents[3] / "tools" / "generate_proto.py"
+    assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0

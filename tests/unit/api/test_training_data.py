@@ -207,9 +207,41 @@ def test_bytes_that_are_no_message_are_refused(raw: bytes) -> None:
         training_proto.parse_request(raw, max_datums=100)
 
 
-def test_a_bomb_of_empty_datums_is_refused_before_they_are_built() -> None:
-    with pytest.raises(PayloadTooLarge, match="at most 100 datums"):
-        training_proto.parse_request(b"\x1a\x00" * 5_000_000, max_datums=100)
+def nested(inner: bytes, *tags: int) -> bytes:
+    """inner inside one message field after the other, the last tag outermost."""
+    for tag in tags:
+        length = len(inner)
+        size = bytearray()
+        while length > 0x7F:
+            size.append(length & 0x7F | 0x80)
+            length >>= 7
+        inner = bytes([tag << 3 | 2]) + bytes(size) + bytes([length]) + inner
+    return inner
+
+
+MANY = 2_000_000
+BOMBS = {
+    "datums": b"\x1a\x00" * MANY,
+    "chunks": nested(b"\x0a\x00" * MANY, 3),
+    "inputs": nested(b"\x12\x00" * MANY, 3),
+    "texts of one chunk": nested(b"\x0a\x00" * MANY, 1, 3),
+    "spans": nested(b"\x1a\x00" * MANY, 3),
+    "loss params": b"\x2a\x00" * MANY,
+    "sizes of a shape": nested(b"\x20\x01" * MANY, 2, 2, 3),
+    "packed sizes of a shape": nested(bytes(MANY), 4, 2, 2, 3),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_bomb_of_tiny_fields_is_refused_before_they_are_built(case: str) -> None:
+    with pytest.raises((PayloadTooLarge, InvalidRequest), match=r"more than 6400 protobuf fields|takes 256 at most"):
+        training_proto.parse_request(BOMBS[case], max_datums=100)
+
+
+def test_more_datums_than_allowed_are_refused() -> None:
+    raw = proto_request("m", 1, [good_datum()] * 101).SerializeToString()
+    with pytest.raises(PayloadTooLarge, match="data: 101 datums; one call takes at most 100"):
+        training_proto.parse_request(raw, max_datums=100)
 
 
 @pytest.mark.parametrize(

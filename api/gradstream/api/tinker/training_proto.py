@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from gradstream.api.tinker.proto import wire_pb2
+from gradstream.api.tinker.proto_scan import FORWARD_BACKWARD_REQUEST, check_fields
 from gradstream.api.training_data import Array, DatumArrays, TrainingData
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
 
@@ -17,16 +18,17 @@ _DTYPES: Mapping[int, np.dtype[Any]] = {
     wire_pb2.DTYPE_INT32: np.dtype("<i4"),
     wire_pb2.DTYPE_BFLOAT16: np.dtype("<u2"),
 }
-_MAX_VARINT_BYTES = 10
+# A datum of one chunk and two inputs has about fifteen fields, sub-messages and all.
+_FIELDS_PER_DATUM = 64
 
 
 def parse_request(raw: bytes, *, max_datums: int) -> wire_pb2.ForwardBackwardRequest:
     """The message in raw.
 
-    Raises InvalidRequest when raw is no such message, PayloadTooLarge for more than max_datums datums, counted before any of them
-    is built: an empty one takes two bytes on the wire and a hundred in memory.
+    Raises InvalidRequest when raw is no such message, PayloadTooLarge for more than max_datums datums or far too many fields; the
+    latter before any of them is built.
     """
-    _count_fields(raw, max_fields=max_datums + 256)
+    check_fields(raw, FORWARD_BACKWARD_REQUEST, max_fields=_FIELDS_PER_DATUM * max_datums)
     try:
         request = wire_pb2.ForwardBackwardRequest.FromString(raw)
     except DecodeError as error:
@@ -112,45 +114,3 @@ def shaped(values: Array, shape: list[int] | None, field: Callable[[], str]) -> 
     if not shape or min(shape) < 0 or num_values != values.size:
         raise InvalidRequest(f"{field()}: shape {shape} does not hold its {values.size} values")
     return values.reshape(shape)
-
-
-def _count_fields(raw: bytes, *, max_fields: int) -> None:
-    """Walk the top-level fields of a message without building anything; raises when there are too many or they do not add up."""
-    position = num_fields = 0
-    while position < len(raw):
-        num_fields += 1
-        if num_fields > max_fields:
-            raise PayloadTooLarge(
-                f"body: more than {max_fields} fields; one call takes at most {max_fields - 256} datums"
-            )
-        tag, position = _varint(raw, position)
-        match tag & 7:
-            case 0:
-                _, position = _varint(raw, position)
-            case 1:
-                position += 8
-            case 2:
-                size, position = _varint(raw, position)
-                position += size
-            case 5:
-                position += 4
-            case kind:
-                raise InvalidRequest(
-                    f"body: not a ForwardBackwardRequest protobuf; wire type {kind} at byte {position}"
-                )
-    if position > len(raw):
-        raise InvalidRequest("body: not a ForwardBackwardRequest protobuf; it is truncated")
-
-
-def _varint(raw: bytes, position: int) -> tuple[int, int]:
-    """The varint at position and the position after it."""
-    value = shift = 0
-    for offset in range(_MAX_VARINT_BYTES):
-        if position + offset >= len(raw):
-            break
-        byte = raw[position + offset]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position + offset + 1
-        shift += 7
-    raise InvalidRequest("body: not a ForwardBackwardRequest protobuf; it is truncated or malformed")
