@@ -4,11 +4,11 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from tests.support.worker_jobs import job
 
 from gradstream.shared import codec
 from gradstream.shared.wire import Batch, Plan
 from gradstream.worker.control import Control, Idle, Stop
-from tests.support.worker_jobs import job
 
 pytestmark = pytest.mark.gloo
 

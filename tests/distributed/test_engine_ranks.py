@@ -99,3 +99,16 @@ def test_a_single_rank_says_the_same_without_a_group() -> None:
     assert comm.gather_bytes(b"abc") == [b"abc"]
     assert float(comm.all_reduce_sum_(torch.tensor(2.0))) == 2.0
     assert not torch.distributed.is_initialized()
+
+
+def _one_datum(comm: Comm) -> float:
+    driver = Driver(open_engine(DENSE, comm))
+    driver.create("m")
+    outcome = driver.done("m", cross_entropy(random_data([5])))
+    assert isinstance(outcome, ForwardBackwardDone)
+    return outcome.metrics["loss:sum"]
+
+
+def test_a_rank_without_a_row_still_takes_part(two_ranks: Ranks) -> None:
+    first, second = two_ranks.run(_one_datum)
+    assert first == second == _one_datum(Comm.single())

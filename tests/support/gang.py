@@ -104,7 +104,7 @@ class Client:
     async def ready(self, *, epoch: int = 1) -> None:
         """Return when a gang of at least this epoch serves."""
         async with asyncio.timeout(READY_S):
-            while (card := await self.intake.card()) is None or card.epoch < epoch:
+            while (card := await self.intake.card()) is None or card.epoch < epoch:  # noqa: ASYNC110 - a poll with a deadline
                 await asyncio.sleep(0.1)
 
     async def create(self, number: int = 1, *, payload: Payload | None = None) -> tuple[ModelId, FutureId]:
@@ -126,7 +126,9 @@ class Client:
     async def sample(self, path: str | None, seq: int, *, max_tokens: int = 4) -> FutureId:
         """The future of a greedy sample."""
         prompt = np.array([5, 6, 7], dtype="<i4").tobytes()
-        payload = Sample(path=path, prompt=prompt, params=SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=1))
+        payload = Sample(
+            path=path, prompt=prompt, params=SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=1)
+        )
         return await self._submit(ids.sampler_id(self.session, 9), seq, payload, ordered=False)
 
     async def outcome(self, future: FutureId) -> Outcome:
@@ -171,7 +173,7 @@ def forward_backward(*lengths: int, seed: int = 0) -> ForwardBackward:
     )
 
 
-def optim_step(*, learning_rate: float = 1e-2) -> OptimStep:
+def optim_step(*, learning_rate: float = 1e-3) -> OptimStep:
     return OptimStep(adam=AdamParams(learning_rate=learning_rate))
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.gang import Client, forward_backward, gang, optim_step, settings_file
 
 from gradstream.shared import ids
 from gradstream.shared.joblog.port import RecordKind
@@ -24,7 +25,6 @@ from gradstream.shared.wire import (
     UnloadModelDone,
 )
 from gradstream.worker.fence import EXIT_FENCED
-from tests.support.gang import Client, forward_backward, gang, optim_step, settings_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -95,7 +95,7 @@ async def test_a_gang_killed_in_the_middle_gives_every_job_an_outcome_and_keeps_
 
 
 async def test_sigterm_finishes_the_batch_gives_the_lease_back_and_exits_cleanly(settings, client):
-    model, created = await client.create()
+    _, created = await client.create()
     with gang(settings) as process:
         await client.outcome(created)
         assert await client.intake.is_worker_alive()

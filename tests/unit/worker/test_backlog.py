@@ -4,10 +4,10 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.worker_jobs import entry, job
 
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.plan import Limits, next_turn
-from tests.support.worker_jobs import entry, job
 
 LIMITS = Limits(batch_tokens=1, batch_jobs=1, row_budget_tokens=1)
 

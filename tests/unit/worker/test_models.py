@@ -1,8 +1,9 @@
 """Answers to jobs of models that are not in the gang's memory."""
 
+from tests.support.worker_jobs import job
+
 from gradstream.shared.wire import CreateModelDone, Failed, UnloadModelDone
 from gradstream.worker.models import Models
-from tests.support.worker_jobs import job
 
 CHECKPOINT = "tinker://lost/weights/last"
 

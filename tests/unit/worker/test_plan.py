@@ -5,12 +5,12 @@ from collections import defaultdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.worker_jobs import entry, job, queues
 
 from gradstream.shared.joblog.port import LogEntry
 from gradstream.shared.wire import Job
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.plan import Lane, Limits, Turn, lane_of, next_turn
-from tests.support.worker_jobs import entry, job, queues
 
 LIMITS = Limits(batch_tokens=100, batch_jobs=8, row_budget_tokens=50)
 

@@ -1,6 +1,7 @@
 """What executed jobs change in records."""
 
 import pytest
+from tests.support.worker_jobs import job
 
 from gradstream.engine.checkpoint.manifest import FileEntry, Manifest
 from gradstream.shared.joblog.port import RecordKind
@@ -16,7 +17,6 @@ from gradstream.shared.wire import (
     UnloadModelDone,
 )
 from gradstream.worker.records import Executed, record_writes, saved_uri
-from tests.support.worker_jobs import job
 
 MODEL = "s:train:1"
 URI = f"tinker://{MODEL}/weights/first"
@@ -25,9 +25,11 @@ MANIFEST = Manifest(
     kind="weights",
     source=URI,
     model=MODEL,
+    job=f"{MODEL}:4",
     tenant="local",
     base_model="tiny",
     lora=LoraSpec(rank=8, seed=5, train_mlp=False),
+    scale=4.0,
     step=3,
     has_optimizer=True,
     created_ms=1_000,

@@ -1,0 +1,247 @@
+"""`gradstream serve` as a user runs it: real processes, stopped, killed and misconfigured."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[3]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """One `gradstream serve` and everything it says."""
+
+    def __init__(
+        self, output_dir: Path, *arguments: str, port: int | None = None, config: str = "configs/tiny.yaml"
+    ) -> None:
+        self.port = port or free_port()
+        self.output_dir = output_dir
+        self.said = output_dir.with_name(f"{output_dir.name}-{self.port}.txt")
+        command = [str(Path(sys.executable).with_name("gradstream")), "serve", "--config", config]
+        command += ["--api-port", str(self.port), "--server.output_dir", str(output_dir), *arguments]
+        with self.said.open("wb") as sink:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=ROOT, start_new_session=True
+            )
+
+    @property
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def until_ready(self) -> "Server":
+        self.until(lambda: "ready: " in self.text)
+        return self
+
+    def until(self, condition: Callable[[], object], timeout_s: float = 90.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.05)
+
+    def health(self) -> int:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{self.port}/api/v1/healthz", timeout=5) as answer:
+                return int(answer.status)
+        except OSError:
+            return 0
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def member(self, module: str) -> psutil.Process | None:
+        """The process that runs `python -m module`."""
+        for process in self.family():
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            if (
+                module in line
+                and line[line.index(module) - 1] == "-m"
+                and "torch" not in " ".join(line[: line.index(module)])
+            ):
+                return process
+        return None
+
+
+def all_gone(processes: list[psutil.Process], timeout_s: float = 30.0) -> bool:
+    return not psutil.wait_procs(processes, timeout=timeout_s)[1]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*arguments: str, name: str = "out", **options: object) -> Server:
+        servers.append(Server(tmp_path / name, *arguments, **options))  # type: ignore[arg-type]
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            family = server.family()
+            server.process.terminate()
+            try:
+                server.process.wait(45)
+            except subprocess.TimeoutExpired:
+                server.process.kill()
+                server.process.wait()
+            all_gone(family)
+
+
+Launch = Callable[..., Server]
+
+
+def test_it_says_when_it_is_ready_and_stops_everything_on_sigterm(launch: Launch) -> None:
+    server = launch().until_ready()
+    assert server.health() == 200
+    assert f"TINKER_BASE_URL=http://127.0.0.1:{server.port} TINKER_API_KEY=tml-" in server.text
+    family = server.family()
+    assert len(family) >= 5  # redis, torchrun, a rank, housekeeping, the API
+    server.process.terminate()
+    assert server.process.wait(45) == 0
+    assert all_gone(family, timeout_s=1.0)
+    assert server.text.endswith("stopped\n")
+    assert not (server.output_dir / "run" / "settings.json").exists()
+
+
+def test_ctrl_c_twice_is_as_good_as_once(launch: Launch) -> None:
+    server = launch().until_ready()
+    family = server.family()
+    server.process.send_signal(signal.SIGINT)
+    server.until(lambda: "stopping" in server.text)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(45) == 0
+    assert all_gone(family, timeout_s=1.0)
+    assert "Traceback" not in server.text
+
+
+def test_it_can_be_stopped_before_it_is_ready(launch: Launch) -> None:
+    server = launch()
+    server.until(lambda: server.member("gradstream.worker.torchrun"))
+    family = server.family()
+    server.process.terminate()
+    assert server.process.wait(45) == 0
+    assert all_gone(family, timeout_s=1.0)
+
+
+@pytest.mark.parametrize(
+    "module", ["gradstream.api", "gradstream.worker", "gradstream.worker.torchrun", "gradstream.worker.housekeeping"]
+)
+def test_a_killed_process_is_replaced(launch: Launch, module: str) -> None:
+    server = launch("--server.restart_backoff_s", "0.1").until_ready()
+    victim = server.member(module)
+    assert victim is not None
+    family = server.family()
+    victim.kill()
+
+    def is_replaced() -> bool:
+        now = server.member(module)
+        return now is not None and now.pid != victim.pid
+
+    server.until(is_replaced)
+    server.until(lambda: server.health() == 200)
+    assert "is started again" in server.text
+    if module == "gradstream.worker.torchrun":
+        ranks = [process for process in family if process.pid != victim.pid and "gradstream.worker" in _line(process)]
+        assert all_gone(ranks), "a rank outlived its torchrun"
+
+
+def _line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_nothing_outlives_a_killed_launcher_and_the_next_one_starts_at_once(launch: Launch) -> None:
+    first = launch().until_ready()
+    family = first.family()
+    first.process.kill()
+    first.process.wait()
+    assert all_gone(family)
+    second = launch()
+    second.until_ready()
+    assert second.health() == 200
+
+
+def test_a_model_that_cannot_be_loaded_stops_the_server_with_one_sentence(launch: Launch, tmp_path: Path) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(ROOT / "tests/models/tiny-qwen3-shakespeare", broken)
+    (broken / "model.safetensors").unlink()
+    server = launch("--server.model_path", str(broken))
+    assert server.process.wait(90) == 2
+    lines = [line for line in server.text.splitlines() if line.startswith("error: ")]
+    assert any(str(broken) in line for line in lines), server.text
+    assert "Traceback" not in server.text
+
+
+def test_a_port_in_use_is_said_before_anything_starts(launch: Launch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = launch(port=port)
+        assert server.process.wait(30) == 2
+    assert f"error: api_host 127.0.0.1, api_port {port}: cannot listen there" in server.text
+    assert not server.output_dir.exists()
+
+
+def test_two_servers_do_not_share_an_output_directory(launch: Launch) -> None:
+    first = launch().until_ready()
+    second = launch()
+    assert second.process.wait(30) == 2
+    assert re.search(
+        rf"error: output_dir: .* is in use by another gradstream server \(process {first.process.pid}\)", second.text
+    )
+    assert first.health() == 200
+
+
+def test_a_redis_that_does_not_answer_is_refused(launch: Launch) -> None:
+    server = launch(f"--server.redis_url=redis://127.0.0.1:{free_port()}")
+    assert server.process.wait(60) == 2
+    assert "error: " in server.text
+    assert "Traceback" not in server.text
+
+
+def test_an_external_redis_is_used_instead_of_the_embedded_one(
+    launch: Launch, redis_url: str, engine_name: str
+) -> None:
+    server = launch(f"--server.redis_url={redis_url}", f"--server.engine_name={engine_name}").until_ready()
+    assert server.health() == 200
+    assert not (server.output_dir / "redis").exists()
+
+
+def test_the_handed_down_settings_are_private(launch: Launch) -> None:
+    server = launch().until_ready()
+    assert (server.output_dir / "run" / "settings.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_gang_that_never_reports_is_started_again(launch: Launch) -> None:
+    server = launch("--server.worker_connection_timeout", "0.5", "--server.restart_backoff_s", "0.1")
+    server.until(lambda: server.text.count("did not report for work within worker_connection_timeout: 0.5 s") >= 2)
+
+
+def test_a_gang_that_keeps_failing_is_called_an_outage(launch: Launch) -> None:
+    server = launch("--server.worker_max_retries", "0", "--server.restart_backoff_s", "0.1").until_ready()
+    rank = server.member("gradstream.worker")
+    assert rank is not None
+    rank.kill()
+    server.until(lambda: "OUTAGE: the gang failed 1 times in a row" in server.text)
+    server.until(lambda: server.member("gradstream.worker"))
