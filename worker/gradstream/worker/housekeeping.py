@@ -6,7 +6,6 @@ rq runs tasks at least once and in no order, which is all that idempotent sweeps
 """
 
 import argparse
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from gradstream.shared.config import read_handover
+from gradstream.shared.telemetry.log import setup_logging
 from gradstream.worker import sidejobs
 from gradstream.worker.parts import redis_url
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, required=True, help="resolved settings, as the launcher writes them")
     settings_file: Path = parser.parse_args().settings
     settings = read_handover(settings_file)
-    logging.basicConfig(level=settings.log_level)
+    setup_logging(process="housekeeping", level=settings.log_level)
     connection = redis.Redis.from_url(redis_url(settings))
     queue = queue_for(settings.engine_name, connection)
     ticker = Ticker(queue, settings_file=settings_file)
