@@ -38,7 +38,7 @@ class Datums:
 
     @property
     def num_candidates(self) -> int:
-        return self.targets_NC.shape[1]
+        return int(self.targets_NC.shape[1])
 
 
 def datums_of(payload: ForwardBackward, *, vocab_size: int, max_tokens: int) -> Datums:

@@ -29,7 +29,7 @@ def configure(config: EngineConfig) -> None:
     if torch.device(config.device).type == "cpu":
         torch.use_deterministic_algorithms(True)
         # Filling every fresh tensor would only hide reads of unwritten memory, at a cost in each pass.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by a module class
 
 
 def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
