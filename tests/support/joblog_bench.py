@@ -75,11 +75,12 @@ class Bench:
         cursor: str | None = None,
     ) -> Commit:
         """Commit one outcome for the entries; the cursor moves to the last of them."""
-        self.number = self.number + 1 if number is None else number
+        if number is None:
+            self.number += 1
         result = outcome or OptimStepDone(metrics={"loss": 0.5})
         commit = Commit(
             epoch=self.epoch if epoch is None else epoch,
-            number=self.number,
+            number=self.number if number is None else number,
             outcomes=[(entry.job, result) for entry in entries],
             plan=b"plan",
             cursor=cursor or (entries[-1].entry_id if entries else self.feed.cursor()),

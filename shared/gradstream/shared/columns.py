@@ -1,5 +1,6 @@
 """Ragged arrays of many datums as one binary column: dtype, lengths and bytes."""
 
+import math
 from typing import Literal, Self
 
 import msgspec
@@ -64,8 +65,11 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequest(f"{name}: a length is {int(lengths.min())}; lengths are counts and cannot be negative")
         if any(size <= 0 for size in self.trailing):
             raise InvalidRequest(f"{name}: trailing shape {list(self.trailing)} has a size below 1")
-        per_row = int(np.prod(self.trailing, dtype=np.int64)) if self.trailing else 1
-        want = int(lengths.sum()) * per_row * _NUMPY[self.dtype].itemsize
+        if lengths.size and int(lengths.max()) > len(self.data):
+            raise InvalidRequest(
+                f"{name}: a length is {int(lengths.max())}, but there are {len(self.data)} bytes in all"
+            )
+        want = int(lengths.sum()) * math.prod(self.trailing) * _NUMPY[self.dtype].itemsize
         if want != len(self.data):
             raise InvalidRequest(
                 f"{name}: {len(self.data)} bytes of {self.dtype} do not match its lengths, which need {want}"

@@ -1,0 +1,41 @@
+"""Ids: what they may look like, and that they cannot leave their place in a key or a path."""
+
+import pytest
+
+from gradstream.shared.ids import ModelId, SessionId, future_id, is_valid_id, is_valid_name, model_id, sampler_id
+from gradstream.shared.joblog.keys import Keys
+from gradstream.shared.joblog.port import RecordKind
+
+
+def test_ids_follow_from_their_session_and_number() -> None:
+    session = SessionId("abc")
+    assert (model_id(session, 2), sampler_id(session, 3)) == ("abc:train:2", "abc:sample:3")
+    assert future_id(model_id(session, 2), 7) == "abc:train:2:7"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a b", "a\nb", "../x", "a..b", "/a", "-a", "a/b", "a{b}", "a" * 201, "a*", "\u00e4"]
+)
+def test_text_that_could_leave_its_place_is_no_id(text: str) -> None:
+    assert not is_valid_id(text)
+    assert not is_valid_name(text)
+
+
+def test_a_name_has_no_colon_and_an_id_may() -> None:
+    assert is_valid_id("a:b")
+    assert not is_valid_name("a:b")
+    assert is_valid_name("step-0001.final")
+
+
+def test_all_keys_of_an_engine_share_one_hash_tag() -> None:
+    keys = Keys("gpu0")
+    names = [keys.log, keys.journal, keys.notes, keys.cursor, keys.lease, keys.epoch, keys.card, keys.stat]
+    names += [keys.future(future_id(ModelId("m"), 1)), keys.record(RecordKind.MODEL, "m")]
+    assert all(name.startswith("gs:{gpu0}:") for name in names)
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("engine", ["", "a}b", "a:b", "a b"])
+def test_an_engine_name_that_would_break_the_keys_is_refused(engine: str) -> None:
+    with pytest.raises(ValueError, match="engine name"):
+        Keys(engine)
