@@ -114,6 +114,7 @@ def test_it_says_when_it_is_ready_and_stops_everything_on_sigterm(launch: Launch
     server = launch().until_ready()
     assert server.health() == 200
     assert f"TINKER_BASE_URL=http://127.0.0.1:{server.port} TINKER_API_KEY=tml-" in server.text
+    assert (server.output_dir / "run" / "settings.json").stat().st_mode & 0o777 == 0o600
     family = server.family()
     assert len(family) >= 5  # redis, torchrun, a rank, housekeeping, the API
     server.process.terminate()
@@ -123,6 +124,7 @@ def test_it_says_when_it_is_ready_and_stops_everything_on_sigterm(launch: Launch
     assert not (server.output_dir / "run" / "settings.json").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_is_as_good_as_once(launch: Launch) -> None:
     server = launch().until_ready()
     family = server.family()
@@ -134,6 +136,7 @@ def test_ctrl_c_twice_is_as_good_as_once(launch: Launch) -> None:
     assert "Traceback" not in server.text
 
 
+@pytest.mark.slow
 def test_it_can_be_stopped_before_it_is_ready(launch: Launch) -> None:
     server = launch()
     server.until(lambda: server.member("gradstream.worker.torchrun"))
@@ -143,6 +146,7 @@ def test_it_can_be_stopped_before_it_is_ready(launch: Launch) -> None:
     assert all_gone(family, timeout_s=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["gradstream.api", "gradstream.worker", "gradstream.worker.torchrun", "gradstream.worker.housekeeping"]
 )
@@ -203,6 +207,7 @@ def test_a_port_in_use_is_said_before_anything_starts(launch: Launch) -> None:
     assert not server.output_dir.exists()
 
 
+@pytest.mark.slow
 def test_two_servers_do_not_share_an_output_directory(launch: Launch) -> None:
     first = launch().until_ready()
     second = launch()
@@ -213,6 +218,7 @@ def test_two_servers_do_not_share_an_output_directory(launch: Launch) -> None:
     assert first.health() == 200
 
 
+@pytest.mark.slow
 def test_a_redis_that_does_not_answer_is_refused(launch: Launch) -> None:
     server = launch(f"--server.redis_url=redis://127.0.0.1:{free_port()}")
     assert server.process.wait(60) == 2
@@ -220,6 +226,7 @@ def test_a_redis_that_does_not_answer_is_refused(launch: Launch) -> None:
     assert "Traceback" not in server.text
 
 
+@pytest.mark.slow
 def test_an_external_redis_is_used_instead_of_the_embedded_one(
     launch: Launch, redis_url: str, engine_name: str
 ) -> None:
@@ -228,16 +235,13 @@ def test_an_external_redis_is_used_instead_of_the_embedded_one(
     assert not (server.output_dir / "redis").exists()
 
 
-def test_the_handed_down_settings_are_private(launch: Launch) -> None:
-    server = launch().until_ready()
-    assert (server.output_dir / "run" / "settings.json").stat().st_mode & 0o777 == 0o600
-
-
+@pytest.mark.slow
 def test_a_gang_that_never_reports_is_started_again(launch: Launch) -> None:
     server = launch("--server.worker_connection_timeout", "0.5", "--server.restart_backoff_s", "0.1")
     server.until(lambda: server.text.count("did not report for work within worker_connection_timeout: 0.5 s") >= 2)
 
 
+@pytest.mark.slow
 def test_a_gang_that_keeps_failing_is_called_an_outage(launch: Launch) -> None:
     server = launch("--server.worker_max_retries", "0", "--server.restart_backoff_s", "0.1").until_ready()
     rank = server.member("gradstream.worker")

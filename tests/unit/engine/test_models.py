@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.support.engine_builders import DENSE, open_engine
 from transformers import (
     AutoConfig,
@@ -137,3 +138,27 @@ def test_the_card_says_what_the_engine_offers() -> None:
 def test_the_context_never_exceeds_the_models_own() -> None:
     limit = json.loads((DENSE / "config.json").read_text())["max_position_embeddings"]
     assert open_engine(max_context_tokens=10 * limit).card(epoch=1).max_context_tokens == limit
+
+
+def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(DENSE, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(Unsupported, match=r"cannot be read as a Hugging Face model: .*model\.safetensors"):
+        load_base(tmp_path, device=CPU, dtype=torch.float32)
+
+
+def test_a_cut_weight_file_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(DENSE, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(Unsupported, match="cannot be read as a Hugging Face model"):
+        load_base(tmp_path, device=CPU, dtype=torch.float32)
+
+
+def test_weights_that_the_files_lack_are_not_left_at_random_values(tmp_path: Path) -> None:
+    shutil.copytree(DENSE, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(Unsupported, match=r"lacks 1 weights of its model, model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_base(tmp_path, device=CPU, dtype=torch.float32)

@@ -28,6 +28,7 @@ from gradstream.worker.fence import StopRequest, exit_fenced
 from gradstream.worker.follower import follow
 from gradstream.worker.gang import lead
 from gradstream.worker.model_dir import model_directory
+from gradstream.worker.parent import end_with_parent
 from gradstream.worker.parts import engine_config, lead_options, queue_limits, redis_url
 
 EXIT_CONFIG = 78
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gradstream.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True, help="resolved settings, as the launcher writes them")
     path: Path = parser.parse_args().settings
+    end_with_parent()
     try:
         settings = read_handover(path)
         _serve(settings)

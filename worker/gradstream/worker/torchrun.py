@@ -7,6 +7,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as run
 
+from gradstream.worker.parent import end_with_parent
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the gang; 0 when all ranks ended well or a signal stopped them, the first failed rank's exit code otherwise.
@@ -25,4 +27,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    # A killed launcher takes the queue with it: there is nothing left to stop for in order.
+    end_with_parent()
     sys.exit(main(sys.argv[1:]))

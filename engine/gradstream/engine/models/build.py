@@ -1,9 +1,12 @@
 """A Hugging Face model directory becomes a BaseModel."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -27,15 +30,35 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, attention
     """
     if not (path / "config.json").is_file():
         raise Unsupported(f"model_path: {path} holds no config.json; it must be a Hugging Face model directory")
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    with _refusing_unreadable(path):
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
     check_config(config)
     register()
-    transformers_logging.disable_progress_bar()
-    causal_lm: nn.Module = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
-    causal_lm = causal_lm.to(device).eval().requires_grad_(False)
+    causal_lm = _read(path, dtype=dtype).to(device).eval().requires_grad_(False)
     return seam(causal_lm, attention=attention, digest=model_digest(path))
+
+
+def _read(path: Path, *, dtype: torch.dtype) -> nn.Module:
+    """transformers' model on the CPU, with every weight from the files: what they lack would be left at random values."""
+    transformers_logging.disable_progress_bar()
+    causal_lm: nn.Module
+    with _refusing_unreadable(path):
+        causal_lm, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise Unsupported(f"model_path: {path} lacks {len(missing)} weights of its model, {missing[0]} among them")
+    return causal_lm
+
+
+@contextmanager
+def _refusing_unreadable(path: Path) -> Iterator[None]:
+    """Files that are absent, cut or of another shape are a mistake in model_path, which a restart cannot mend."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unsupported(f"model_path: {path} cannot be read as a Hugging Face model: {reason}") from error
 
 
 def seam(causal_lm: nn.Module, *, attention: str, digest: str) -> BaseModel:
