@@ -51,6 +51,14 @@ def socket_path(data_dir: Path) -> Path:
     return folder / "redis.sock"
 
 
+def remove_socket(data_dir: Path) -> None:
+    """Take away the socket of a stopped server, and its short directory if it had one."""
+    socket = socket_path(data_dir)
+    socket.unlink(missing_ok=True)
+    if socket.parent != data_dir.resolve():
+        socket.parent.rmdir()
+
+
 def password(data_dir: Path) -> str:
     """The loopback server's password, made at first use."""
     path = data_dir / "password"

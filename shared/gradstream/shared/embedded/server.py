@@ -101,6 +101,8 @@ class EmbeddedServer:
                 self._process.wait()
         self._process = None
         if self._lock is not None:
+            if self._config.port is None:
+                paths.remove_socket(self._config.data_dir)
             os.close(self._lock)
             self._lock = None
 
