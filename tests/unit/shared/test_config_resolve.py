@@ -43,7 +43,6 @@ def test_every_adapted_default_is_said_and_nothing_else(tmp_path: Path) -> None:
     # These are filled in, not replaced.
     filled = {
         "model_name",
-        "tokenizer_path",
         "tokenizer_id",
         "device",
         "output_dir",
@@ -76,7 +75,9 @@ def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> 
         ("data_parallel_mode", "fsdp2", "data_parallel_mode: fsdp2 asks for a sharded model, which does not exist yet; use ddp or none"),
         ("merge_lora_interval", 10, "merge_lora_interval: 10 belongs to merging adapters while training, which does not exist yet; use 0"),
         ("device", "cuda", "device: 'cuda' needs an NVIDIA GPU and a torch built for it; use cpu or auto"),
-        ("lora_rank", 256, "lora_rank: 256 is above max_lora_rank: 128, the highest rank"),
+        ("restart_backoff_s", 60.0, "restart_backoff_s: 60.0 is above max_restart_backoff_s: 30.0, the longest pause"),
+        ("tokenizer_path", "else/where", "tokenizer_path: else/where asks for a tokenizer from elsewhere than model_path, which cannot be done yet; use null"),
+        ("storage_limit", 1024, "storage_limit: 1KB asks for a limit on disk space, which is not enforced yet; use 10TB"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_had_is_refused_in_a_sentence(
@@ -128,7 +129,7 @@ def test_names_and_paths_are_filled_in(tmp_path: Path, monkeypatch: pytest.Monke
         tmp_path, model_path="tests/models/tiny-qwen3-shakespeare", output_dir=str(tmp_path / "out")
     ).settings
     assert settings.model_name == "tests/models/tiny-qwen3-shakespeare"
-    assert settings.model_path == settings.tokenizer_path == settings.tokenizer_id == MODEL
+    assert settings.model_path == settings.tokenizer_id == MODEL
     assert settings.redis_data_dir == str(tmp_path / "out" / "redis")
     assert settings.batch_budget_tokens == settings.sample_packing_sequence_len
 
@@ -161,3 +162,9 @@ def test_fields_of_the_embedded_server_are_refused_beside_a_redis_url(tmp_path: 
     assert refusal(tmp_path, redis_url="redis://h", durability="none").startswith(
         "durability: of the embedded server, which redis_url"
     )
+
+
+@pytest.mark.parametrize("field", ["config_path", "tokenizer_path"])
+def test_the_models_own_path_may_be_written_for_its_parts(tmp_path: Path, field: str) -> None:
+    settings = resolved(tmp_path, **{field: MODEL}).settings
+    assert getattr(settings, field) == settings.model_path

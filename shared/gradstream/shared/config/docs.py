@@ -42,7 +42,7 @@ def as_yaml(settings: Settings) -> str:
         value = getattr(settings, name)
         if name == "redis_url" and value is not None:
             value = _without_password(value)
-        text = format_size(value) if field.is_size and value is not None else _inline(value)
+        text = _written(value, field)
         unused = "# " if settings.redis_url is not None and name in EMBEDDED else ""
         lines.append(f"{unused}{name}: {text}{'  # set' if name in settings.explicit else ''}\n")
     return "".join(lines)
@@ -58,8 +58,7 @@ def _chapter(title: str, fields: list[FieldInfo]) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required:
         return "required"
-    text = format_size(field.default) if field.is_size and isinstance(field.default, int) else _inline(field.default)
-    return f"`{text}`"
+    return f"`{_written(field.default, field)}`"
 
 
 def _today(field: FieldInfo) -> str:
@@ -78,7 +77,11 @@ def _limits(field: FieldInfo) -> Iterator[str]:
     shared = on_cpu is not None and on_cuda is not None and on_cpu.values == on_cuda.values
     for only, place in ((on_cpu, "" if shared else " on CPUs"), (None if shared else on_cuda, " on GPUs")):
         if only is not None:
-            yield f"{' or '.join(f'`{_inline(value)}`' for value in only.values)} only{place}"
+            yield f"{' or '.join(f'`{_written(value, field)}`' for value in only.values)} only{place}"
+
+
+def _written(value: object, field: FieldInfo) -> str:
+    return format_size(value) if field.is_size and isinstance(value, int) else _inline(value)
 
 
 def _inline(value: object) -> str:

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import msgspec
 
+from gradstream.shared.config.fields import FIELDS
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.problems import ConfigError, Problem
 from gradstream.shared.config.settings import Settings
-from gradstream.shared.config.support import CPU_DEFAULTS, EMBEDDED, ZMQ, Only, device_of, supported_values
+from gradstream.shared.config.sizes import format_size
+from gradstream.shared.config.support import (
+    CPU_DEFAULTS,
+    EMBEDDED,
+    SAME_AS_MODEL,
+    ZMQ,
+    Only,
+    device_of,
+    supported_values,
+)
 
 # Names for model_path, and the directory below the cache that `gradstream models fetch NAME` fills.
 PACKAGED_MODELS = {"smollm2-135m-instruct": "models/HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -59,7 +69,7 @@ def _possible(settings: Settings, device: str, problems: list[Problem], notices:
     changes: dict[str, object] = {}
     for name, only in supported_values(device).items():
         value = getattr(settings, name)
-        if value in only.values:
+        if value in only.values or (name in SAME_AS_MODEL and value == settings.model_path):
             continue
         if name in settings.explicit or name in _MUST_BE_WRITTEN:
             problems.append(Problem("", _refusal(name, value, only)))
@@ -70,7 +80,13 @@ def _possible(settings: Settings, device: str, problems: list[Problem], notices:
 
 
 def _refusal(name: str, value: object, only: Only) -> str:
-    return f"{name}: {_yaml(value)} {only.why}; use {' or '.join(map(_yaml, only.values))}"
+    show = _size if FIELDS[name].is_size else _yaml
+    return f"{name}: {show(value)} {only.why}; use {' or '.join(map(show, only.values))}"
+
+
+def _size(value: object) -> str:
+    assert isinstance(value, int)
+    return format_size(value)
 
 
 def _yaml(value: object) -> str:
@@ -100,38 +116,39 @@ def _ranks(settings: Settings, problems: list[Problem]) -> dict[str, object]:
 
 
 def _model(settings: Settings, machine: Machine, problems: list[Problem]) -> dict[str, object]:
-    model_path, problem = _existing(settings.model_path, "model_path", machine)
-    tokenizer_path = model_path
+    model_path, problem = _existing(settings.model_path, machine)
     problems.extend(problem)
-    if settings.tokenizer_path is not None:
-        tokenizer_path, problem = _existing(settings.tokenizer_path, "tokenizer_path", machine)
-        problems.extend(problem)
     return {
         "model_path": model_path,
         "model_name": settings.model_name or settings.model_path,
-        "tokenizer_path": tokenizer_path,
-        "tokenizer_id": settings.tokenizer_id or tokenizer_path,
+        "config_path": settings.config_path and model_path,
+        "tokenizer_path": settings.tokenizer_path and model_path,
+        "tokenizer_id": settings.tokenizer_id or model_path,
     }
 
 
-def _existing(text: str, field: str, machine: Machine) -> tuple[str, list[Problem]]:
+def _existing(text: str, machine: Machine) -> tuple[str, list[Problem]]:
     """The absolute path of a directory, a hub id as it is, or a problem."""
     if (inside := PACKAGED_MODELS.get(text)) is not None:
         directory = machine.cache_dir / inside
         if (directory / "config.json").is_file():
             return str(directory), []
         return text, [
-            Problem("", f"{field}: {text} is not on this machine yet; get it with `gradstream models fetch {text}`")
+            Problem("", f"model_path: {text} is not on this machine yet; get it with `gradstream models fetch {text}`")
         ]
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            return text, [Problem("", f"{field}: {text} has no config.json; it must be a Hugging Face model directory")]
+            return text, [
+                Problem("", f"model_path: {text} has no config.json; it must be a Hugging Face model directory")
+            ]
         return str(path.resolve()), []
     if _HUB_ID.fullmatch(text):
         return text, []
     return text, [
-        Problem("", f"{field}: no directory {text} (seen from {Path.cwd()}), and no Hugging Face id ORGANISATION/NAME")
+        Problem(
+            "", f"model_path: no directory {text} (seen from {Path.cwd()}), and no Hugging Face id ORGANISATION/NAME"
+        )
     ]
 
 
@@ -152,7 +169,6 @@ def _derived(settings: Settings, device: str, machine: Machine, changes: dict[st
 def _check_pairs(settings: Settings, problems: list[Problem]) -> None:
     """Fields that must agree with one another."""
     rules = (
-        ("lora_rank", "max_lora_rank", "the highest rank"),
         ("max_queued_bytes_per_tenant", "max_queued_bytes", "the budget of all tenants"),
         ("restart_backoff_s", "max_restart_backoff_s", "the longest pause"),
     )

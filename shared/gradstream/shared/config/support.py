@@ -19,6 +19,9 @@ ZMQ = ("worker_bind_host", "worker_bind_port", "engine_connect_host", "worker_bi
 # Of the embedded server: refused beside redis_url, which replaces it.
 EMBEDDED = ("redis_data_dir", "redis_binary", "redis_memory_limit", "durability")
 
+# May also name model_path itself, which is their default.
+SAME_AS_MODEL = ("config_path", "tokenizer_path")
+
 _FSDP = "belongs to FSDP2 sharding, which does not exist yet"
 _DEEPEP = "belongs to DeepEP, which does not exist yet"
 _MUON = "belongs to the muon optimizer, which does not exist yet"
@@ -31,7 +34,8 @@ _FLOAT32 = "asks for less than float32 where everything is computed in float32"
 # Fields that have one value today, whatever the machine.
 _EVERYWHERE: dict[str, Only] = {
     "enable_lora": Only((True,), "asks for full-weight training, which does not exist yet"),
-    "config_path": Only((None,), "asks for a config from elsewhere; the one in model_path is used"),
+    "config_path": Only((None,), "asks for a config from elsewhere than model_path, which cannot be done yet"),
+    "tokenizer_path": Only((None,), "asks for a tokenizer from elsewhere than model_path, which cannot be done yet"),
     "ep_dispatch": Only(("alltoall",), _DEEPEP),
     "deepep_buffer_size_gb": Only((2.0,), _DEEPEP),
     "deepep_num_sms": Only((20,), _DEEPEP),
@@ -75,6 +79,7 @@ _EVERYWHERE: dict[str, Only] = {
     "muon_nesterov": Only((True,), _MUON),
     "muon_ns_steps": Only((5,), _MUON),
     "muon_adjust_lr_fn": Only((None,), _MUON),
+    "lora_rank": Only((32,), "asks for a default rank, which nothing uses: clients always name theirs"),
     "lora_target_modules": Only(
         (None,), "asks for chosen modules, which do not exist yet; clients choose attention, MLP and unembedding"
     ),
@@ -90,6 +95,10 @@ _EVERYWHERE: dict[str, Only] = {
     "ckpt_manager": Only(("dcp",), "is a format of full-weight checkpoints that does not exist yet"),
     "load_checkpoint_path": Only(
         ("",), "asks to start from a checkpoint, which does not exist yet; clients load theirs"
+    ),
+    "storage_limit": Only((10 * 1024**4,), "asks for a limit on disk space, which is not enforced yet"),
+    "idle_session_timeout": Only(
+        (7200.0,), "asks for a timeout of idle sessions, which does not exist yet; session_grace_s ends silent ones"
     ),
     "skip_initial_checkpoint": Only(
         (True,), "asks for a checkpoint of the untrained model, which adapters do not have"
