@@ -38,6 +38,11 @@ def sampler_id(session: SessionId, sampling_session_seq_id: int) -> SamplerId:
     return SamplerId(f"{session}:sample:{sampling_session_seq_id}")
 
 
+def session_of_sampler(sampler: SamplerId) -> SessionId:
+    """The session that a sampler's id names."""
+    return SessionId(sampler.rsplit(":sample:", 1)[0])
+
+
 def future_id(owner: OwnerId, seq: int) -> FutureId:
     """The id of a job's future: a function of (owner, seq), so that a retry names the same future."""
     return FutureId(f"{owner}:{seq}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gradstream.engine.checkpoint.location import Ephemeral
 from gradstream.engine.checkpoint.manifest import Manifest
+from gradstream.shared import ids
 from gradstream.shared.ids import SamplerId
 from gradstream.shared.joblog.port import RecordKind, RecordWrite
 from gradstream.shared.wire import (
@@ -100,6 +101,7 @@ def _sampler(sampler: SamplerId, executed: Executed) -> RecordWrite:
     manifest = _manifest(executed)
     fields = {
         "tenant": executed.job.tenant,
+        "session": ids.session_of_sampler(sampler),
         "model": manifest.model,
         "base_model": manifest.base_model,
         "model_path": sampler_uri(sampler),

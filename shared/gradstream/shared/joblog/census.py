@@ -5,6 +5,7 @@ from typing import Self, cast
 
 import redis
 
+from gradstream.shared.joblog import lua
 from gradstream.shared.joblog.client import redis_errors, sync_client
 from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.port import RecordKind
@@ -42,8 +43,9 @@ class RedisCensus:
     def remove(self, kind: RecordKind, record_id: str) -> None:
         """Delete a sampler's, session's or checkpoint's record. Idempotent. Models are removed by commits only."""
         assert kind is not RecordKind.MODEL
+        script = self._redis.register_script(lua.load("remove_record").text)
         with redis_errors():
-            self._redis.delete(self._keys.record(kind, record_id))
+            script(keys=[self._keys.log], args=[self._keys.prefix, kind.value, record_id, ""])
 
     @property
     def _redis(self) -> redis.Redis:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gradstream.shared.ids import FutureId, is_valid_name
+from gradstream.shared.ids import FutureId, TenantId, is_valid_name
 from gradstream.shared.joblog.port import RecordKind
 
 
@@ -71,6 +71,14 @@ class Keys:
     def record(self, kind: RecordKind, record_id: str) -> str:
         """Hash of one model, sampler, session or checkpoint."""
         return f"{self.prefix}{kind}:{record_id}"
+
+    def tenant_list(self, kind: RecordKind, tenant: TenantId) -> str:
+        """Sorted set of a tenant's records of a kind, by the time they were made."""
+        return f"{self.prefix}list:{kind}:of:{tenant}"
+
+    def child_list(self, kind: RecordKind, parent: str) -> str:
+        """Sorted set of a session's models or samplers, or of a model's checkpoints."""
+        return f"{self.prefix}list:{kind}:in:{parent}"
 
 
 def record_fields(raw: dict[bytes, bytes]) -> dict[str, str] | None:

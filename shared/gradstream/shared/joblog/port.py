@@ -68,6 +68,14 @@ class FutureView:
     waiting_for_seq: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some records of a list by id, newest first, and how many the whole list has."""
+
+    records: Mapping[str, Mapping[str, str]]
+    total: int
+
+
 class Intake(Protocol):
     """The API's side of the job log. Async; safe for many tasks at once."""
 
@@ -105,6 +113,29 @@ class Intake(Protocol):
 
     async def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         """All fields of a record, or None."""
+        ...
+
+    async def change_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> bool:
+        """Set fields of a record unless it is gone; True when they were set."""
+        ...
+
+    async def remove_record(self, kind: RecordKind, record_id: str, *, created_ms: str = "") -> bool:
+        """Remove a record, if created_ms is given only the one made then; True when this call removed it.
+
+        A model's record stays while the model takes jobs or has open ones.
+        """
+        ...
+
+    async def list_tenant(self, kind: RecordKind, tenant: TenantId, *, offset: int, limit: int) -> Page:
+        """Records of a tenant."""
+        ...
+
+    async def list_children(self, kind: RecordKind, parent: str, *, offset: int, limit: int) -> Page:
+        """Models or samplers of a session, checkpoints of a model. Whose the parent is, is for the caller to check."""
+        ...
+
+    async def num_children(self, kind: RecordKind, parents: Sequence[str]) -> list[int]:
+        """How many records of the kind each parent has."""
         ...
 
     async def card(self) -> EngineCard | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import msgspec
@@ -16,10 +16,10 @@ from gradstream.shared.joblog.batcher import Command, CommandBatcher, Reply, Val
 from gradstream.shared.joblog.client import async_client, redis_errors
 from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.port import FutureStatus, FutureView, Receipt, RecordKind, Submission
+from gradstream.shared.joblog.port import FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.waiters import NoteTail
 
-_SCRIPTS = ("submit", "refuse", "fail_gaps", "add_record")
+_SCRIPTS = ("submit", "refuse", "fail_gaps", "add_record", "put_record", "remove_record")
 _MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
 # Above this, compressing and hashing leave the event loop.
@@ -138,16 +138,34 @@ class RedisIntake:
             await self._run(("EXPIRE", key, self._limits.delivered_ttl_s, "LT"))
 
     async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:
-        await self._run(("HSET", self._keys.record(kind, record_id), *_flat(fields)))
+        await self._put(kind, record_id, fields, only_existing=False)
 
     async def add_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> bool:
-        key = self._keys.record(kind, record_id)
-        args: list[Value] = [self._keys.prefix, key, uuid.uuid4().hex, *_flat(fields)]
+        args: list[Value] = [self._keys.prefix, kind.value, record_id, uuid.uuid4().hex, *_flat(fields)]
         return bool((await self._run(self._call("add_record", args)))[0])
 
     async def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         reply = (await self._run(("HGETALL", self._keys.record(kind, record_id))))[0]
         return record_fields(reply)
+
+    async def change_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> bool:
+        return await self._put(kind, record_id, fields, only_existing=True)
+
+    async def remove_record(self, kind: RecordKind, record_id: str, *, created_ms: str = "") -> bool:
+        args: list[Value] = [self._keys.prefix, kind.value, record_id, created_ms]
+        return bool((await self._run(self._call("remove_record", args)))[0])
+
+    async def list_tenant(self, kind: RecordKind, tenant: TenantId, *, offset: int, limit: int) -> Page:
+        return await self._page(kind, self._keys.tenant_list(kind, tenant), offset=offset, limit=limit)
+
+    async def list_children(self, kind: RecordKind, parent: str, *, offset: int, limit: int) -> Page:
+        return await self._page(kind, self._keys.child_list(kind, parent), offset=offset, limit=limit)
+
+    async def num_children(self, kind: RecordKind, parents: Sequence[str]) -> list[int]:
+        if not parents:
+            return []
+        commands: list[Command] = [("ZCARD", self._keys.child_list(kind, parent)) for parent in parents]
+        return [int(reply) for reply in await self._run(*commands)]
 
     async def card(self) -> EngineCard | None:
         text = (await self._run(("GET", self._keys.card)))[0]
@@ -168,6 +186,21 @@ class RedisIntake:
             limits.keep_seqs,
         ]
         return int((await self._run(self._call("fail_gaps", args)))[0])
+
+    async def _put(self, kind: RecordKind, record_id: str, fields: Mapping[str, str], *, only_existing: bool) -> bool:
+        args: list[Value] = [self._keys.prefix, kind.value, record_id, int(only_existing), *_flat(fields)]
+        return bool((await self._run(self._call("put_record", args)))[0])
+
+    async def _page(self, kind: RecordKind, key: str, *, offset: int, limit: int) -> Page:
+        """A part of a list; a record that is removed in between is left out."""
+        assert limit > 0, "ZREVRANGE would read -1 as the end of the list"
+        members, total = await self._run(("ZREVRANGE", key, offset, offset + limit - 1), ("ZCARD", key))
+        names = [member.decode() for member in members]
+        if not names:
+            return Page(records={}, total=int(total))
+        commands: list[Command] = [("HGETALL", self._keys.record(kind, name)) for name in names]
+        found = zip(names, map(record_fields, await self._run(*commands)), strict=True)
+        return Page(records={name: fields for name, fields in found if fields is not None}, total=int(total))
 
     def _call(self, script: str, args: Iterable[Value]) -> Command:
         return ("EVALSHA", lua.load(script).sha, 1, self._keys.log, *args)

@@ -62,7 +62,8 @@ local function remove_model(model)
     woken[#woken + 1] = future
   end
   if #woken > 0 then notify(table.concat(woken, ' '), ARGV[11]) end
-  redis.call('DEL', P .. 'model:' .. model, P .. 'held:' .. model)
+  remove_record('model', model)
+  redis.call('DEL', P .. 'held:' .. model)
   redis.call('EXPIRE', P .. 'seqs:' .. model, ARGV[7])
   redis.call('ZREM', P .. 'gaps', model)
   redis.call('SREM', P .. 'models', model)
@@ -73,13 +74,14 @@ while at <= #ARGV do
   local kind, id, num_fields = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   at = at + 3
   if num_fields < 0 then
-    if kind == 'model' then remove_model(id) else redis.call('DEL', P .. kind .. ':' .. id) end
+    if kind == 'model' then remove_model(id) else remove_record(kind, id) end
   else
     for i = 1, num_fields do
       redis.call('HSET', P .. kind .. ':' .. id, ARGV[at], ARGV[at + 1])
       at = at + 2
     end
     if kind == 'model' then redis.call('HSET', P .. 'model:' .. id, 'epoch', epoch) end
+    enlist(kind, id)
   end
 end
 

@@ -62,7 +62,7 @@ local function drain(model, next_seq, keep_seqs)
     next_seq = next_seq + 1
   end
   local key = P .. 'model:' .. model
-  redis.call('HSET', key, 'next_seq', int(next_seq))
+  redis.call('HSET', key, 'next_seq', int(next_seq), 'used_ms', int(NOW))
   if moved > 0 then
     redis.call('HINCRBY', key, 'held', -moved)
     redis.call('HINCRBY', key, 'queued', moved)
@@ -87,6 +87,30 @@ local function finish(future, status, outcome, digest, counter, unread_ttl_s, ke
   elseif redis.call('HINCRBY', P .. 'owners', f[1], -1) <= 0 then
     redis.call('HDEL', P .. 'owners', f[1])
   end
+end
+
+-- A record is listed under its tenant and under its parent, by the time it was made.
+local PARENT = { model = 'session', sampler = 'session', checkpoint = 'model' }
+
+local function lists_of(kind, id)
+  local r = redis.call('HMGET', P .. kind .. ':' .. id, 'tenant', 'created_ms', PARENT[kind] or 'session')
+  local keys = {}
+  if r[1] then keys[#keys + 1] = P .. 'list:' .. kind .. ':of:' .. r[1] end
+  if r[3] and PARENT[kind] then keys[#keys + 1] = P .. 'list:' .. kind .. ':in:' .. r[3] end
+  return keys, r[2]
+end
+
+-- Put a record into its lists; one without a time is no member of any.
+local function enlist(kind, id)
+  local keys, created_ms = lists_of(kind, id)
+  if not created_ms then return end
+  for _, key in ipairs(keys) do redis.call('ZADD', key, created_ms, id) end
+end
+
+-- Delete a record with its places in the lists.
+local function remove_record(kind, id)
+  for _, key in ipairs((lists_of(kind, id))) do redis.call('ZREM', key, id) end
+  redis.call('DEL', P .. kind .. ':' .. id)
 end
 
 local function failure(code, category, message)

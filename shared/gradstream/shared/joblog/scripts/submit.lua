@@ -101,6 +101,7 @@ if makes_model then
   redis.call('HSET', model_key, 'tenant', tenant, 'state', 'creating', 'epoch', '0', 'applied', int(tonumber(seq) - 1),
     'queued', '0', 'held', '0')
   redis.call('SADD', P .. 'models', owner)
+  enlist('model', owner)
 end
 redis.call('HINCRBY', model_key, 'queued', 1)
 drain(owner, tonumber(seq), tonumber(ARGV[17]))
