@@ -19,6 +19,7 @@ from gradstream.api.config import api_config, queue_limits
 from gradstream.api.serve import Address, listening_socket, raise_open_files_limit, server_for
 from gradstream.shared.config import ConfigError, Settings, read_handover
 from gradstream.shared.joblog.redis_intake import RedisIntake
+from gradstream.shared.keys import KeyFileError, read_keys
 from gradstream.shared.telemetry.log import setup_logging
 
 EXIT_CONFIG = 78
@@ -38,6 +39,7 @@ def main() -> None:
     except ConfigError as error:
         _exit_config(str(error))
     setup_logging(process="api", level=settings.log_level)
+    _check_keys(settings)
     max_files = raise_open_files_limit()
     if max_files < _FEW_FILES:
         _log.warning("few_open_files_allowed", max_files=max_files, wanted=_FEW_FILES)
@@ -63,6 +65,18 @@ async def _serve(settings: Settings, sock: socket.socket) -> None:
         signal.signal(signal.SIGINT, stop)
         _log.info("api_listening", host=settings.api_host, port=settings.api_port)
         await server.serve(sockets=[sock])
+
+
+def _check_keys(settings: Settings) -> None:
+    """End here when the key file cannot be used, rather than turn everybody away later."""
+    if settings.api_keys_file is None:
+        return
+    try:
+        read_keys(Path(settings.api_keys_file))
+    except FileNotFoundError:
+        _exit_config(f"api_keys_file: {settings.api_keys_file} is not there; make it with `gradstream keys add`")
+    except KeyFileError as error:
+        _exit_config(f"api_keys_file: {error}")
 
 
 def _exit_config(sentence: str) -> NoReturn:

@@ -12,10 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from gradstream.api import access
+from gradstream.api.auth import tenant_of
 from gradstream.api.errors import http_error, on_gradstream_error
+from gradstream.api.gate import Gate
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.tinker import futures, models, sampling, service, sessions, training, weights
 from gradstream.shared.errors import GradstreamError
+from gradstream.shared.ids import LOCAL_TENANT
 
 _LOG = structlog.get_logger("gradstream.api")
 _TINKER = (service, sessions, models, training, sampling, weights, futures)
@@ -32,6 +35,8 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(GradstreamError, on_gradstream_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    # What is added last comes first: the access log sees refusals too.
+    app.add_middleware(Gate, parts=parts)
     access.watch(app, clock=parts.clock, metrics=parts.metrics)
     return app
 
@@ -60,6 +65,11 @@ async def _check_gaps(parts: Parts) -> None:
 
 
 async def _metrics(request: Request) -> Response:
+    """The counts are of all tenants together, so with keys they are for the machine's own tenant only."""
+    if tenant_of(request) != LOCAL_TENANT:
+        return http_error(
+            403, code="forbidden", detail=f"metrics: only keys of the tenant {LOCAL_TENANT!r} may read them"
+        )
     return Response(generate_latest(parts_of(request).metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

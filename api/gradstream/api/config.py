@@ -1,6 +1,7 @@
 """What the HTTP edge is configured with: its own small slice of the settings."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gradstream.shared.config import Settings
 from gradstream.shared.joblog.limits import Limits
@@ -10,6 +11,9 @@ from gradstream.shared.joblog.limits import Limits
 class ApiConfig:
     """Limits and times of the API process. Sizes are bytes after decompression, times are seconds."""
 
+    # None: there are no keys. is_open then drops the check that a request comes from this machine's own programs.
+    keys_file: Path | None = None
+    is_open: bool = False
     # Long polls end after poll_hold_s plus up to poll_jitter_s; the SDK's own read timeout is 45 s.
     poll_hold_s: float = 25.0
     poll_jitter_s: float = 3.0
@@ -31,6 +35,8 @@ class ApiConfig:
 def api_config(settings: Settings) -> ApiConfig:
     """The API's slice of the settings."""
     return ApiConfig(
+        keys_file=None if settings.api_keys_file is None else Path(settings.api_keys_file),
+        is_open=settings.api_without_keys,
         poll_hold_s=settings.poll_hold_s,
         admit_hold_s=settings.admit_hold_s,
         max_body_bytes=settings.max_body_bytes,

@@ -43,11 +43,14 @@ async def poll(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finish
 
     Raises UnknownModel when there never was such a future, or when it is another tenant's.
     """
-    with parts.metrics.polls_parked.track_inprogress():
-        view = await parts.parked.wait(parts.intake.wait(future_id, timeout_s=_hold_s(parts, future_id)))
-    if view is None:
-        # Gone, or the server stops and the wait ended early.
-        view = await parts.intake.future(future_id)
+    # Looked at before the wait: how long the answer takes must not tell a stranger that there is such a future.
+    view = await parts.intake.future(future_id)
+    if view is not None and view.tenant == tenant and view.outcome is None:
+        with parts.metrics.polls_parked.track_inprogress():
+            view = await parts.parked.wait(parts.intake.wait(future_id, timeout_s=_hold_s(parts, future_id)))
+        if view is None:
+            # Gone, or the server stops and the wait ended early.
+            view = await parts.intake.future(future_id)
     if view is None:
         if await _existed(parts, future_id, tenant=tenant):
             return Expired()

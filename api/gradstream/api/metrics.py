@@ -44,6 +44,12 @@ class Metrics:
             "Held jobs failed because a seq_id before them never came.",
             registry=self.registry,
         )
+        self.auth_failures = Counter(
+            "gradstream_api_auth_failures_total",
+            "Requests turned away at the gate: no_key, wrong_key, or limited after too many of them.",
+            ("reason",),
+            registry=self.registry,
+        )
         self.telemetry_events = Counter(
             "gradstream_api_telemetry_events_total",
             "Telemetry events that clients sent; they are counted and dropped.",

@@ -12,11 +12,15 @@ from gradstream.api.metrics import Metrics
 from gradstream.api.parked import Parked
 from gradstream.shared.clock import Clock
 from gradstream.shared.joblog.port import Intake
+from gradstream.shared.keys import WatchedKeys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Everything a handler may use. One event loop; the intake is open for as long as the app serves."""
+    """Everything a handler may use. One event loop; the intake is open for as long as the app serves.
+
+    keys: None when the server has no API keys.
+    """
 
     intake: Intake
     clock: Clock
@@ -26,6 +30,7 @@ class Parts:
     bodies: ByteBudget
     metrics: Metrics
     parked: Parked
+    keys: WatchedKeys | None
 
 
 def build_parts(intake: Intake, *, clock: Clock, config: ApiConfig) -> Parts:
@@ -40,6 +45,7 @@ def build_parts(intake: Intake, *, clock: Clock, config: ApiConfig) -> Parts:
         bodies=ByteBudget(config.max_inflight_body_bytes),
         metrics=metrics,
         parked=Parked(),
+        keys=None if config.keys_file is None else WatchedKeys(config.keys_file, clock=clock),
     )
 
 

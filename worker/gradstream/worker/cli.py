@@ -14,6 +14,7 @@ from gradstream.shared.config.docs import as_markdown, as_yaml
 from gradstream.shared.config.load import OVERRIDE_PREFIX
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.telemetry.log import setup_logging
+from gradstream.worker import cli_keys
 from gradstream.worker.crew import Rendezvous
 from gradstream.worker.launcher import CannotStart, Stop, check_rendezvous, serve
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a server config without starting anything.", no_args_is_help=True)
 app.add_typer(config_app, name="config", rich_help_panel="Configuration and models")
+app.add_typer(cli_keys.app, name="keys", rich_help_panel="Server")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="Server config, YAML.")]
 

@@ -195,7 +195,11 @@ class Shift:
         settings = self._settings
         url = f"http://{_reachable(settings.api_host)}:{settings.api_port}"
         self._say(f"ready: {settings.model_name} at {url}, {settings.num_ranks} rank(s) on {settings.device}")
-        self._say(f"connect with: TINKER_BASE_URL={url} TINKER_API_KEY=tml-anything")
+        if settings.api_keys_file is not None:
+            self._say(f"connect with: TINKER_BASE_URL={url} and a key of `gradstream keys add` as TINKER_API_KEY")
+        else:
+            self._say(f"connect with: TINKER_BASE_URL={url} TINKER_API_KEY=tml-anything")
+            self._say(_open_to(settings))
         self._say(f"logs: {self._crew.gang.spec.log_file.parent}   stop with Ctrl-C")
 
     def _say(self, text: str) -> None:
@@ -257,6 +261,13 @@ def _check_port(settings: Settings) -> None:
         raise CannotStart(
             f"api_host {host}, api_port {port}: cannot listen there ({error.strerror}); {advice}"
         ) from error
+
+
+def _open_to(settings: Settings) -> str:
+    """What the absence of keys means here."""
+    if settings.api_without_keys:
+        return "no API keys, as api_without_keys says: whoever reaches this address can use and read everything"
+    return "no API keys: only programs on this machine are answered, all as one tenant (docs/security.md)"
 
 
 def _reachable(host: str) -> str:

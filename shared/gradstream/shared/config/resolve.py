@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from gradstream.shared.config.access import access_problems, resolved_keys_file
 from gradstream.shared.config.fields import FIELDS
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.problems import ConfigError, Problem
@@ -58,6 +59,7 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
     changes |= _model(settings, machine, problems)
     changes |= _derived(settings, device, machine, changes)
     _check_pairs(settings, problems)
+    problems += access_problems(settings)
     if problems:
         raise ConfigError(problems)
     if zmq := [name for name in ZMQ if name in settings.explicit]:
@@ -161,6 +163,7 @@ def _derived(settings: Settings, device: str, machine: Machine, changes: dict[st
         "device": device,
         "output_dir": str(output_dir),
         "redis_data_dir": settings.redis_data_dir or str(output_dir / "redis"),
+        "api_keys_file": resolved_keys_file(settings),
         "torch_threads": settings.torch_threads or max(1, machine.num_cores // num_ranks),
         "batch_budget_tokens": settings.batch_budget_tokens or row_tokens,
     }

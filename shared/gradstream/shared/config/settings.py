@@ -215,6 +215,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str, Meta(min_length=1, description="Address the API listens on. 0.0.0.0 = every interface.")
     ] = "127.0.0.1"
     api_port: Annotated[int, Meta(ge=1, le=65535, description="Port the API listens on.")] = 5555
+    api_keys_file: Annotated[
+        str | None,
+        Meta(
+            description="Hashes of the API keys (gradstream keys add). null = no keys: this machine only, one tenant for all."
+        ),
+    ] = None
+    api_without_keys: Annotated[
+        bool, Meta(description="Answer other machines without keys too; only where something else keeps strangers out.")
+    ] = False
     max_body_bytes: Annotated[int, Meta(ge=1024, extra=SIZE, description="Largest protobuf body, decompressed.")] = (
         64 * _MB
     )
