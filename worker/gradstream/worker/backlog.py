@@ -4,7 +4,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from gradstream.shared.ids import FutureId, OwnerId
+from gradstream.shared.ids import FutureId, OwnerId, TenantId
 from gradstream.shared.joblog.port import LogEntry
 from gradstream.shared.wire import Job
 from gradstream.worker.plan import Lane, Turn
@@ -24,6 +24,9 @@ class Backlog:
         self._entry_of: dict[FutureId, str] = {}
         self._last_seen = cursor
         self.last_lane: Lane | None = None
+        # Who led when, for `next_turn`; at most two entries a tenant.
+        self.last_led: dict[tuple[Lane, TenantId], int] = {}
+        self._num_turns = 0
         # Open jobs that were running when an earlier gang died, and how many gangs that was.
         self.starts: dict[FutureId, int] = {}
 
@@ -48,8 +51,10 @@ class Backlog:
         self._queues.setdefault(job.owner, deque()).append(job)
 
     def take(self, turn: Turn) -> list[Job]:
-        """The turn's jobs in the plan's order; its owners go to the end of the turn."""
+        """The turn's jobs in the plan's order; its owners, and the tenant that led, go to the end of their turns."""
         self.last_lane = turn.lane
+        self.last_led[turn.lane, turn.tenant] = self._num_turns
+        self._num_turns += 1
         return [job for owner, count in turn.num_taken.items() for job in self._take_front(owner, count)]
 
     def take_first(self, owner: OwnerId) -> Job:

@@ -62,7 +62,11 @@ class Leader:
             self._take_in()
             self._answer_without_engine()
             turn = next_turn(
-                backlog.waiting, limits=self._limits, last_lane=backlog.last_lane, suspects=backlog.starts.keys()
+                backlog.waiting,
+                limits=self._limits,
+                last_lane=backlog.last_lane,
+                last_led=backlog.last_led,
+                suspects=backlog.starts.keys(),
             )
             if turn is not None:
                 self._run_turn(turn)

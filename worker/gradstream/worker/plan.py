@@ -4,20 +4,22 @@ The rules:
 - A batch holds jobs of one op. forward_backward, forward and sample take several jobs of several owners; optim_step takes one
   job each of several owners; every other op runs alone.
 - Jobs of one owner are taken from the front of its queue, so its order never changes.
-- Owners come in turn: the first one decides the op and always gets its first job in. The rest of the budget is shared by tokens,
-  the owner with the fewest tokens in the batch next. Served owners go to the end of the turn (`backlog.py`), so with N waiting
-  owners a job at the front of its queue waits for less than N batches of its lane.
+- Tenants come in turn, and within a tenant its owners, so that many models get their tenant no more turns than one does. The
+  tenant that led a batch of the lane least recently leads this one: its first owner decides the op and always gets its first job in.
+  The rest of the budget is shared by tokens: the tenant with the fewest in the batch next, and of its owners the one with the fewest.
+- Only leading moves a tenant to the end of the turn, while any service moves an owner there (`backlog.py`). So with N waiting tenants
+  a tenant waits for less than N batches of its lane, and one of its M owners for less than N * M, whatever the others send.
 - Training and sampling are two lanes that alternate while both wait, so neither waits for the whole queue of the other.
 - A suspect, a job that was running when a gang died, runs alone, so that a second death convicts the right one.
 """
 
 import heapq
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 
-from gradstream.shared.ids import FutureId, OwnerId
+from gradstream.shared.ids import FutureId, OwnerId, TenantId
 from gradstream.shared.wire import Job, Plan
 
 _SEVERAL_OF_ONE_OWNER = frozenset({"forward_backward", "forward", "sample"})
@@ -43,11 +45,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """The next batch: its plan, how many jobs it takes from the front of each owner's queue, and its lane."""
+    """The next batch: its plan, how many jobs it takes from the front of each owner's queue, its lane, and whose turn it was."""
 
     plan: Plan
     num_taken: Mapping[OwnerId, int]
     lane: Lane
+    tenant: TenantId
+
+
+# When each tenant led a batch of each lane last, as a number that grows; who never did is absent.
+LastLed = Mapping[tuple[Lane, TenantId], int]
 
 
 def lane_of(op: str) -> Lane:
@@ -60,6 +67,7 @@ def next_turn(
     *,
     limits: Limits,
     last_lane: Lane | None = None,
+    last_led: LastLed | None = None,
     suspects: Collection[FutureId] = (),
 ) -> Turn | None:
     """The next batch, or None when nothing waits.
@@ -69,7 +77,7 @@ def next_turn(
     lane = _next_lane(waiting, last_lane)
     if lane is None:
         return None
-    heads = [owner for owner, jobs in waiting.items() if lane_of(jobs[0].op) == lane]
+    heads = _in_turn(waiting, lane, last_led or {})
     lead = waiting[heads[0]][0]
     if lead.future_id in suspects or lead.op not in _SEVERAL_OWNERS:
         num_taken = {lead.owner: 1}
@@ -78,7 +86,13 @@ def next_turn(
         num_taken = _fill({owner: waiting[owner] for owner in owners}, lead.op, limits, suspects)
     future_ids = [job.future_id for owner, count in num_taken.items() for job in islice(waiting[owner], count)]
     plan = Plan(kind=lead.op, future_ids=future_ids, row_budget_tokens=limits.row_budget_tokens)
-    return Turn(plan=plan, num_taken=num_taken, lane=lane)
+    return Turn(plan=plan, num_taken=num_taken, lane=lane, tenant=lead.tenant)
+
+
+def _in_turn(waiting: Mapping[OwnerId, Sequence[Job]], lane: Lane, last_led: LastLed) -> list[OwnerId]:
+    """The owners that wait in the lane: by their tenants' turns, then by their own."""
+    heads = [owner for owner, jobs in waiting.items() if lane_of(jobs[0].op) == lane]
+    return sorted(heads, key=lambda owner: last_led.get((lane, waiting[owner][0].tenant), -1))
 
 
 def _next_lane(waiting: Mapping[OwnerId, Sequence[Job]], last_lane: Lane | None) -> Lane | None:
@@ -89,28 +103,59 @@ def _next_lane(waiting: Mapping[OwnerId, Sequence[Job]], last_lane: Lane | None)
     return others[0] if others else lanes[0]
 
 
+@dataclass(order=True, slots=True)
+class _Share:
+    """What one owner or tenant has of the batch so far. Fewest tokens first; the turn breaks ties."""
+
+    num_tokens: int
+    turn: int
+
+
+@dataclass(order=True, slots=True)
+class _OwnerShare(_Share):
+    owner: OwnerId = field(compare=False)
+
+
+@dataclass(order=True, slots=True)
+class _TenantShare(_Share):
+    """owners: a heap of those that may have more jobs for this batch."""
+
+    owners: list[_OwnerShare] = field(compare=False, default_factory=list)
+
+
 def _fill(
     waiting: Mapping[OwnerId, Sequence[Job]], op: str, limits: Limits, suspects: Collection[FutureId]
 ) -> dict[OwnerId, int]:
     """How many jobs to take from the front of each queue; the first owner's first job is always one of them."""
     num_taken = dict.fromkeys(waiting, 0)
     total_tokens = total_jobs = 0
-    # Fewest tokens first; the turn breaks ties, so the lead is popped first.
-    heap = [(0, turn, owner) for turn, owner in enumerate(waiting)]
+    heap = _shares(waiting)
     while heap and total_jobs < limits.batch_jobs:
-        owner_tokens, turn, owner = heapq.heappop(heap)
-        job = _at(waiting[owner], num_taken[owner])
-        if job is None or job.op != op or job.future_id in suspects:
-            continue
-        cost = max(job.num_tokens, 1)
-        if total_jobs and total_tokens + cost > limits.batch_tokens:
-            continue
-        num_taken[owner] += 1
-        total_jobs += 1
-        total_tokens += cost
-        if op in _SEVERAL_OF_ONE_OWNER:
-            heapq.heappush(heap, (owner_tokens + cost, turn, owner))
+        tenant = heapq.heappop(heap)
+        share = heapq.heappop(tenant.owners)
+        job = _at(waiting[share.owner], num_taken[share.owner])
+        if job is not None and job.op == op and job.future_id not in suspects:
+            cost = max(job.num_tokens, 1)
+            if not total_jobs or total_tokens + cost <= limits.batch_tokens:
+                num_taken[share.owner] += 1
+                total_jobs += 1
+                total_tokens += cost
+                tenant.num_tokens += cost
+                if op in _SEVERAL_OF_ONE_OWNER:
+                    share.num_tokens += cost
+                    heapq.heappush(tenant.owners, share)
+        if tenant.owners:
+            heapq.heappush(heap, tenant)
     return {owner: count for owner, count in num_taken.items() if count}
+
+
+def _shares(waiting: Mapping[OwnerId, Sequence[Job]]) -> list[_TenantShare]:
+    """Empty shares in order of turn, which makes each list of them a heap."""
+    tenants: dict[TenantId, _TenantShare] = {}
+    for turn, (owner, jobs) in enumerate(waiting.items()):
+        tenant = tenants.setdefault(jobs[0].tenant, _TenantShare(num_tokens=0, turn=turn))
+        tenant.owners.append(_OwnerShare(num_tokens=0, turn=turn, owner=owner))
+    return list(tenants.values())
 
 
 def _at(jobs: Sequence[Job], index: int) -> Job | None:
