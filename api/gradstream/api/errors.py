@@ -26,6 +26,7 @@ STATUS_OF_CODE: Mapping[str, int] = {
     "unavailable": 503,
     "engine_failure": 500,
     "storage_failure": 500,
+    "storage_limit": 507,
 }
 UNAVAILABLE_RETRY_AFTER_S = 5
 

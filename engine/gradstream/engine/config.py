@@ -20,6 +20,7 @@ class EngineConfig:
     model_path: a Hugging Face model directory. lora_alpha: every adapter is scaled by lora_alpha / rank. seed: mixed into the
     seed of adapters whose client gave none. row_budget_tokens: the default bound of one packed row; a plan brings its own.
     torch_threads: None leaves torch's choice. max_context_tokens: None takes the model's own limit. output_dir: where checkpoints go.
+    storage_limit_bytes: what output_dir may hold with the save that is asked for, None for no limit.
     attention: a name in attention.registry.ATTENTION, or "auto".
     """
 
@@ -37,3 +38,4 @@ class EngineConfig:
     row_budget_tokens: int = 8192
     torch_threads: int | None = None
     max_context_tokens: int | None = None
+    storage_limit_bytes: int | None = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.checkpoint.budget import DiskBudget
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.parallel.comm import Comm
@@ -14,13 +15,20 @@ from gradstream.shared.wire import Job
 
 @dataclass(slots=True, kw_only=True)
 class EngineState:
-    """The same on every rank after every batch. adapters: the trainable models by id. samplers: frozen adapters."""
+    """The same on every rank after every batch. adapters: the trainable models by id. samplers: frozen adapters.
+
+    disk is asked on rank 0 only, where saves are written.
+    """
 
     config: EngineConfig
     comm: Comm
     base: BaseModel
     adapters: dict[ModelId, Adapter] = field(default_factory=dict)
     samplers: SamplerStore = field(default_factory=SamplerStore)
+    disk: DiskBudget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.disk = DiskBudget(self.config.output_dir, limit_bytes=self.config.storage_limit_bytes)
 
     @property
     def base_names(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ GradstreamError
     Unavailable           no worker, or Redis is away                retryable
     EngineFailure         the op broke on the gang
     StorageFailure        a checkpoint could not be written or read
+    StorageLimit          the save would take more disk space than the server is given
 """
 
 from typing import ClassVar, Literal
@@ -103,3 +104,7 @@ class EngineFailure(ServerError):
 
 class StorageFailure(ServerError):
     code = "storage_failure"
+
+
+class StorageLimit(ServerError):
+    code = "storage_limit"

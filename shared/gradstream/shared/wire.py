@@ -98,6 +98,14 @@ class SaveForSampler(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     user_metadata: dict[str, str] | None = None
 
 
+class SaveExternal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="save_weights_external"):
+    """Save the adapter alone, for download, as checkpoint tinker://{model}/external_weights/{name}."""
+
+    name: str
+    ttl_seconds: int | None = None
+    user_metadata: dict[str, str] | None = None
+
+
 class UnloadModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="unload_model"):
     """Drop the model from the gang's memory."""
 
@@ -129,7 +137,17 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     topk_sample_logprobs: int = 0
 
 
-Payload = CreateModel | ForwardBackward | OptimStep | SaveWeights | LoadWeights | SaveForSampler | UnloadModel | Sample
+Payload = (
+    CreateModel
+    | ForwardBackward
+    | OptimStep
+    | SaveWeights
+    | LoadWeights
+    | SaveForSampler
+    | SaveExternal
+    | UnloadModel
+    | Sample
+)
 
 
 class CreateModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="create_model"):
@@ -162,6 +180,13 @@ class SaveForSamplerDone(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
     path: str | None = None
     sampler_id: SamplerId | None = None
+
+
+class SaveExternalDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="save_weights_external"):
+    """size_bytes: all files that a client downloads."""
+
+    path: str
+    size_bytes: int
 
 
 class UnloadModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="unload_model"):
@@ -207,6 +232,7 @@ Done = (
     | SaveWeightsDone
     | LoadWeightsDone
     | SaveForSamplerDone
+    | SaveExternalDone
     | UnloadModelDone
     | SampleDone
 )

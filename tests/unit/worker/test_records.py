@@ -12,6 +12,7 @@ from gradstream.shared.wire import (
     LoadWeightsDone,
     LoraSpec,
     OptimStepDone,
+    SaveExternalDone,
     SaveForSamplerDone,
     SaveWeightsDone,
     UnloadModelDone,
@@ -111,3 +112,9 @@ def test_an_ephemeral_save_records_its_sampler_with_the_path_that_samples_carry(
     fields = found[RecordKind.SAMPLER, "s:sample:2"]
     assert fields["model_path"] == saved_uri(outcome) == "tinker://samplers/s:sample:2"
     assert (fields["tenant"], fields["base_model"]) == ("local", "tiny")
+
+
+def test_an_external_save_is_recorded_beside_the_others():
+    path = f"tinker://{MODEL}/external_weights/out"
+    found = writes("save_weights_external", SaveExternalDone(path=path, size_bytes=12), manifest=MANIFEST)
+    assert found.keys() == {(RecordKind.CHECKPOINT, path)}

@@ -38,6 +38,7 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         row_budget_tokens=row_budget_tokens(settings),
         torch_threads=settings.torch_threads,
         max_context_tokens=settings.max_context_tokens,
+        storage_limit_bytes=settings.storage_limit,
     )
 
 

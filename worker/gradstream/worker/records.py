@@ -10,10 +10,12 @@ from gradstream.shared.ids import SamplerId
 from gradstream.shared.joblog.port import RecordKind, RecordWrite
 from gradstream.shared.wire import (
     CreateModelDone,
+    DeleteCheckpointDone,
     Failed,
     Job,
     LoadWeightsDone,
     Outcome,
+    SaveExternalDone,
     SaveForSamplerDone,
     SaveWeightsDone,
     UnloadModelDone,
@@ -37,7 +39,7 @@ def is_creator(job: Job) -> bool:
 def saved_uri(outcome: Outcome) -> str | None:
     """The URI that a job saved to, named or a sampler's own; None for every other outcome."""
     match outcome:
-        case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)):
+        case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)) | SaveExternalDone(path=path):
             return path
         case SaveForSamplerDone(sampler_id=str(sampler)):
             return sampler_uri(SamplerId(sampler))
@@ -62,8 +64,12 @@ def record_writes(executed: Executed) -> list[RecordWrite]:
             return [_model(job, {"state": "unloaded"})]
         case SaveWeightsDone(path=path):
             return [_checkpoint(path, executed), _model(job, {"last_checkpoint": path})]
+        case SaveExternalDone(path=path):
+            return [_checkpoint(path, executed)]
         case SaveForSamplerDone(path=str(path)):
             return [_checkpoint(path, executed), _model(job, {"last_sampler_checkpoint": path})]
+        case DeleteCheckpointDone(path=path):
+            return [RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=None)]
         case SaveForSamplerDone(sampler_id=str(sampler)):
             return [_sampler(SamplerId(sampler), executed)]
         case _:
@@ -75,10 +81,14 @@ def _model(job: Job, fields: dict[str, str]) -> RecordWrite:
 
 
 def _checkpoint(path: str, executed: Executed) -> RecordWrite:
-    manifest = _manifest(executed)
+    return RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=checkpoint_fields(_manifest(executed)))
+
+
+def checkpoint_fields(manifest: Manifest) -> dict[str, str]:
+    """The record of a checkpoint, as its manifest tells."""
     lora = manifest.lora
-    fields = {
-        "tenant": executed.job.tenant,
+    return {
+        "tenant": manifest.tenant,
         "model": manifest.model,
         "kind": manifest.kind,
         "base_model": manifest.base_model,
@@ -90,11 +100,10 @@ def _checkpoint(path: str, executed: Executed) -> RecordWrite:
         "step": str(manifest.step),
         "has_optimizer": _flag(manifest.has_optimizer),
         "created_ms": str(manifest.created_ms),
-        "expires_ms": "" if manifest.ttl_seconds is None else str(manifest.created_ms + 1000 * manifest.ttl_seconds),
-        "size_bytes": str(sum(entry.size_bytes for entry in manifest.files.values())),
+        "expires_ms": "" if manifest.expires_ms is None else str(manifest.expires_ms),
+        "size_bytes": str(manifest.size_bytes),
         "user_metadata": json.dumps(manifest.user_metadata or {}, sort_keys=True),
     }
-    return RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=fields)
 
 
 def _sampler(sampler: SamplerId, executed: Executed) -> RecordWrite:

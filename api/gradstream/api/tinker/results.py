@@ -11,11 +11,13 @@ from gradstream.api.tinker.proto import wire_pb2
 from gradstream.shared.columns import Column
 from gradstream.shared.wire import (
     CreateModelDone,
+    DeleteCheckpointDone,
     Done,
     ForwardBackwardDone,
     LoadWeightsDone,
     OptimStepDone,
     SampleDone,
+    SaveExternalDone,
     SaveForSamplerDone,
     SaveWeightsDone,
     TopK,
@@ -115,6 +117,10 @@ def _json_result(done: Done) -> dict[str, Any]:
             return {"type": "load_weights", "path": done.path, "model_id": done.model_id}
         case SaveForSamplerDone():
             return {"type": "save_weights_for_sampler", "path": done.path, "sampling_session_id": done.sampler_id}
+        case SaveExternalDone():
+            return {"type": "save_weights_external", "path": done.path, "size_bytes": done.size_bytes}
+        case DeleteCheckpointDone():
+            return {"type": "delete_checkpoint", "path": done.path}
         case SampleDone():
             return _json_sample(done)
 

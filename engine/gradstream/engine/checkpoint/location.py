@@ -13,10 +13,11 @@ _SAMPLERS = "samplers"
 
 
 class CheckpointKind(StrEnum):
-    """weights: adapter and optimizer, to train on. sampler_weights: the adapter only."""
+    """weights: adapter and optimizer, to train on. sampler_weights: the adapter only. external_weights: the adapter, to download."""
 
     WEIGHTS = "weights"
     SAMPLER_WEIGHTS = "sampler_weights"
+    EXTERNAL_WEIGHTS = "external_weights"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,10 @@ def parse_uri(uri: str) -> Location:
         case [model, kind, name] if kind in list(CheckpointKind):
             return checkpoint(ModelId(model), CheckpointKind(kind), name)
         case _:
-            kinds = " or ".join(CheckpointKind)
-            raise InvalidRequest(f"{uri!r} is not a checkpoint; it would be tinker://MODEL/KIND/NAME with KIND {kinds}")
+            kinds = ", ".join(CheckpointKind)
+            raise InvalidRequest(
+                f"{uri!r} is not a checkpoint; it would be tinker://MODEL/KIND/NAME with KIND one of {kinds}"
+            )
 
 
 def _path_part(identifier: str) -> str:

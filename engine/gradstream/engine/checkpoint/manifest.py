@@ -32,7 +32,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     version: int
-    kind: Literal["weights", "sampler_weights", "ephemeral"]
+    kind: Literal["weights", "sampler_weights", "external_weights", "ephemeral"]
     source: str
     job: FutureId
     model: str
@@ -46,6 +46,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileEntry]
     ttl_seconds: int | None = None
     user_metadata: dict[str, str] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """All files together, without the manifest."""
+        return sum(entry.size_bytes for entry in self.files.values())
+
+    @property
+    def expires_ms(self) -> int | None:
+        """When the time to live is over; None when it has no end."""
+        return None if self.ttl_seconds is None else self.created_ms + 1000 * self.ttl_seconds
 
 
 def entries(directory: Path) -> dict[str, FileEntry]:

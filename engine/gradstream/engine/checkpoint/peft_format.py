@@ -8,6 +8,8 @@ B along columns, the expert index fastest.
 # Shape letters: E experts, R rank, I in features, O out features.
 
 import json
+import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -31,7 +33,7 @@ def write_peft(directory: Path, layout: AdapterLayout, weights: Tensor, *, scale
     for site, stem in _stems(layout):
         a_name, b_name = _names(stem)
         tensors[a_name], tensors[b_name] = _to_peft(site, pairs[site.name])
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(directory / WEIGHTS_FILE, tensors, metadata={"format": "pt"})
     config = _config(layout, scale=scale, base_model=base_model)
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -61,6 +63,19 @@ def read_peft(directory: Path, layout: AdapterLayout, *, source: str) -> Tensor:
         views[site.name].a.copy_(a)
         views[site.name].b.copy_(b)
     return flat
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) -> None:
+    """Write a safetensors file; raises OSError, with the system's number, when the file system refuses."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        # The library tells what the system said as text only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def read_tensors(path: Path, *, source: str) -> dict[str, Tensor]:

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.checkpoint.budget import DiskBudget, save_size_bytes, size_bytes
 from gradstream.engine.checkpoint.location import Checkpoint, CheckpointKind, Ephemeral, Location
 from gradstream.engine.checkpoint.manifest import MANIFEST_VERSION, Manifest, entries, read_manifest, write_manifest
-from gradstream.engine.checkpoint.peft_format import write_peft
+from gradstream.engine.checkpoint.peft_format import write_peft, write_tensors
 from gradstream.engine.files import whole_directory
 from gradstream.shared.clock import Clock, SystemClock
 from gradstream.shared.errors import CheckpointExists, GradstreamError
@@ -29,45 +28,76 @@ class SaveOrder:
     user_metadata: dict[str, str] | None = None
 
 
-def save_adapter(adapter: Adapter, order: SaveOrder, output_dir: Path, *, clock: Clock | None = None) -> None:
-    """Write adapter's weights, and its optimizer for a training checkpoint, as order says.
+def save_adapter(
+    adapter: Adapter,
+    order: SaveOrder,
+    output_dir: Path,
+    *,
+    budget: DiskBudget | None = None,
+    clock: Clock | None = None,
+) -> Manifest:
+    """Write adapter's weights, and its optimizer for a training checkpoint, as order says; the manifest of what lies there now.
 
     The accumulated gradient is not saved. Runs on one rank only. Raises CheckpointExists when the name is taken by another job
-    and overwrite is false, StorageFailure when the disk refuses.
+    and overwrite is false, StorageLimit when budget has no room for it, StorageFailure when the disk refuses.
     """
     location = order.location
     directory = location.directory(output_dir)
     _check_tenant(adapter, location, directory)
-    has_optimizer = isinstance(location, Checkpoint) and location.kind is CheckpointKind.WEIGHTS
+    # A sampler's own weights have no name that a user could take twice.
+    replace = order.overwrite or isinstance(location, Ephemeral)
+    if directory.exists() and not replace:
+        return _own_save(order, directory)
+    if budget is not None:
+        _ask(budget, adapter, order, directory)
     try:
-        # A sampler's own weights have no name that a user could take twice.
-        with whole_directory(directory, replace=order.overwrite or isinstance(location, Ephemeral)) as draft:
-            write_peft(draft, adapter.layout, adapter.weights, scale=adapter.scale, base_model=order.base_model)
-            if has_optimizer:
-                _write_optimizer(adapter, draft / OPTIMIZER_FILE)
-            manifest = Manifest(
-                version=MANIFEST_VERSION,
-                kind=location.kind.value if isinstance(location, Checkpoint) else "ephemeral",
-                source=location.uri(),
-                job=order.job,
-                model=adapter.model_id,
-                tenant=adapter.tenant,
-                base_model=order.base_model,
-                lora=adapter.spec,
-                scale=adapter.scale,
-                step=adapter.step,
-                has_optimizer=has_optimizer,
-                created_ms=(clock or SystemClock()).wall_ms(),
-                files=entries(draft),
-                ttl_seconds=order.ttl_seconds,
-                user_metadata=order.user_metadata,
-            )
-            write_manifest(draft, manifest)
-    except FileExistsError as error:
-        if not _is_saved_by(order.job, directory, source=location.uri()):
-            raise CheckpointExists(
-                f"checkpoint {location.uri()} exists already; choose another name, or set overwrite to replace it"
-            ) from error
+        with whole_directory(directory, replace=replace) as draft:
+            return _write(adapter, order, draft, clock=clock or SystemClock())
+    except FileExistsError:
+        return _own_save(order, directory)
+
+
+def _ask(budget: DiskBudget, adapter: Adapter, order: SaveOrder, directory: Path) -> None:
+    metadata = order.user_metadata or {}
+    coming_bytes = save_size_bytes(
+        adapter.layout,
+        has_optimizer=_has_optimizer(order.location),
+        # JSON may write a character in six bytes.
+        metadata_bytes=6 * sum(len(key) + len(value) for key, value in metadata.items()),
+    )
+    budget.admit(coming_bytes, replaced_bytes=size_bytes(directory), what=order.location.uri())
+
+
+def _has_optimizer(location: Location) -> bool:
+    return isinstance(location, Checkpoint) and location.kind is CheckpointKind.WEIGHTS
+
+
+def _write(adapter: Adapter, order: SaveOrder, draft: Path, *, clock: Clock) -> Manifest:
+    """Fill draft with every file of the save, the manifest last."""
+    location = order.location
+    has_optimizer = _has_optimizer(location)
+    write_peft(draft, adapter.layout, adapter.weights, scale=adapter.scale, base_model=order.base_model)
+    if has_optimizer:
+        _write_optimizer(adapter, draft / OPTIMIZER_FILE)
+    manifest = Manifest(
+        version=MANIFEST_VERSION,
+        kind=location.kind.value if isinstance(location, Checkpoint) else "ephemeral",
+        source=location.uri(),
+        job=order.job,
+        model=adapter.model_id,
+        tenant=adapter.tenant,
+        base_model=order.base_model,
+        lora=adapter.spec,
+        scale=adapter.scale,
+        step=adapter.step,
+        has_optimizer=has_optimizer,
+        created_ms=clock.wall_ms(),
+        files=entries(draft),
+        ttl_seconds=order.ttl_seconds,
+        user_metadata=order.user_metadata,
+    )
+    write_manifest(draft, manifest)
+    return manifest
 
 
 def _write_optimizer(adapter: Adapter, path: Path) -> None:
@@ -78,7 +108,7 @@ def _write_optimizer(adapter: Adapter, path: Path) -> None:
         for site, pair in adapter.named_views(flat).items()
         for part, view in zip("ab", pair, strict=True)
     }
-    save_file(tensors, path, metadata={"format": "pt", "step": str(adapter.step)})
+    write_tensors(path, tensors, metadata={"format": "pt", "step": str(adapter.step)})
 
 
 def _check_tenant(adapter: Adapter, location: Location, directory: Path) -> None:
@@ -89,9 +119,15 @@ def _check_tenant(adapter: Adapter, location: Location, directory: Path) -> None
             raise CheckpointExists(f"sampler {location.sampler} exists already")
 
 
-def _is_saved_by(job: FutureId, directory: Path, *, source: str) -> bool:
-    """True when the checkpoint in directory came from this very job, which then ran before a crash and runs again."""
+def _own_save(order: SaveOrder, directory: Path) -> Manifest:
+    """The manifest of what this very job had saved before a crash; raises CheckpointExists when the name is another's."""
+    source = order.location.uri()
     try:
-        return read_manifest(directory, source=source).job == job
+        manifest = read_manifest(directory, source=source)
     except GradstreamError:
-        return False
+        manifest = None
+    if manifest is None or manifest.job != order.job:
+        raise CheckpointExists(
+            f"checkpoint {source} exists already; choose another name, or set overwrite to replace it"
+        )
+    return manifest

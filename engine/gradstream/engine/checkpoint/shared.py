@@ -14,14 +14,14 @@ from gradstream.shared.ids import TenantId
 from gradstream.shared.wire import LoraSpec
 
 
-def save(state: EngineState, adapter: Adapter, order: SaveOrder) -> None:
-    """Write adapter as order says; returns when it is on disk. Raises like `save_adapter`, on every rank."""
+def save(state: EngineState, adapter: Adapter, order: SaveOrder) -> int:
+    """Write adapter as order says; the bytes of its files, when they are on disk. Raises like `save_adapter`, on every rank."""
 
     def work() -> bytes:
-        save_adapter(adapter, order, state.config.output_dir)
-        return b""
+        manifest = save_adapter(adapter, order, state.config.output_dir, budget=state.disk)
+        return msgspec.msgpack.encode(manifest.size_bytes)
 
-    on_leader(state.comm, work)
+    return msgspec.msgpack.decode(on_leader(state.comm, work), type=int)
 
 
 def load(

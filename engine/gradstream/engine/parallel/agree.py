@@ -10,13 +10,15 @@ from gradstream.shared.errors import (
     GradstreamError,
     InvalidRequest,
     StorageFailure,
+    StorageLimit,
     UnknownModel,
     Unsupported,
 )
 
 # What such work may raise. Another error ends rank 0, and with it the gang.
 _ERRORS: dict[str, type[GradstreamError]] = {
-    error.code: error for error in (CheckpointExists, InvalidRequest, StorageFailure, UnknownModel, Unsupported)
+    error.code: error
+    for error in (CheckpointExists, InvalidRequest, StorageFailure, StorageLimit, UnknownModel, Unsupported)
 }
 
 

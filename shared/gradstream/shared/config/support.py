@@ -96,10 +96,6 @@ _EVERYWHERE: dict[str, Only] = {
     "load_checkpoint_path": Only(
         ("",), "asks to start from a checkpoint, which does not exist yet; clients load theirs"
     ),
-    "storage_limit": Only((10 * 1024**4,), "asks for a limit on disk space, which is not enforced yet"),
-    "idle_session_timeout": Only(
-        (7200.0,), "asks for a timeout of idle sessions, which does not exist yet; session_grace_s ends silent ones"
-    ),
     "skip_initial_checkpoint": Only(
         (True,), "asks for a checkpoint of the untrained model, which adapters do not have"
     ),

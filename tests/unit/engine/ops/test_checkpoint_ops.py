@@ -14,6 +14,7 @@ from tests.support.engine_builders import (
     randomize,
 )
 
+from gradstream.engine.checkpoint.budget import DiskBudget
 from gradstream.engine.engine import Engine
 from gradstream.engine.state import EngineState
 from gradstream.shared.ids import ModelId, SamplerId, SessionId, TenantId
@@ -21,6 +22,8 @@ from gradstream.shared.wire import (
     Failed,
     LoadWeights,
     LoadWeightsDone,
+    SaveExternal,
+    SaveExternalDone,
     SaveForSampler,
     SaveForSamplerDone,
     SaveWeights,
@@ -210,4 +213,34 @@ def test_a_disk_that_refuses_is_a_server_failure_and_training_goes_on(driver, tm
     (tmp_path / "checkpoints").write_text("in the way")
     outcome = failure(driver, model, SaveWeights(name="ck"))
     assert (outcome.code, outcome.category) == ("storage_failure", "server")
+    train(driver, model, steps=1)
+
+
+def test_an_external_save_holds_the_adapter_alone_and_tells_its_size(driver, tmp_path):
+    model = trained(driver, steps=1)
+    done = driver.done(model, SaveExternal(name="out"))
+    folder = tmp_path / "checkpoints" / "s+train+0" / "external_weights" / "out"
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "manifest.json"}
+    assert sizes.keys() == {"adapter_config.json", "adapter_model.safetensors"}
+    assert done == SaveExternalDone(path="tinker://s:train:0/external_weights/out", size_bytes=sum(sizes.values()))
+    assert failure(driver, model, SaveExternal(name="out")).code == "checkpoint_exists"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        SaveWeights(name="x"),
+        SaveForSampler(name="x"),
+        SaveForSampler(sampler_id=SamplerId("s:sample:1")),
+        SaveExternal(name="x"),
+    ],
+    ids=["training", "sampler", "ephemeral", "external"],
+)
+def test_a_save_over_the_storage_limit_fails_and_training_goes_on(driver, tmp_path, payload):
+    model = trained(driver, steps=1)
+    driver.engine.state.disk = DiskBudget(tmp_path, limit_bytes=1000)
+    outcome = failure(driver, model, payload)
+    assert outcome.code == "storage_limit"
+    assert "of storage_limit 1000" in outcome.message
+    assert list(tmp_path.iterdir()) == []
     train(driver, model, steps=1)
