@@ -110,6 +110,12 @@ class UnloadModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """Drop the model from the gang's memory."""
 
 
+class DeleteCheckpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delete_checkpoint"):
+    """Delete a checkpoint's files and record. It runs beside its model's order, whether or not the model is loaded."""
+
+    path: str
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """stop: None keeps EOS as the only stop; an empty list of ids and texts disables every stop."""
 
@@ -147,6 +153,7 @@ Payload = (
     | SaveExternal
     | UnloadModel
     | Sample
+    | DeleteCheckpoint
 )
 
 
@@ -193,6 +200,10 @@ class UnloadModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     model_id: ModelId
 
 
+class DeleteCheckpointDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delete_checkpoint"):
+    path: str
+
+
 class TopK(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """k candidates at each of `length` positions, row-major: int32 ids and float32 logprobs, little-endian."""
 
@@ -235,6 +246,7 @@ Done = (
     | SaveExternalDone
     | UnloadModelDone
     | SampleDone
+    | DeleteCheckpointDone
 )
 Outcome = Done | Failed
 
