@@ -4,8 +4,10 @@ Every token has log-probability -ln(V) whatever was trained, which makes every n
 """
 
 import contextlib
+import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -20,6 +22,8 @@ from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.wire import (
     CreateModel,
     CreateModelDone,
+    DeleteCheckpoint,
+    DeleteCheckpointDone,
     Failed,
     ForwardBackward,
     ForwardBackwardDone,
@@ -137,6 +141,8 @@ class EchoWorker:
                 return SaveForSamplerDone(sampler_id=payload.sampler_id)
             case UnloadModel():
                 return UnloadModelDone(model_id=ModelId(job.owner))
+            case DeleteCheckpoint():
+                return DeleteCheckpointDone(path=payload.path)
             case Sample():
                 return self._sample(payload)
             case _:
@@ -193,13 +199,17 @@ def _records(job: Job, payload: object, outcome: Outcome) -> Iterator[RecordWrit
         case CreateModelDone() | LoadWeightsDone():
             yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields={"state": "ready"})
         case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)):
-            fields = {"tenant": tenant, "base_model": "tests/uniform", "rank": "8"}
-            yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=fields)
+            yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=_checkpoint(job, payload))
+            last = "last_checkpoint" if "/weights/" in path else "last_sampler_checkpoint"
+            yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields={last: path})
+        case DeleteCheckpointDone(path=path):
+            yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=None)
         case SaveForSamplerDone(sampler_id=str(sampler)):
             assert isinstance(payload, SaveForSampler)
             fields = {
                 "tenant": tenant,
                 "session": str(payload.session_id),
+                "created_ms": _now_ms(),
                 "base_model": "tests/uniform",
                 "model_path": f"tinker://{job.owner}/ephemeral/{sampler}",
             }
@@ -208,6 +218,26 @@ def _records(job: Job, payload: object, outcome: Outcome) -> Iterator[RecordWrit
             yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields={"state": "unloaded"})
         case _:
             return
+
+
+def _checkpoint(job: Job, payload: object) -> dict[str, str]:
+    assert isinstance(payload, SaveWeights | SaveForSampler)
+    ttl_ms = None if payload.ttl_seconds is None else 1000 * payload.ttl_seconds
+    created_ms = _now_ms()
+    return {
+        "tenant": str(job.tenant),
+        "model": job.owner,
+        "base_model": "tests/uniform",
+        "rank": "8",
+        "created_ms": created_ms,
+        "expires_ms": "" if ttl_ms is None else str(int(created_ms) + ttl_ms),
+        "size_bytes": "1000",
+        "user_metadata": json.dumps(payload.user_metadata or {}),
+    }
+
+
+def _now_ms() -> str:
+    return str(time.time_ns() // 1_000_000)
 
 
 @contextlib.contextmanager

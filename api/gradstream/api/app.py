@@ -16,12 +16,11 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.errors import http_error, on_gradstream_error
 from gradstream.api.gate import Gate
 from gradstream.api.parts import Parts, parts_of
-from gradstream.api.tinker import futures, models, sampling, service, sessions, training, weights
+from gradstream.api.tinker.routes import RESOURCES
 from gradstream.shared.errors import GradstreamError
 from gradstream.shared.ids import LOCAL_TENANT
 
 _LOG = structlog.get_logger("gradstream.api")
-_TINKER = (service, sessions, models, training, sampling, weights, futures)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -29,7 +28,7 @@ def create_app(parts: Parts) -> FastAPI:
     """The ASGI app. The intake of parts must be open while it serves; the app never closes it."""
     app = FastAPI(title="gradstream", summary="A training server for language models.", lifespan=_lifespan)
     app.state.parts = parts
-    for resource in _TINKER:
+    for resource in RESOURCES:
         app.include_router(resource.router, prefix=access.API_PREFIX, tags=[resource.__name__.rsplit(".", 1)[-1]])
     app.add_api_route("/metrics", _metrics, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(GradstreamError, on_gradstream_error)

@@ -90,10 +90,11 @@ def parse_small(raw: bytes, model: type[B]) -> B:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        raise InvalidRequest(_sentence(error)) from error
+        raise InvalidRequest(sentence(error)) from error
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError) -> str:
+    """What is wrong with which fields, in one line."""
     parts = []
     for item in error.errors(include_url=False, include_context=False, include_input=False)[:8]:
         where = ".".join(str(step) for step in item["loc"]) or "body"

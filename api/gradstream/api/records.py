@@ -12,6 +12,7 @@ from gradstream.shared.ids import SessionId, TenantId
 from gradstream.shared.joblog.port import RecordKind
 
 _SCHEME = "tinker://"
+CHECKPOINT_KINDS = ("weights", "sampler_weights", "external_weights")
 _MAX_METADATA_BYTES = 64 * 1024
 
 
@@ -36,6 +37,16 @@ def checkpoint_path(path: str, *, kind: str, field: str) -> CheckpointPath:
     if found_kind != kind:
         raise InvalidRequest(f"{field}: {path[:200]!r} is a path of kind {found_kind!r}; this call takes {expected}")
     return CheckpointPath(run=run, kind=kind, name=name)
+
+
+def any_checkpoint_path(run: str, checkpoint_id: str) -> str:
+    """The URI of a run's checkpoint, given as KIND/NAME; raises UnknownModel when no checkpoint can have that id."""
+    kind, _, name = checkpoint_id.partition("/")
+    if not ids.is_valid_id(run) or kind not in CHECKPOINT_KINDS or not ids.is_valid_name(name):
+        raise UnknownModel(
+            f"checkpoint_id: there is no checkpoint {checkpoint_id[:200]!r} of training run {run[:200]!r}"
+        )
+    return f"{_SCHEME}{run}/{kind}/{name}"
 
 
 async def own_record(

@@ -20,6 +20,7 @@ from gradstream.worker.plan import Limits, Turn, next_turn
 from gradstream.worker.reader import LogReader
 from gradstream.worker.records import Executed, is_creator, record_writes, saved_uri
 from gradstream.worker.storage import Storage
+from gradstream.worker.storage_jobs import storage_outcome
 from gradstream.worker.watchdog import Watchdog
 
 # The kind of a plan whose jobs were answered without the engine.
@@ -84,12 +85,14 @@ class Leader:
             crew.control.idle()
 
     def _answer_without_engine(self) -> None:
-        """Commit the outcomes of jobs at the front of their queues that the engine cannot serve."""
+        """Commit the outcomes of jobs at the front of their queues that the engine does not or cannot serve."""
         crew = self._crew
         answered: list[Executed] = []
         for owner in list(crew.backlog.waiting):
             while len(answered) < _MAX_REFUSED and (jobs := crew.backlog.waiting.get(owner)):
-                outcome = crew.models.answer(jobs[0], starts=crew.backlog.starts.get(jobs[0].future_id, 0))
+                outcome = storage_outcome(jobs[0], crew.storage) or crew.models.answer(
+                    jobs[0], starts=crew.backlog.starts.get(jobs[0].future_id, 0)
+                )
                 if outcome is None:
                     break
                 job = crew.backlog.take_first(owner)
@@ -99,7 +102,7 @@ class Leader:
             future_ids = [executed.job.future_id for executed in answered]
             self._number += 1
             self._commit(answered, Plan(kind=REFUSED, future_ids=future_ids, row_budget_tokens=0))
-            _log.info("jobs_refused", num_jobs=len(answered), number=self._number)
+            _log.info("jobs_answered_without_engine", num_jobs=len(answered), number=self._number)
 
     def _run_turn(self, turn: Turn) -> None:
         crew = self._crew

@@ -62,16 +62,23 @@ def record_writes(executed: Executed) -> list[RecordWrite]:
             return [_model(job, {"state": "failed", "error": message})]
         case UnloadModelDone():
             return [_model(job, {"state": "unloaded"})]
-        case SaveWeightsDone(path=path):
-            return [_checkpoint(path, executed), _model(job, {"last_checkpoint": path})]
-        case SaveExternalDone(path=path):
-            return [_checkpoint(path, executed)]
-        case SaveForSamplerDone(path=str(path)):
-            return [_checkpoint(path, executed), _model(job, {"last_sampler_checkpoint": path})]
+        case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)) | SaveExternalDone(path=path):
+            return [_checkpoint(path, executed), *_last(job, outcome, path)]
         case DeleteCheckpointDone(path=path):
             return [RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=None)]
         case SaveForSamplerDone(sampler_id=str(sampler)):
             return [_sampler(SamplerId(sampler), executed)]
+        case _:
+            return []
+
+
+def _last(job: Job, outcome: Outcome, path: str) -> list[RecordWrite]:
+    """The model's note of its newest checkpoint, for those kinds that have one."""
+    match outcome:
+        case SaveWeightsDone():
+            return [_model(job, {"last_checkpoint": path})]
+        case SaveForSamplerDone():
+            return [_model(job, {"last_sampler_checkpoint": path})]
         case _:
             return []
 

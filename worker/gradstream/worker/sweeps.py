@@ -91,7 +91,7 @@ def sweep_checkpoints(parts: Parts) -> int:
     num_removed = 0
     for uri, fields in parts.census.records(RecordKind.CHECKPOINT):
         expires_ms = fields.get("expires_ms")
-        if not expires_ms or int(expires_ms) > parts.now_ms or _is_fresh(parts, uri):
+        if not expires_ms or int(expires_ms) > parts.now_ms or _is_newer(parts, uri, fields):
             continue
         parts.storage.remove(parse_uri(uri))
         parts.census.remove(RecordKind.CHECKPOINT, uri)
@@ -100,10 +100,10 @@ def sweep_checkpoints(parts: Parts) -> int:
     return num_removed
 
 
-def _is_fresh(parts: Parts, uri: str) -> bool:
-    """True when the save on disk has time left: it replaced the recorded one a moment ago."""
+def _is_newer(parts: Parts, uri: str, fields: Mapping[str, str]) -> bool:
+    """True when the save on disk is a later one than the recorded: it replaced that a moment ago."""
     try:
         manifest = parts.storage.manifest(uri)
     except (UnknownModel, StorageFailure):
         return False
-    return manifest.ttl_seconds is None or manifest.created_ms + 1000 * manifest.ttl_seconds > parts.now_ms
+    return manifest.created_ms > int(fields["created_ms"])

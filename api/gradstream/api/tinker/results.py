@@ -111,16 +111,14 @@ def _json_result(done: Done) -> dict[str, Any]:
             }
         case OptimStepDone():
             return {"metrics": done.metrics}
-        case SaveWeightsDone():
-            return {"type": "save_weights", "path": done.path}
+        case SaveWeightsDone() | DeleteCheckpointDone():
+            return {"type": done.__struct_config__.tag, "path": done.path}
         case LoadWeightsDone():
             return {"type": "load_weights", "path": done.path, "model_id": done.model_id}
         case SaveForSamplerDone():
             return {"type": "save_weights_for_sampler", "path": done.path, "sampling_session_id": done.sampler_id}
         case SaveExternalDone():
             return {"type": "save_weights_external", "path": done.path, "size_bytes": done.size_bytes}
-        case DeleteCheckpointDone():
-            return {"type": "delete_checkpoint", "path": done.path}
         case SampleDone():
             return _json_sample(done)
 

@@ -1,0 +1,42 @@
+"""Jobs that only touch the disk: the leader does them itself, between batches, whether or not their model is loaded."""
+
+from gradstream.engine.checkpoint.location import parse_uri
+from gradstream.shared import codec
+from gradstream.shared.errors import GradstreamError, StorageFailure, UnknownModel
+from gradstream.shared.ids import TenantId
+from gradstream.shared.wire import DeleteCheckpoint, DeleteCheckpointDone, Job, Outcome
+from gradstream.worker.models import failure
+from gradstream.worker.storage import Storage
+
+_OPS = frozenset({"delete_checkpoint"})
+
+
+def storage_outcome(job: Job, storage: Storage) -> Outcome | None:
+    """The outcome of a storage job, None for a job of any other op. Doing one again changes nothing."""
+    if job.op not in _OPS or not job.payload:
+        return None
+    try:
+        match codec.decode_payload(job.payload):
+            case DeleteCheckpoint(path=path):
+                return _delete(job, path, storage)
+            case _:
+                return None
+    except GradstreamError as error:
+        return failure(error)
+
+
+def _delete(job: Job, path: str, storage: Storage) -> Outcome:
+    """Done also when there is nothing to delete: it was deleted before, or never was this tenant's."""
+    if _tenant_of(path, storage) == job.tenant:
+        try:
+            storage.remove(parse_uri(path))
+        except OSError as error:
+            raise StorageFailure(f"checkpoint {path} cannot be deleted: {error.strerror}") from error
+    return DeleteCheckpointDone(path=path)
+
+
+def _tenant_of(path: str, storage: Storage) -> TenantId | None:
+    try:
+        return storage.manifest(path).tenant
+    except UnknownModel:
+        return None
