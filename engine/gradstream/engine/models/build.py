@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -34,12 +34,15 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, attention
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     check_config(config)
     register()
-    causal_lm = _read(path, dtype=dtype).to(device).eval().requires_grad_(False)
+    causal_lm = load_causal_lm(path, dtype=dtype).to(device).eval().requires_grad_(False)
     return seam(causal_lm, attention=attention, digest=model_digest(path))
 
 
-def _read(path: Path, *, dtype: torch.dtype) -> nn.Module:
-    """transformers' model on the CPU, with every weight from the files: what they lack would be left at random values."""
+def load_causal_lm(path: Path, *, dtype: torch.dtype | Literal["auto"]) -> nn.Module:
+    """transformers' model on the CPU, with every weight from the files: what they lack would be left at random values.
+
+    dtype "auto" is that of the files. Raises Unsupported when path cannot be read as a model.
+    """
     transformers_logging.disable_progress_bar()
     causal_lm: nn.Module
     with _refusing_unreadable(path):

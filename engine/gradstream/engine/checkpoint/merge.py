@@ -1,0 +1,97 @@
+"""A base model with an adapter merged into it, as a Hugging Face directory of its own."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gradstream.engine.adapters.layout import LoraPair, Site, SiteKind, layout_for
+from gradstream.engine.adapters.modules import PassSlot
+from gradstream.engine.checkpoint.manifest import Manifest, read_manifest, verify
+from gradstream.engine.checkpoint.peft_format import read_peft
+from gradstream.engine.files import whole_directory
+from gradstream.engine.models.build import load_causal_lm
+from gradstream.engine.models.sites import adapt
+from gradstream.shared.errors import StorageFailure
+
+SHARD_SIZE = "4GB"
+# Everything beside weights and model config: the tokenizer in its several forms, and the chat template.
+_COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
+_WRITTEN = ("config.json", "generation_config.json")
+
+
+def merge_checkpoint(checkpoint_dir: Path, base_dir: Path, out: Path, *, shard_size: str = SHARD_SIZE) -> Path:
+    """Write base + scale * b @ a for every weight that the adapter changes to out; out.
+
+    The sums are made in float32 and stored in the base model's dtype, in safetensors shards, beside config and tokenizer. A head
+    that is tied to the embedding is untied when the adapter changes it, which the written config says. The base model is held in
+    memory once. Raises UnknownModel (no checkpoint), InvalidRequest (of another model), StorageFailure (damaged, or out exists, or
+    the disk refuses), Unsupported (the base model cannot be read).
+    """
+    source = str(checkpoint_dir)
+    manifest = read_manifest(checkpoint_dir, source=source)
+    verify(checkpoint_dir, manifest, source=source)
+    pairs = _pairs(checkpoint_dir, base_dir, manifest)
+    # Any: each family of transformers has its own model class.
+    model: Any = load_causal_lm(base_dir, dtype="auto").requires_grad_(False)
+    for site, pair in pairs:
+        _merge(model, site, pair, scale=manifest.scale)
+    try:
+        with whole_directory(out) as draft:
+            model.save_pretrained(draft, max_shard_size=shard_size)
+            _copy_tokenizer(base_dir, draft)
+    except FileExistsError as error:
+        raise StorageFailure(f"{out} exists already; name a directory that does not") from error
+    return out
+
+
+def _pairs(checkpoint_dir: Path, base_dir: Path, manifest: Manifest) -> list[tuple[Site, LoraPair]]:
+    """Every site of the adapter with its factors in float32."""
+    layout = layout_for(base_sites(base_dir), manifest.lora)
+    flat = read_peft(checkpoint_dir, layout, source=str(checkpoint_dir))
+    views = layout.named_views(flat)
+    return [(site, views[site.name]) for site in layout.sites]
+
+
+def base_sites(base_dir: Path) -> list[Site]:
+    """The sites of a model, from its config alone: no weight is read."""
+    config = AutoConfig.from_pretrained(base_dir, local_files_only=True)
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return adapt(model, PassSlot())
+
+
+def _merge(model: nn.Module, site: Site, pair: LoraPair, *, scale: float) -> None:
+    if site.kind is SiteKind.EXPERTS:
+        weight_EOI = model.get_parameter(site.name)
+        # One expert at a time: a float32 copy of all of them could be as large as the model.
+        for weight, a, b in zip(weight_EOI, pair.a, pair.b, strict=True):
+            weight.copy_(_sum(weight, a, b, scale=scale))
+        return
+    if site.kind is SiteKind.HEAD:
+        _untie(model)
+    weight = model.get_parameter(f"{site.name}.weight")
+    weight.copy_(_sum(weight, pair.a, pair.b, scale=scale))
+
+
+def _sum(weight: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
+    """float32 weight [O, I] + scale * b [O, R] @ a [R, I]; copying it into the weight rounds once."""
+    return torch.addmm(weight.float(), b, a, alpha=scale)
+
+
+def _untie(model: Any) -> None:  # Any: see merge_checkpoint
+    """Give the head a weight of its own when it shares the embedding's."""
+    head = model.get_submodule("lm_head")
+    if head.weight is model.get_submodule("model.embed_tokens").weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+
+
+def _copy_tokenizer(base_dir: Path, draft: Path) -> None:
+    names = {path.name for pattern in _COPIED for path in base_dir.glob(pattern)}
+    for name in sorted(names):
+        if name not in _WRITTEN and not name.endswith(".index.json"):
+            shutil.copyfile(base_dir / name, draft / name)
