@@ -123,6 +123,10 @@ class Client:
         self._next_seq[model] = seq + 1
         return await self._submit(model, seq, payload)
 
+    async def beside(self, model: ModelId, payload: Payload) -> FutureId:
+        """The future of a job of the model that has no place in its order."""
+        return await self._submit(model, 2**31, payload, ordered=False)
+
     async def sample(self, path: str | None, seq: int, *, max_tokens: int = 4) -> FutureId:
         """The future of a greedy sample."""
         prompt = np.array([5, 6, 7], dtype="<i4").tobytes()

@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.gang import Client, forward_backward, gang, optim_step, settings_file
+from tests.support.gang import Client, forward_backward, gang, optim_step, output_dir, settings_file
 
+from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.shared import ids
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import (
     CreateModelDone,
+    DeleteCheckpoint,
+    DeleteCheckpointDone,
     Failed,
     ForwardBackwardDone,
     OptimStepDone,
@@ -133,6 +136,24 @@ async def test_another_launchers_gang_waits_for_the_lease(settings, client, tmp_
         with gang(other) as second:
             assert second.wait(timeout=120) == 1
     assert "serves this engine" in other.with_suffix(".log").read_text()
+
+
+async def test_a_checkpoint_is_deleted_behind_the_jobs_before_it_also_after_its_model_was_unloaded(settings, client):
+    model, _ = await client.create()
+    path = f"tinker://{model}/weights/a"
+    futures = [
+        await client.submit(model, SaveWeights(name="a")),
+        await client.submit(model, UnloadModel()),
+        await client.beside(model, DeleteCheckpoint(path=path)),
+    ]
+    with gang(settings):
+        assert await client.outcomes(futures) == [
+            SaveWeightsDone(path=path),
+            UnloadModelDone(model_id=model),
+            DeleteCheckpointDone(path=path),
+        ]
+        assert await client.intake.record(RecordKind.CHECKPOINT, path) is None
+    assert not parse_uri(path).directory(output_dir(settings)).exists()
 
 
 async def test_unloading_frees_the_model_and_later_jobs_say_so(settings, client):
