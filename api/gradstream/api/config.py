@@ -28,6 +28,9 @@ class ApiConfig:
     max_datums: int = 4096
     max_num_samples: int = 1024
     max_topk: int = 64
+    max_samplers_per_tenant: int = 100_000
+    # None: only the server's storage_limit counts.
+    max_stored_bytes_per_tenant: int | None = None
     gap_check_s: float = 5.0
     card_ttl_s: float = 1.0
 
@@ -44,6 +47,8 @@ def api_config(settings: Settings) -> ApiConfig:
         max_inflight_body_bytes=settings.max_inflight_body_bytes,
         max_datums=settings.max_datums,
         max_num_samples=settings.max_num_samples,
+        max_samplers_per_tenant=settings.max_samplers_per_tenant,
+        max_stored_bytes_per_tenant=settings.max_stored_bytes_per_tenant,
     )
 
 
@@ -52,6 +57,7 @@ def queue_limits(settings: Settings) -> Limits:
     return Limits(
         max_queued_jobs_per_model=settings.max_queued_jobs_per_model,
         max_queued_jobs_per_sampler=settings.max_queued_jobs_per_sampler,
+        max_queued_jobs_per_tenant=settings.max_queued_jobs_per_tenant,
         hold_timeout_s=settings.hold_timeout_s,
         max_queued_bytes_per_tenant=settings.max_queued_bytes_per_tenant,
         max_queued_bytes=settings.max_queued_bytes,

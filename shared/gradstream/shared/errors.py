@@ -9,6 +9,7 @@ GradstreamError
     CheckpointExists      the name is taken and overwrite was not asked for
     Unsupported           a known feature that this server does not offer
     PayloadTooLarge       a body, array or count is over its limit
+    BudgetExceeded        the tenant has as many models, samplers or bytes as it may have
   ServerError             the server could not do it               category server
     ModelLost             the model's training state went with a crashed gang
     SequenceGap           jobs were held for a seq_id that never came
@@ -67,6 +68,10 @@ class Unsupported(UserError):
 
 class PayloadTooLarge(UserError):
     code = "payload_too_large"
+
+
+class BudgetExceeded(UserError):
+    code = "budget_exceeded"
 
 
 class ServerError(GradstreamError):

@@ -74,6 +74,42 @@ async def test_bytes_are_counted_for_the_whole_queue(joblog_url: str, engine_nam
             await bench.submit(2, b"y" * 700)
 
 
+async def test_jobs_are_counted_per_tenant_whatever_they_belong_to(joblog_url: str, engine_name: str) -> None:
+    async with Bench.running(joblog_url, engine_name, Limits(max_queued_jobs_per_tenant=3)) as bench:
+        await bench.ready()
+        await bench.create(SECOND)
+        await bench.submit(1)
+        sample = Submission(
+            owner=SamplerId("s:sample:0"), seq=0, op="sample", tenant=LOCAL, payload=b"p", ordered=False
+        )
+        await bench.intake.submit(sample)
+        with pytest.raises(QueueFull, match="3 jobs of this tenant are queued, the limit is 3"):
+            await bench.submit(2)
+        await bench.create(ModelId("s2:train:0"), tenant=TenantId("other"))
+        bench.commit(bench.log()[2:3])
+        await bench.submit(2)
+
+
+async def test_however_much_others_queue_there_is_room_for_one_more_tenant(joblog_url: str, engine_name: str) -> None:
+    async with Bench.running(joblog_url, engine_name, Limits(max_queued_bytes=40_000)) as bench:
+        queued = {}
+        for number in range(4):
+            tenant, model = TenantId(f"t{number}"), ModelId(f"s{number}:train:0")
+            await bench.create(model, tenant=tenant)
+            queued[tenant] = 0
+            for seq in range(1, 100):
+                try:
+                    await bench.submit(seq, bytes(1000), model=model, tenant=tenant)
+                except QueueFull:
+                    break
+                queued[tenant] += 1000
+            with pytest.raises(QueueFull, match="it may hold as many as are free"):
+                await bench.submit(queued[tenant] // 1000 + 1, bytes(1000), model=model, tenant=tenant)
+        assert sum(queued.values()) < 40_000
+        assert min(queued.values()) > 0
+        assert list(queued.values()) == sorted(queued.values(), reverse=True)
+
+
 async def test_a_samplers_jobs_have_a_budget_of_their_own(joblog_url: str, engine_name: str) -> None:
     async with Bench.running(joblog_url, engine_name, Limits(max_queued_jobs_per_sampler=2)) as bench:
         samples = [
@@ -95,6 +131,7 @@ async def test_all_counters_return_to_zero_when_everything_is_done(bench: Bench)
     stat = bench.raw.hgetall(bench.keys.stat)
     assert (stat["queued_jobs"], stat["queued_bytes"]) == ("0", "0")
     assert bench.raw.hgetall(f"{bench.keys.prefix}tenants") == {}
+    assert bench.raw.hgetall(f"{bench.keys.prefix}tenant_jobs") == {}
     record = await bench.record()
     assert (record["queued"], record["held"], record["applied"], record["next_seq"]) == ("0", "0", "5", "6")
 

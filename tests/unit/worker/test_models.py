@@ -65,3 +65,22 @@ def test_a_job_that_was_running_when_two_gangs_died_is_set_aside():
 
 def test_a_job_whose_body_is_gone_fails_instead_of_reaching_the_engine():
     assert live().answer(job("m", 1, "optim_step", payload=b""), starts=0).code == "server_error"
+
+
+def test_a_tenants_models_are_counted_and_one_too_many_is_refused_until_another_is_unloaded():
+    found = Models(lost=[], last_checkpoint=lambda _: None, max_per_tenant=2)
+    for model in "ab":
+        found.learn(job(model, 0, "create_model"), CreateModelDone(model_id=model))
+    for op in ("create_model", "load_weights"):
+        refused = found.answer(job("c", 0, op), starts=0)
+        assert isinstance(refused, Failed)
+        assert (refused.code, refused.category) == ("budget_exceeded", "user")
+    assert found.answer(job("d", 0, "create_model", tenant="other"), starts=0) is None
+    found.learn(job("a", 9, "unload_model"), UnloadModelDone(model_id="a"))
+    found.learn(job("a", 9, "unload_model"), UnloadModelDone(model_id="a"))
+    assert found.answer(job("c", 0, "create_model"), starts=0) is None
+
+
+def test_a_live_model_takes_no_job_of_another_tenant():
+    assert live().answer(job("m", 1, "optim_step", tenant="other"), starts=0).code == "unknown_model"
+    assert live().answer(job("m", 1, "optim_step"), starts=0) is None

@@ -45,6 +45,7 @@ class LeadOptions:
     output_dir: Path
     limits: Limits
     read_ahead_bytes: int
+    max_models_per_tenant: int = 256
     acquire_timeout_s: float = 120.0
     operation_timeout_s: float = 1800.0
 
@@ -78,7 +79,7 @@ def lead(
         reader=LogReader(feed, cursor=cursor, max_bytes=options.read_ahead_bytes),
         committer=Committer(feed),
         backlog=Backlog(cursor=cursor),
-        models=Models(lost=lost, last_checkpoint=last_checkpoint),
+        models=Models(lost=lost, last_checkpoint=last_checkpoint, max_per_tenant=options.max_models_per_tenant),
         storage=Storage(options.output_dir),
         watchdog=Watchdog(timeout_s=options.operation_timeout_s, clock=clock),
         clock=clock,

@@ -1,8 +1,9 @@
 """Which models this gang holds in memory, and the honest answer to jobs of those that it does not."""
 
+from collections import Counter
 from collections.abc import Callable, Collection
 
-from gradstream.shared.errors import GradstreamError, ModelLost, ServerError, UnknownModel
+from gradstream.shared.errors import BudgetExceeded, GradstreamError, ModelLost, ServerError, UnknownModel
 from gradstream.shared.ids import ModelId, TenantId
 from gradstream.shared.wire import Failed, Job, Outcome, UnloadModelDone
 from gradstream.worker.records import is_creator
@@ -15,6 +16,7 @@ class Models:
     """Decides for each job whether the engine can serve it. Learns from outcomes what lives in the engine.
 
     lost: models of earlier epochs. last_checkpoint gives the URI of a model's newest training checkpoint, or None.
+    max_per_tenant: how many models of one tenant the engine holds at a time.
     """
 
     def __init__(
@@ -22,10 +24,13 @@ class Models:
         *,
         lost: Collection[ModelId],
         last_checkpoint: Callable[[ModelId], str | None],
+        max_per_tenant: int = 256,
     ) -> None:
         self._lost = frozenset(lost)
         self._last_checkpoint = last_checkpoint
+        self._max_per_tenant = max_per_tenant
         self._live: dict[str, TenantId] = {}
+        self._num_of: Counter[TenantId] = Counter()
         self._failed: dict[str, str] = {}
 
     @property
@@ -45,7 +50,9 @@ class Models:
             )
         if not job.payload:
             return failure(ServerError(f"the body of this {job.op} is gone from Redis; submit it as a new request"))
-        if job.op == "sample" or is_creator(job) or self._live.get(job.owner) == job.tenant:
+        if is_creator(job):
+            return self._crowded(job)
+        if job.op == "sample" or self._live.get(job.owner) == job.tenant:
             return None
         if job.op == "unload_model":
             return UnloadModelDone(model_id=ModelId(job.owner))
@@ -58,9 +65,22 @@ class Models:
                 self._failed[job.owner] = outcome.message
             else:
                 self._live[job.owner] = job.tenant
+                self._num_of[job.tenant] += 1
         elif isinstance(outcome, UnloadModelDone):
-            self._live.pop(job.owner, None)
+            if (tenant := self._live.pop(job.owner, None)) is not None:
+                self._num_of[tenant] -= 1
             self._failed.pop(job.owner, None)
+
+    def _crowded(self, job: Job) -> Outcome | None:
+        """The refusal of a model beyond its tenant's number, None when there is room."""
+        if self._num_of[job.tenant] < self._max_per_tenant:
+            return None
+        return failure(
+            BudgetExceeded(
+                f"{self._max_per_tenant} models of this tenant are loaded, as many as it may have; "
+                "unload one, or finish a session that has some"
+            )
+        )
 
     def _absence(self, model: ModelId) -> GradstreamError:
         if model in self._lost:

@@ -60,6 +60,7 @@ def lead_options(settings: Settings) -> LeadOptions:
         ),
         # Payloads are stored compressed, tokens to about a quarter.
         read_ahead_bytes=4 * settings.max_queued_bytes,
+        max_models_per_tenant=settings.max_models_per_tenant,
         acquire_timeout_s=settings.worker_connection_timeout,
         operation_timeout_s=settings.operation_timeout_s,
     )
@@ -70,6 +71,7 @@ def queue_limits(settings: Settings) -> QueueLimits:
     return QueueLimits(
         max_queued_jobs_per_model=settings.max_queued_jobs_per_model,
         max_queued_jobs_per_sampler=settings.max_queued_jobs_per_sampler,
+        max_queued_jobs_per_tenant=settings.max_queued_jobs_per_tenant,
         hold_timeout_s=settings.hold_timeout_s,
         max_queued_bytes_per_tenant=settings.max_queued_bytes_per_tenant,
         max_queued_bytes=settings.max_queued_bytes,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, offloaded, raw_body, small_body
+from gradstream.api.budgets import check_sampler_room
 from gradstream.api.catalog import base_model_name
 from gradstream.api.config import ApiConfig
 from gradstream.api.errors import require
@@ -74,6 +75,7 @@ async def create_sampling_session(request: Request) -> SamplingSession:
     session = await open_session(parts, body.session_id, tenant=tenant)
     base_model = await _checked_base(parts, body.base_model, body.model_path, tenant=tenant)
     sampler = ids.sampler_id(session, body.sampling_session_seq_id)
+    await check_sampler_room(parts, sampler, tenant=tenant)
     identity = {"session": session, "tenant": tenant, "base_model": base_model, "model_path": body.model_path or ""}
     fields = {**identity, "created_ms": str(parts.clock.wall_ms())}
     if not await parts.intake.add_record(RecordKind.SAMPLER, sampler, fields):

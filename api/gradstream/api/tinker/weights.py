@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, parse_small, small_body, small_bytes
+from gradstream.api.budgets import check_sampler_room, check_storage_room
 from gradstream.api.catalog import base_model_name
 from gradstream.api.errors import require
 from gradstream.api.ordered import (
@@ -98,6 +99,7 @@ async def save_weights(request: Request) -> Answer:
     parts = parts_of(request)
     body, place = await ordered_body(request, SaveWeightsBody)
     async with refusing(parts, place):
+        await check_storage_room(parts, place)
         payload = SaveWeights(
             name=f"{place.seq:06d}" if body.path is None else _name(body.path),
             overwrite=body.overwrite,
@@ -123,12 +125,15 @@ async def _save_for_sampler(parts: Parts, body: SaveForSamplerBody, place: Place
     metadata = text_metadata(body.user_metadata)
     match body.path, body.sampling_session_seq_id:
         case str(path), None:
+            await check_storage_room(parts, place)
             return SaveForSampler(
                 name=_name(path), session_id=session, ttl_seconds=body.ttl_seconds, user_metadata=metadata
             )
         case None, int(seq):
+            sampler = ids.sampler_id(session, seq)
+            await check_sampler_room(parts, sampler, tenant=place.tenant, place=place)
             return SaveForSampler(
-                sampler_id=ids.sampler_id(session, seq),
+                sampler_id=sampler,
                 session_id=session,
                 ttl_seconds=body.ttl_seconds,
                 user_metadata=metadata,

@@ -168,6 +168,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     storage_limit: Annotated[
         int, Meta(ge=1, extra=SIZE, description="Disk space that output_dir may take; saves beyond it fail.")
     ] = 10 * _TB
+    max_stored_bytes_per_tenant: Annotated[
+        Annotated[int, Meta(ge=_MB, extra=SIZE)] | None,
+        Meta(
+            extra=SIZE,
+            description="Checkpoints of one tenant together; saves beyond it are refused. null = storage_limit.",
+        ),
+    ] = None
+    max_models_per_tenant: Annotated[int, Meta(ge=1, description="Models of one tenant that are loaded at a time.")] = (
+        256
+    )
+    max_samplers_per_tenant: Annotated[
+        int, Meta(ge=1, description="Samplers of one tenant; those of ended sessions are removed.")
+    ] = 100_000
     skip_initial_checkpoint: Annotated[bool, Meta(description="No checkpoint of the untrained model at start.")] = False
     idle_session_timeout: Annotated[float, Meta(gt=0, description="Seconds until an idle session is cleaned up.")] = (
         7200.0
@@ -277,6 +290,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_queued_jobs_per_sampler: Annotated[
         int, Meta(ge=1, description="Jobs of one sampler in the queue before its client gets 429.")
     ] = 4096
+    max_queued_jobs_per_tenant: Annotated[
+        int, Meta(ge=1, description="Jobs of one tenant in the queue before its clients get 429.")
+    ] = 20_000
     max_queued_bytes_per_tenant: Annotated[
         int, Meta(ge=_MB, extra=SIZE, description="Queued payloads of one tenant, compressed.")
     ] = 512 * _MB

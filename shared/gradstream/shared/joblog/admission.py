@@ -26,8 +26,10 @@ _CONFLICTS = {
 _BUDGETS = {
     "window": "seq_id is {used} ahead of the model's next one, and {limit} are held at most",
     "jobs": "{used} jobs are queued here, the limit is {limit}",
+    "tenant_jobs": "{used} jobs of this tenant are queued, the limit is {limit}",
     "tenant_bytes": "{used} bytes of this tenant are queued, the limit is {limit}",
     "bytes": "{used} bytes are queued, the limit is {limit}",
+    "share": "{used} bytes of this tenant are queued, and it may hold as many as are free: {limit}",
 }
 
 
@@ -97,6 +99,7 @@ def submit_args(submission: Submission, packed: Packed, *, blob: str, keys: Keys
         limits.max_queued_bytes,
         limits.keep_seqs,
         int(submission.model_record is not None),
+        limits.max_queued_jobs_per_tenant,
         *record,
     ]
 

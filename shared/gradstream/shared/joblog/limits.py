@@ -9,6 +9,7 @@ class Limits:
 
     max_queued_jobs_per_model: int = 256
     max_queued_jobs_per_sampler: int = 4096
+    max_queued_jobs_per_tenant: int = 20_000
     # A job this many seqs or more ahead of its model's next one is not held but sent back.
     hold_window: int = 1024
     hold_timeout_s: float = 120.0

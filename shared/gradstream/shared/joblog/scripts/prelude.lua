@@ -81,6 +81,7 @@ local function finish(future, status, outcome, digest, counter, unread_ttl_s, ke
   redis.call('HINCRBY', P .. 'stat', 'queued_jobs', -1)
   redis.call('HINCRBY', P .. 'stat', 'queued_bytes', '-' .. f[3])
   if redis.call('HINCRBY', P .. 'tenants', f[2], '-' .. f[3]) <= 0 then redis.call('HDEL', P .. 'tenants', f[2]) end
+  if redis.call('HINCRBY', P .. 'tenant_jobs', f[2], -1) <= 0 then redis.call('HDEL', P .. 'tenant_jobs', f[2]) end
   if f[5] == '1' then
     local model = P .. 'model:' .. f[1]
     if redis.call('EXISTS', model) == 1 then redis.call('HINCRBY', model, counter, -1) end

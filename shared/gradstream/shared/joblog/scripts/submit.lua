@@ -4,11 +4,11 @@
 -- ARGV  1 prefix  2 owner  3 seq  4 op  5 tenant  6 digest  7 bytes (as stored)  8 tokens  9 enc (raw|zstd)
 --       10 payload ('' when a blob holds it)  11 blob key ('' when inline)  12 ordered (1|0)  13 max jobs of this owner
 --       14 window  15 max bytes of the tenant  16 max bytes in all  17 seqs kept  18 makes a model (1|0)
---       19.. record fields, name and value in turn
+--       19 max jobs of the tenant  20.. record fields, name and value in turn
 -- Reply {ok, status, duplicate 0|1}            accepted, or known already
 --       {unknown} {closed}                     no such model or another tenant's; the model was unloaded
 --       {conflict, payload|refused|gap|exists|old}
---       {full, window|jobs|tenant_bytes|bytes, used, limit, retry_ms}
+--       {full, window|jobs|tenant_jobs|tenant_bytes|bytes|share, used, limit, retry_ms}
 --       {noblob}                               the blob expired between SET and this call; send both again
 
 local owner, seq, op, tenant, digest = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -61,12 +61,22 @@ else
   jobs = tonumber(redis.call('HGET', P .. 'owners', owner)) or 0
 end
 if is_over(jobs, 1, tonumber(ARGV[13])) then return { 'full', 'jobs', int(jobs), ARGV[13], retry_ms } end
+local tenant_jobs = tonumber(redis.call('HGET', P .. 'tenant_jobs', tenant)) or 0
+if is_over(tenant_jobs, 1, tonumber(ARGV[19])) then
+  return { 'full', 'tenant_jobs', int(tenant_jobs), ARGV[19], retry_ms }
+end
 local tenant_bytes = tonumber(redis.call('HGET', P .. 'tenants', tenant)) or 0
 if is_over(tenant_bytes, bytes, tonumber(ARGV[15])) then
   return { 'full', 'tenant_bytes', int(tenant_bytes), ARGV[15], retry_ms }
 end
 local all_bytes = tonumber(stat[1]) or 0
 if is_over(all_bytes, bytes, tonumber(ARGV[16])) then return { 'full', 'bytes', int(all_bytes), ARGV[16], retry_ms } end
+-- Nobody may hold more than is still free: with N tenants that take what they can, each ends at one part of N + 1, and the free part
+-- is there for the next one.
+local free_bytes = tonumber(ARGV[16]) - all_bytes
+if is_over(tenant_bytes, bytes, free_bytes) then
+  return { 'full', 'share', int(tenant_bytes), int(free_bytes), retry_ms }
+end
 if blob ~= '' and redis.call('EXISTS', blob) == 0 then return { 'noblob' } end
 
 -- Accepted: from here on nothing fails.
@@ -74,6 +84,7 @@ if blob ~= '' then redis.call('PERSIST', blob) end
 redis.call('HINCRBY', P .. 'stat', 'queued_jobs', 1)
 redis.call('HINCRBY', P .. 'stat', 'queued_bytes', ARGV[7])
 redis.call('HINCRBY', P .. 'tenants', tenant, ARGV[7])
+redis.call('HINCRBY', P .. 'tenant_jobs', tenant, 1)
 redis.call('HSET', future_key, 'status', 'queued', 'op', op, 'owner', owner, 'seq', seq, 'tenant', tenant,
   'at_ms', int(NOW), 'digest', digest, 'bytes', ARGV[7], 'tokens', ARGV[8], 'enc', ARGV[9], 'ordered', ARGV[12])
 if blob ~= '' then redis.call('HSET', future_key, 'blob', blob) end
@@ -97,7 +108,7 @@ end
 redis.call('HSET', seqs_key, seq, digest)
 if makes_model then
   redis.call('PERSIST', seqs_key)
-  for i = 19, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
+  for i = 20, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
   redis.call('HSET', model_key, 'tenant', tenant, 'state', 'creating', 'epoch', '0', 'applied', int(tonumber(seq) - 1),
     'queued', '0', 'held', '0')
   redis.call('SADD', P .. 'models', owner)
