@@ -4,7 +4,7 @@ The random number is a pure function of (key, position): a keyed hash, not a gen
 other rows of the batch nor on what was drawn before, and the same job gives the same tokens when it is replayed.
 """
 
-# Shape letters: B rows, V vocabulary.
+# Shape letters: B rows, V vocabulary, W tokens looked at.
 
 import hashlib
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _MANTISSA_BITS = 53
+# How many of the likeliest tokens are looked at first; nearly all top-k and top-p sets are smaller, and sorting all is slow.
+_FIRST_WIDTH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +69,9 @@ def choose(logprobs_BV: Tensor, choices: list[Choice], uniforms: list[float]) ->
     if not drawn:
         return tokens_B
     probs_BV = logprobs_BV[drawn].double().exp()
-    for index, row in enumerate(drawn):
-        if choices[row].is_filtered:
-            probs_BV[index] = _filtered(probs_BV[index], choices[row])
+    filtered = [index for index, row in enumerate(drawn) if choices[row].is_filtered]
+    if filtered:
+        probs_BV[filtered] = _filtered(probs_BV[filtered], [choices[drawn[index]] for index in filtered])
     cumulative_BV = probs_BV.cumsum(dim=-1)
     targets_B = torch.tensor([uniforms[row] for row in drawn], dtype=torch.float64, device=logprobs_BV.device)
     found_B = torch.searchsorted(cumulative_BV, (targets_B * cumulative_BV[:, -1])[:, None], right=True)[:, 0]
@@ -77,18 +79,39 @@ def choose(logprobs_BV: Tensor, choices: list[Choice], uniforms: list[float]) ->
     return tokens_B
 
 
-def _filtered(probs_V: Tensor, choice: Choice) -> Tensor:
-    """probs_V with everything outside top_k and top_p set to zero; not renormalised."""
-    sorted_V, order_V = probs_V.sort(descending=True, stable=True)
-    if choice.top_k > 0:
-        sorted_V[choice.top_k :] = 0.0
-    if choice.top_p < 1.0:
-        before_V = sorted_V.cumsum(dim=-1) - sorted_V
+def _filtered(probs_BV: Tensor, choices: list[Choice]) -> Tensor:
+    """probs_BV with everything outside each row's top_k and top_p set to zero; not renormalised."""
+    device = probs_BV.device
+    num_tokens = probs_BV.shape[1]
+    ks = [min(choice.top_k, num_tokens) if choice.top_k > 0 else num_tokens for choice in choices]
+    ks_B1 = torch.tensor(ks, device=device)[:, None]
+    ps = [choice.top_p if choice.top_p < 1.0 else torch.inf for choice in choices]
+    ps_B1 = torch.tensor(ps, dtype=probs_BV.dtype, device=device)[:, None]
+    # All of top_k must be seen, and one more that is outside.
+    width = min(max(_FIRST_WIDTH, *(k + 1 for k in ks if k < num_tokens), 0), num_tokens)
+    while True:
+        top_BW = probs_BV.topk(width, dim=-1).values
+        allowed_BW = torch.arange(width, device=device) < ks_B1
+        mass_B1 = torch.where(
+            ks_B1 < num_tokens, (top_BW * allowed_BW).sum(-1, keepdim=True), probs_BV.sum(-1, keepdim=True)
+        )
+        before_BW = top_BW.cumsum(dim=-1) - top_BW
+        inside_BW = allowed_BW & (before_BW < ps_B1 * mass_B1)
         # The first token has nothing before it, so that one always stays.
-        outside_V = before_V >= choice.top_p * sorted_V.sum()
-        outside_V[0] = False
-        sorted_V[outside_V] = 0.0
-    return torch.zeros_like(probs_V).scatter_(0, order_V, sorted_V)
+        inside_BW[:, 0] = True
+        if width == num_tokens or bool((~inside_BW[:, -1]).all()):
+            break
+        width = min(width * 8, num_tokens)
+    return probs_BV * _likeliest(probs_BV, top_BW, counts_B=inside_BW.sum(dim=-1))
+
+
+def _likeliest(probs_BV: Tensor, top_BW: Tensor, *, counts_B: Tensor) -> Tensor:
+    """bool [B, V]: the counts_B likeliest tokens of each row, the lower ids among equals. top_BW: the row's highest, sorted."""
+    last_B1 = top_BW.gather(-1, counts_B[:, None] - 1)
+    is_counted_BW = torch.arange(top_BW.shape[1], device=top_BW.device) < counts_B[:, None]
+    num_equal_B1 = ((top_BW == last_B1) & is_counted_BW).sum(dim=-1, keepdim=True)
+    equal_BV = probs_BV == last_B1
+    return (probs_BV > last_B1) | (equal_BV & (equal_BV.cumsum(dim=-1) <= num_equal_B1))
 
 
 def _last_possible(probs_BV: Tensor) -> Tensor:

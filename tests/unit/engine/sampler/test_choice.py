@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradstream.engine.sampler.choice import Choice, choose, key_of, scaled_logprobs, uniform
+from gradstream.engine.sampler.choice import Choice, _filtered, choose, key_of, scaled_logprobs, uniform
 
 V = 12
 NUM_DRAWS = 20_000
@@ -57,6 +57,35 @@ def test_tokens_are_drawn_as_often_as_the_double_precision_distribution_says(cho
     assert counts[expected == 0].sum() == 0
     spread = np.sqrt(NUM_DRAWS * expected * (1 - expected))
     assert np.all(np.abs(counts - NUM_DRAWS * expected) <= 4 * spread + 1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"),
+    [(-1, 0.5), (-1, 0.999), (1, 1.0), (63, 1.0), (64, 0.9), (65, 1.0), (700, 0.8), (999, 1.0), (5000, 0.3)],
+)
+def test_the_tokens_kept_are_those_of_a_full_sort_whatever_the_size_of_the_set(spread, top_k, top_p):
+    # Few distinct values, so that ties fall on the border.
+    logits_BV = (torch.randn(3, 1000, generator=torch.Generator().manual_seed(4)) * 4).round() * spread
+    choice = Choice(temperature=1.0, top_k=top_k, top_p=top_p)
+    probs_BV = scaled_logprobs(logits_BV, [choice] * 3).double().exp()
+    kept_BV = _filtered(probs_BV, [choice] * 3) > 0
+    for probs_V, kept_V in zip(probs_BV, kept_BV, strict=True):
+        order = sorted(range(1000), key=lambda token: (-probs_V[token].item(), token))
+        order = order[:top_k] if top_k > 0 else order
+        num_kept = int(kept_V.sum())
+        assert kept_V.nonzero()[:, 0].tolist() == sorted(order[:num_kept])
+        mass = probs_V[order].sum()
+        assert probs_V[order[:num_kept]].sum() >= min(top_p, 1 - 1e-9) * mass * (1 - 1e-12)
+        assert probs_V[order[: num_kept - 1]].sum() < top_p * mass * (1 + 1e-12) or num_kept == 1
+
+
+def test_rows_with_different_filters_are_cut_each_by_its_own():
+    probs_BV = torch.rand(4, 300, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    choices = [Choice(temperature=1.0, top_k=k, top_p=p) for k, p in [(3, 1.0), (-1, 0.2), (200, 0.99), (1, 0.1)]]
+    together = _filtered(probs_BV, choices)
+    for row, choice in enumerate(choices):
+        assert torch.equal(together[row], _filtered(probs_BV[row : row + 1], [choice])[0])
 
 
 def test_temperature_zero_takes_the_most_likely_token_and_reports_it_at_temperature_one():
