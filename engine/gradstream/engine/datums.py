@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstream.engine.losses._base import LOSSES, TARGETS, Loss
-from gradstream.shared.catalog import LossCard, LossInput, LossParam
+from gradstream.engine.losses._base import LOSSES, REFUSED, TARGETS, Loss
+from gradstream.shared.catalog import LossCard, LossInput
 from gradstream.shared.columns import Column
-from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.loss_config import Value, is_required, loss_params
 from gradstream.shared.wire import ForwardBackward
-
-MAX_CANDIDATES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +24,7 @@ class Datums:
     """
 
     loss: Loss
-    params: dict[str, float]
+    params: dict[str, Value]
     lengths: list[int]
     tokens_N: NDArray[np.int64]
     targets_NC: NDArray[np.int64]
@@ -42,40 +41,53 @@ class Datums:
 
 
 def datums_of(payload: ForwardBackward, *, vocab_size: int, max_tokens: int) -> Datums:
-    """The payload's datums, checked against the loss's card and the model; raises InvalidRequest."""
-    loss = LOSSES.get(payload.loss_fn)
-    if loss is None:
-        raise InvalidRequest(f"loss_fn: {payload.loss_fn!r} is not known; use one of {', '.join(sorted(LOSSES))}")
+    """The payload's datums, checked against the loss's card and the model; raises InvalidRequest or Unsupported."""
+    loss = _loss(payload.loss_fn)
+    params = loss_params(loss.card, payload.loss_config)
     lengths = _lengths(payload.tokens, max_tokens=max_tokens)
     tokens_N = _ids(payload.tokens, "tokens", vocab_size=vocab_size)
     unknown = sorted(set(payload.inputs) - {spec.name for spec in loss.card.inputs})
     if unknown:
         raise InvalidRequest(f"loss_fn_inputs: {loss.card.name} has no input {', '.join(unknown)}")
-    targets = payload.inputs.get(TARGETS)
-    if targets is None:
-        raise InvalidRequest(f"loss_fn_inputs: {TARGETS} is missing; every loss needs it")
-    _check_shape(targets, TARGETS, like=payload.tokens, trailing=targets.trailing)
-    if len(targets.trailing) > 1 or (targets.trailing and targets.trailing[0] > MAX_CANDIDATES):
-        raise InvalidRequest(
-            f"loss_fn_inputs.{TARGETS}: shape [T, {', '.join(map(str, targets.trailing))}] is not [T] or [T, C] with C up to "
-            f"{MAX_CANDIDATES}"
-        )
+    targets = _targets(payload, loss.card)
     targets_N = _ids(targets, f"loss_fn_inputs.{TARGETS}", vocab_size=vocab_size)
     targets_NC = targets_N.reshape(len(tokens_N), -1)
     inputs = {
-        spec.name: _input(payload, spec, targets).reshape(targets_NC.shape)
-        for spec in loss.card.inputs
-        if spec.name != TARGETS
+        name: values.reshape(targets_NC.shape) for name, values in _inputs(payload, loss.card, params, targets).items()
     }
+    _check_order(loss.card, inputs)
     return Datums(
         loss=loss,
-        params=_params(payload, loss.card),
+        params=params,
         lengths=lengths,
         tokens_N=tokens_N,
         targets_NC=targets_NC,
         inputs=inputs,
         trailing=targets.trailing,
     )
+
+
+def _loss(name: str) -> Loss:
+    refusal = REFUSED.get(name)
+    if refusal is not None:
+        raise Unsupported(refusal)
+    loss = LOSSES.get(name)
+    if loss is None:
+        raise InvalidRequest(f"loss_fn: {name!r} is not known; use one of {', '.join(sorted(LOSSES))}")
+    return loss
+
+
+def _targets(payload: ForwardBackward, card: LossCard) -> Column:
+    targets = payload.inputs.get(TARGETS)
+    if targets is None:
+        raise InvalidRequest(f"loss_fn_inputs: {TARGETS} is missing; every loss needs it")
+    _check_shape(targets, TARGETS, like=payload.tokens, trailing=targets.trailing)
+    if targets.trailing and (card.max_candidates == 1 or targets.trailing > (card.max_candidates,)):
+        wanted = "[T]" if card.max_candidates == 1 else f"[T] or [T, K] with K up to {card.max_candidates}"
+        raise InvalidRequest(
+            f"loss_fn_inputs.{TARGETS}: shape [T, {', '.join(map(str, targets.trailing))}] is not {wanted}"
+        )
+    return targets
 
 
 def _lengths(tokens: Column, *, max_tokens: int) -> list[int]:
@@ -115,35 +127,50 @@ def _check_shape(column: Column, name: str, *, like: Column, trailing: tuple[int
         )
 
 
-def _input(payload: ForwardBackward, spec: LossInput, targets: Column) -> NDArray[np.float32]:
-    column = payload.inputs.get(spec.name)
-    if column is None:
-        if spec.required or spec.default is None:
+def _inputs(
+    payload: ForwardBackward, card: LossCard, params: dict[str, Value], targets: Column
+) -> dict[str, NDArray[np.float32]]:
+    """Every float input of the card that was sent or that something stands in for, in the shape of the targets."""
+    inputs = {}
+    for spec in card.inputs:
+        if spec.name == TARGETS:
+            continue
+        column = payload.inputs.get(spec.name)
+        if column is not None:
+            inputs[spec.name] = _input(column, spec, targets)
+            continue
+        if is_required(spec, params):
             raise InvalidRequest(f"loss_fn_inputs: {spec.name} is missing; {payload.loss_fn} needs it")
-        return np.full(targets.values().shape, spec.default, dtype=np.float32)
+        stand_in = spec.default if spec.fallback is None else params[spec.fallback]
+        if stand_in is not None:
+            inputs[spec.name] = np.full(targets.values().shape, stand_in, dtype=np.float32)
+    return inputs
+
+
+def _input(column: Column, spec: LossInput, targets: Column) -> NDArray[np.float32]:
+    field = f"loss_fn_inputs.{spec.name}"
     _check_shape(column, spec.name, like=targets, trailing=targets.trailing)
     if column.dtype not in ("float32", "float64"):
-        raise InvalidRequest(f"loss_fn_inputs.{spec.name}: dtype {column.dtype} is not float32 or float64")
+        raise InvalidRequest(f"{field}: dtype {column.dtype} is not float32 or float64")
     values = column.values().astype(np.float32, copy=False)
     if not np.isfinite(values).all():
-        raise InvalidRequest(f"loss_fn_inputs.{spec.name}: holds nan or inf; every value must be finite")
+        raise InvalidRequest(f"{field}: holds nan or inf; every value must be finite")
+    if values.size and spec.minimum is not None and float(values.min()) < spec.minimum:
+        raise InvalidRequest(f"{field}: holds {values.min()}; no value may be below {spec.minimum}")
+    if values.size and spec.maximum is not None and float(values.max()) > spec.maximum:
+        raise InvalidRequest(f"{field}: holds {values.max()}; no value may be above {spec.maximum}")
     return values
 
 
-def _params(payload: ForwardBackward, card: LossCard) -> dict[str, float]:
-    specs = {spec.name: spec for spec in card.params}
-    unknown = sorted(set(payload.loss_config) - set(specs))
-    if unknown:
-        known = ", ".join(sorted(specs)) or "none"
-        raise InvalidRequest(f"loss_fn_config: {card.name} has no parameter {', '.join(unknown)} (it has: {known})")
-    return {name: _param(payload.loss_config.get(name, spec.default), spec) for name, spec in specs.items()}
-
-
-def _param(value: float | str | None, spec: LossParam) -> float:
-    if not isinstance(value, int | float) or not np.isfinite(value):
-        raise InvalidRequest(f"loss_fn_config.{spec.name}: {value!r} is not a finite number")
-    if spec.minimum is not None and value < spec.minimum:
-        raise InvalidRequest(f"loss_fn_config.{spec.name}: {value} is below {spec.minimum}")
-    if spec.maximum is not None and value > spec.maximum:
-        raise InvalidRequest(f"loss_fn_config.{spec.name}: {value} is above {spec.maximum}")
-    return float(value)
+def _check_order(card: LossCard, inputs: dict[str, NDArray[np.float32]]) -> None:
+    """Raise InvalidRequest where an input that stands in for a parameter breaks that parameter's order."""
+    for param in card.params:
+        if param.not_above is None or param.name not in inputs or param.not_above not in inputs:
+            continue
+        is_above = inputs[param.name] > inputs[param.not_above]
+        if is_above.any():
+            token = int(np.argwhere(is_above)[0][0])
+            low, high = float(inputs[param.name][token].max()), float(inputs[param.not_above][token].min())
+            raise InvalidRequest(
+                f"loss_fn_inputs.{param.name}: {low:g} is above {param.not_above}, {high:g}, at token {token} of the call"
+            )

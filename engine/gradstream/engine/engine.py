@@ -7,7 +7,7 @@ import torch
 
 from gradstream.engine import ops
 from gradstream.engine.config import EngineConfig
-from gradstream.engine.losses._base import LOSSES
+from gradstream.engine.losses._base import LOSSES, REFUSED
 from gradstream.engine.models.build import load_base
 from gradstream.engine.numerics import configure, fingerprint, resolve_dtype
 from gradstream.engine.ops.registry import OPS, OpJob, failed
@@ -56,6 +56,7 @@ class Engine:
             epoch=epoch,
             fingerprint=fingerprint(state.config, state.base, state.comm),
             losses=[loss.card for loss in LOSSES.values()],
+            refused_losses={name: REFUSED[name] for name in REFUSED},
         )
 
     def execute(self, batch: Batch) -> list[Outcome]:

@@ -108,6 +108,7 @@ def _loss(span: _Span, logprobs_NC: Tensor) -> LossResult:
     job = span.job
     arguments = LossArguments(
         logprobs_TC=logprobs_NC,
+        held_TC=logprobs_NC,
         inputs={name: values_NC[span.first : span.last] for name, values_NC in job.inputs.items()},
         params=job.datums.params,
         lengths=span.lengths,

@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[], ForwardBackward], str]] = {
     "integer weights": (lambda: _with("weights", _ids([[1] * 4, [1] * 6])), "weights: dtype int64"),
     "unknown input": (lambda: _with("advantages", _weights(1.0)), "no input advantages"),
     "unknown loss": (lambda: msgspec.structs.replace(_base(), loss_fn="crossentropy"), "'crossentropy' is not known"),
-    "unknown parameter": (lambda: msgspec.structs.replace(_base(), loss_config={"beta": 1.0}), "no parameter beta"),
+    "unknown parameter": (lambda: msgspec.structs.replace(_base(), loss_config={"beta": 1.0}), "has no beta"),
     "no datum": (lambda: cross_entropy(random_data([])), "holds no datum"),
     "empty datum": (lambda: cross_entropy(random_data([3, 0])), "datum 1 is empty"),
     "too long": (lambda: cross_entropy(random_data([1025])), "datum 0 has 1025 tokens"),

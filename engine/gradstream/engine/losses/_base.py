@@ -10,37 +10,31 @@ import torch
 from torch import Tensor
 
 from gradstream.engine.registry import Registry
-from gradstream.shared.catalog import LossCard, LossInput, LossParam
+from gradstream.shared.catalog import LossCard
+from gradstream.shared.loss_config import Value
 
 TARGETS = "target_tokens"
-TARGET_INPUT = LossInput(name=TARGETS, dtype="int64")
-# q, the sampling policy's log-probabilities, and A, the advantages; a token with advantage 0 is switched off.
-POLICY_INPUTS = [
-    TARGET_INPUT,
-    LossInput(name="logprobs", dtype="float32"),
-    LossInput(name="advantages", dtype="float32"),
-]
-
-
-def clip_params(*, low: float, high: float) -> list[LossParam]:
-    """Bounds of the probability ratio, with their defaults."""
-    return [
-        LossParam(name="clip_low_threshold", default=low, minimum=0.0),
-        LossParam(name="clip_high_threshold", default=high, minimum=0.0),
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossArguments:
     """logprobs_TC: log p of the targets, at least fp32. inputs: the card's float arrays [T, C] in the same dtype.
 
+    held_TC: the same log-probabilities as constants, what a formula writes as sg(p); a loss takes no other way to stop a gradient.
     lengths: tokens of each datum, in order; they sum to T. params: every parameter of the card, defaults filled in.
     """
 
     logprobs_TC: Tensor
+    held_TC: Tensor
     inputs: Mapping[str, Tensor]
-    params: Mapping[str, float]
+    params: Mapping[str, Value]
     lengths: list[int]
+
+    def number(self, name: str) -> float:
+        """A parameter that is always a number."""
+        value = self.params[name]
+        assert isinstance(value, float | int), name
+        return float(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +42,17 @@ class Loss:
     """compute gives each token's part of the loss, [T, C]; the loss is their plain sum.
 
     A token that is switched off (weight or advantage 0) must give exactly 0 with gradient 0, whatever its log-probability is.
+    measure gives the card's metrics over all tokens of a job, or nothing where there is nothing to measure.
     """
 
     card: LossCard
     compute: Callable[[LossArguments], Tensor]
+    measure: Callable[[LossArguments], dict[str, float]] | None = None
 
 
 LOSSES: Registry[str, Loss] = Registry("loss")
-
-
-def policy_difference(arguments: LossArguments) -> Tensor:
-    """p - q, [T, C], and 0 where the advantage is 0: replaced before any exp, since the derivative of a discarded inf is nan."""
-    difference_TC = arguments.logprobs_TC - arguments.inputs["logprobs"]
-    is_on_TC = arguments.inputs["advantages"] != 0
-    return torch.where(is_on_TC, difference_TC, torch.zeros_like(difference_TC))
+# Losses that clients know and that are not had here: the sentence that says so and what to use.
+REFUSED: Registry[str, str] = Registry("refused loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +69,11 @@ def evaluate(loss: Loss, arguments: LossArguments, *, with_grad: bool) -> LossRe
     with torch.set_grad_enabled(with_grad):
         elementwise_TC = loss.compute(
             LossArguments(
-                logprobs_TC=leaf_TC, inputs=arguments.inputs, params=arguments.params, lengths=arguments.lengths
+                logprobs_TC=leaf_TC,
+                held_TC=arguments.held_TC,
+                inputs=arguments.inputs,
+                params=arguments.params,
+                lengths=arguments.lengths,
             )
         )
     if not with_grad or not elementwise_TC.requires_grad:

@@ -1,29 +1,52 @@
-"""Clipped importance weights that are not differentiated (MiniMax-M1 2025, equation 4), as a sum."""
+"""Policy gradient with clipped importance weights that are not differentiated, summed over tokens.
 
-import torch
+    loss = -sum sg(clip(r, low, high)) A p        r = exp(p - q)
+
+p: log-probability of the target; sg: held constant. A token with advantage 0 is switched off.
+
+Inputs: target_tokens int64 [T]; logprobs q, float32 [T], of the policy that sampled; advantages A, float32 [T]; optionally
+clip_low_threshold and clip_high_threshold, float32 [T], which stand in for the parameters token by token.
+Parameters: clip_low_threshold 0.0, clip_high_threshold 4.0.
+Source: MiniMax-M1 2025, equation 4; the tinker documentation's cispo.
+"""
+
 from torch import Tensor
 
-from gradstream.engine.losses._base import (
-    LOSSES,
+from gradstream.engine.losses._base import LOSSES, Loss, LossArguments
+from gradstream.engine.losses._policy import (
+    CLIP_METRIC,
     POLICY_INPUTS,
-    Loss,
-    LossArguments,
-    clip_params,
-    policy_difference,
+    RATIO_METRICS,
+    THRESHOLD_INPUTS,
+    clip_fraction,
+    held_difference,
+    ratio_metrics,
+    threshold_params,
+    when_on,
+    within_thresholds,
 )
 from gradstream.shared.catalog import LossCard
 
 
 def _compute(arguments: LossArguments) -> Tensor:
-    """-stop(clip(r, low, high)) A p with r = exp(p - q)."""
-    advantages_TC = arguments.inputs["advantages"]
-    ratio_TC = policy_difference(arguments).detach().exp()
-    clipped_TC = ratio_TC.clamp(arguments.params["clip_low_threshold"], arguments.params["clip_high_threshold"])
-    is_on_TC = advantages_TC != 0
-    logprobs_TC = torch.where(is_on_TC, arguments.logprobs_TC, torch.zeros_like(arguments.logprobs_TC))
-    return -clipped_TC * advantages_TC * logprobs_TC
+    clipped_TC = within_thresholds(arguments, held_difference(arguments).exp())
+    return -clipped_TC * arguments.inputs["advantages"] * when_on(arguments, arguments.logprobs_TC)
+
+
+def _measure(arguments: LossArguments) -> dict[str, float]:
+    ratio_TC = held_difference(arguments).exp()
+    return ratio_metrics(arguments) | clip_fraction(arguments, ratio_TC, within_thresholds(arguments, ratio_TC))
 
 
 LOSSES.register("cispo")(
-    Loss(card=LossCard(name="cispo", inputs=POLICY_INPUTS, params=clip_params(low=0.0, high=4.0)), compute=_compute)
+    Loss(
+        card=LossCard(
+            name="cispo",
+            inputs=[*POLICY_INPUTS, *THRESHOLD_INPUTS],
+            params=threshold_params(low=0.0, high=4.0),
+            metrics=[*RATIO_METRICS, CLIP_METRIC],
+        ),
+        compute=_compute,
+        measure=_measure,
+    )
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradstream.engine import losses
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums, datums_of
+from gradstream.engine.losses._base import LossArguments
 from gradstream.engine.ops.registry import OPS, OpJob, failed
 from gradstream.engine.packing import assign, pack
 from gradstream.engine.registry import import_siblings
@@ -142,8 +143,18 @@ def _done(job: JobTensors, elementwise_NC: Tensor) -> ForwardBackwardDone:
         "elementwise_loss": _column(elementwise_NC, datums),
     }
     # Summed in float64 over all tokens in submission order: the same for every packing and number of ranks.
-    loss_sum = float(elementwise_NC.double().sum())
-    return ForwardBackwardDone(outputs=outputs, metrics={"loss:sum": loss_sum}, backward=job.grad is not None)
+    metrics = {"loss:sum": float(elementwise_NC.double().sum())}
+    if datums.loss.measure is not None:
+        metrics |= datums.loss.measure(
+            LossArguments(
+                logprobs_TC=job.logprobs_NC,
+                held_TC=job.logprobs_NC,
+                inputs=job.inputs,
+                params=datums.params,
+                lengths=datums.lengths,
+            )
+        )
+    return ForwardBackwardDone(outputs=outputs, metrics=metrics, backward=job.grad is not None)
 
 
 def _column(values_NC: Tensor, datums: Datums) -> Column:
