@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gradstream.api.auth import tenant_of
 from gradstream.api.parts import Parts
 from gradstream.shared import codec
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge
@@ -35,7 +36,7 @@ async def raw_body(request: Request, parts: Parts, *, max_bytes: int) -> AsyncIt
     broken or not known, QueueFull when other bodies fill the memory.
     """
     _check_declared_length(request, max_bytes)
-    with parts.bodies.lease() as lease:
+    with parts.bodies.lease(tenant_of(request)) as lease:
         received = bytearray()
         async for part in request.stream():
             if len(received) + len(part) > max_bytes:

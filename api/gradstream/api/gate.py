@@ -15,6 +15,8 @@ from gradstream.shared.ids import LOCAL_TENANT, TenantId
 
 # Answers that say nothing of any tenant: health for probes, and the documentation. A path is public only when it is named here.
 PUBLIC = frozenset({"/api/v1/healthz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+# Below this, the path itself holds a secret that was given to a tenant.
+DOWNLOADS = "/api/v1/downloads/"
 _LOG = structlog.get_logger("gradstream.api")
 _NO_KEY = "no API key: send it as X-API-Key, or as Authorization: Bearer; `gradstream keys add` makes one"
 _WRONG_KEY = "this API key is not known here: it may be mistyped or revoked; `gradstream keys add` makes another"
@@ -44,7 +46,7 @@ class Gate:
         """The tenant, None for a public path, or the refusal."""
         if self._parts.keys is None:
             return self._admit_without_keys(headers)
-        if scope["path"] in PUBLIC:
+        if scope["path"] in PUBLIC or scope["path"].startswith(DOWNLOADS):
             return None
         key = credential(headers)
         tenant = None if key is None else self._parts.keys.ring().tenant_of(key)

@@ -82,6 +82,11 @@ def test_health_and_documentation_need_no_key(guarded: Guarded) -> None:
         assert guarded.get(path).status_code == 200
 
 
+def test_a_download_needs_only_its_unguessable_url(guarded: Guarded) -> None:
+    response = guarded.get("/api/v1/downloads/guessed/adapter_model.safetensors")
+    assert response.status_code == 404
+
+
 def test_metrics_are_for_the_machines_own_tenant(guarded: Guarded) -> None:
     assert guarded.get("/metrics", x_api_key=guarded.alice).status_code == 403
     assert "gradstream_api_requests_total" in guarded.get("/metrics", x_api_key=guarded.local).text

@@ -1,18 +1,20 @@
 """Budgets and caches of the API: bytes in flight, the hold at a full queue, the card's age."""
 
+from contextlib import ExitStack
+
 import pytest
 from tests.support.cards import UNIFORM_CARD
 
 from gradstream.api.admission import Admission
 from gradstream.api.catalog import Catalog, base_model_name
 from gradstream.api.errors import STATUS_OF_CODE
-from gradstream.api.limits import ByteBudget
+from gradstream.api.limits import ByteBudget, Lease
 from gradstream.api.metrics import Metrics
 from gradstream.shared import errors
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.clock import ManualClock, SystemClock
 from gradstream.shared.errors import GradstreamError, InvalidRequest, QueueFull, Unavailable
-from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId
+from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, TenantId
 from gradstream.shared.joblog.port import FutureStatus, Receipt, Submission
 
 JOB = Submission(owner=ModelId("m"), seq=1, op="optim_step", tenant=LOCAL_TENANT, payload=b"x")
@@ -65,15 +67,37 @@ def test_a_lease_gives_its_bytes_back_also_after_an_error() -> None:
     budget = ByteBudget(100)
 
     def overdraw() -> None:
-        with budget.lease() as lease:
-            lease.take(60)
-            with budget.lease() as other:
-                other.take(40)
-            assert budget.held_bytes == 60
-            lease.take(41)
+        with budget.lease(LOCAL_TENANT) as lease:
+            lease.take(30)
+            with budget.lease(LOCAL_TENANT) as other:
+                other.take(20)
+            assert budget.held_bytes == 30
+            lease.take(21)
 
-    with pytest.raises(QueueFull, match="the bodies in flight fill the server's 100 bytes"):
+    with pytest.raises(
+        QueueFull, match="leave no room for 21 bytes more of this tenant, which has 30 of the server's 100"
+    ):
         overdraw()
+    assert budget.held_bytes == 0
+    with budget.lease(LOCAL_TENANT) as lease:
+        lease.take(50)
+
+
+def fill(lease: Lease) -> None:
+    while True:
+        lease.take(1)
+
+
+def test_tenants_that_hold_all_they_can_leave_room_for_the_next_one() -> None:
+    budget = ByteBudget(1000)
+    with ExitStack() as stack:
+        held = []
+        for number in range(5):
+            lease = stack.enter_context(budget.lease(TenantId(f"t{number}")))
+            with pytest.raises(QueueFull):
+                fill(lease)
+            held.append(lease.held_bytes)
+        assert held == [500, 250, 125, 62, 31]
     assert budget.held_bytes == 0
 
 

@@ -55,6 +55,11 @@ def test_a_key_file_that_is_not_there_is_refused_with_the_command_that_makes_it(
         resolved(tmp_path, api_keys_file=str(path))
 
 
+def test_the_room_for_bodies_holds_the_largest_one_in_a_tenants_half(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_inflight_body_bytes: 4000 is below 8000, four of the largest bodies"):
+        resolved(tmp_path, max_body_bytes=2000, max_json_body_bytes=1024, max_inflight_body_bytes=4000)
+
+
 def test_keys_and_doing_without_them_contradict_each_other(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("{}")
     with pytest.raises(ConfigError, match="api_without_keys: true contradicts api_keys_file"):

@@ -179,6 +179,15 @@ def _check_pairs(settings: Settings, problems: list[Problem]) -> None:
         if getattr(settings, low) > getattr(settings, high):
             low_value, high_value = getattr(settings, low), getattr(settings, high)
             problems.append(Problem("", f"{low}: {low_value} is above {high}: {high_value}, {meaning}"))
+    # A body is held packed and unpacked, and one tenant gets half of the room.
+    if (needed := 4 * max(settings.max_body_bytes, settings.max_json_body_bytes)) > settings.max_inflight_body_bytes:
+        problems.append(
+            Problem(
+                "",
+                f"max_inflight_body_bytes: {settings.max_inflight_body_bytes} is below {needed}, four of the largest bodies "
+                "(max_body_bytes, max_json_body_bytes), so that one of them could never come in",
+            )
+        )
     if settings.redis_url is not None and (useless := [name for name in EMBEDDED if name in settings.explicit]):
         names = ", ".join(useless)
         problems.append(
