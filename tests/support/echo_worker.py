@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -36,6 +37,8 @@ from gradstream.shared.wire import (
     Plan,
     Sample,
     SampleDone,
+    SaveExternal,
+    SaveExternalDone,
     SaveForSampler,
     SaveForSamplerDone,
     SaveWeights,
@@ -50,7 +53,8 @@ from gradstream.shared.wire import (
 class EchoWorker:
     """Runs in a thread between start and stop. Between pause and resume it reads nothing, so that jobs pile up."""
 
-    def __init__(self, url: str, *, engine: str, card: EngineCard) -> None:
+    def __init__(self, url: str, *, engine: str, card: EngineCard, output_dir: Path | None = None) -> None:
+        self._output_dir = output_dir
         self._feed = RedisFeed(url, engine=engine)
         self._card = card
         self._stop = threading.Event()
@@ -118,7 +122,7 @@ class EchoWorker:
             outcomes=[(job, outcome)],
             plan=msgspec.msgpack.encode(plan),
             cursor=entry.entry_id,
-            records=list(_records(job, payload, outcome)),
+            records=list(_records(job, payload, outcome, output_dir=self._output_dir)),
         )
 
     def _outcome(self, job: Job, payload: object) -> Outcome:  # noqa: PLR0911  one answer per payload
@@ -139,6 +143,8 @@ class EchoWorker:
                 return SaveForSamplerDone(path=f"tinker://{job.owner}/sampler_weights/{name}")
             case SaveForSampler():
                 return SaveForSamplerDone(sampler_id=payload.sampler_id)
+            case SaveExternal():
+                return SaveExternalDone(path=f"tinker://{job.owner}/external_weights/{payload.name}", size_bytes=1000)
             case UnloadModel():
                 return UnloadModelDone(model_id=ModelId(job.owner))
             case DeleteCheckpoint():
@@ -193,13 +199,15 @@ class EchoWorker:
         )
 
 
-def _records(job: Job, payload: object, outcome: Outcome) -> Iterator[RecordWrite]:
+def _records(job: Job, payload: object, outcome: Outcome, *, output_dir: Path | None) -> Iterator[RecordWrite]:
     tenant = str(job.tenant)
     match outcome:
         case CreateModelDone() | LoadWeightsDone():
             yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields={"state": "ready"})
-        case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)):
-            yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=_checkpoint(job, payload))
+        case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)) | SaveExternalDone(path=path):
+            files = {} if output_dir is None else _write_files(path, output_dir)
+            fields = {**_checkpoint(job, payload), **files}
+            yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=fields)
             last = "last_checkpoint" if "/weights/" in path else "last_sampler_checkpoint"
             yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields={last: path})
         case DeleteCheckpointDone(path=path):
@@ -221,7 +229,7 @@ def _records(job: Job, payload: object, outcome: Outcome) -> Iterator[RecordWrit
 
 
 def _checkpoint(job: Job, payload: object) -> dict[str, str]:
-    assert isinstance(payload, SaveWeights | SaveForSampler)
+    assert isinstance(payload, SaveWeights | SaveForSampler | SaveExternal)
     ttl_ms = None if payload.ttl_seconds is None else 1000 * payload.ttl_seconds
     created_ms = _now_ms()
     return {
@@ -236,14 +244,25 @@ def _checkpoint(job: Job, payload: object) -> dict[str, str]:
     }
 
 
+def _write_files(path: str, output_dir: Path) -> dict[str, str]:
+    """Two files that hold the checkpoint's path, and the record's fields that name them."""
+    directory = Path("saved") / path.removeprefix("tinker://")
+    (output_dir / directory).mkdir(parents=True, exist_ok=True)
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    for name in names:
+        (output_dir / directory / name).write_text(f"{name} of {path}")
+    sizes = {name: (output_dir / directory / name).stat().st_size for name in names}
+    return {"directory": str(directory), "files": json.dumps(sizes)}
+
+
 def _now_ms() -> str:
     return str(time.time_ns() // 1_000_000)
 
 
 @contextlib.contextmanager
-def echo_worker(url: str, *, engine: str, card: EngineCard) -> Iterator[EchoWorker]:
-    """A running worker."""
-    worker = EchoWorker(url, engine=engine, card=card)
+def echo_worker(url: str, *, engine: str, card: EngineCard, output_dir: Path | None = None) -> Iterator[EchoWorker]:
+    """A running worker. With output_dir, its checkpoints have files there."""
+    worker = EchoWorker(url, engine=engine, card=card, output_dir=output_dir)
     worker.start()
     try:
         yield worker

@@ -100,7 +100,7 @@ class Rig:
 def running_rig(url: str, *, engine: str, config: ApiConfig = FAST, limits: Limits = LIMITS) -> Iterator[Rig]:
     """The rig, with its server and worker stopped at the end."""
     with (
-        echo_worker(url, engine=engine, card=UNIFORM_CARD) as worker,
+        echo_worker(url, engine=engine, card=UNIFORM_CARD, output_dir=config.output_dir) as worker,
         api_server(url, engine=engine, config=config, limits=limits) as base_url,
         httpx.Client(base_url=base_url, timeout=30) as http,
     ):

@@ -31,6 +31,8 @@ class ApiConfig:
     max_samplers_per_tenant: int = 100_000
     # None: only the server's storage_limit counts.
     max_stored_bytes_per_tenant: int | None = None
+    # Where the worker saves checkpoints, to serve downloads from; None: this process cannot see it.
+    output_dir: Path | None = None
     gap_check_s: float = 5.0
     card_ttl_s: float = 1.0
 
@@ -47,6 +49,7 @@ def api_config(settings: Settings) -> ApiConfig:
         max_inflight_body_bytes=settings.max_inflight_body_bytes,
         max_datums=settings.max_datums,
         max_num_samples=settings.max_num_samples,
+        output_dir=Path(settings.output_dir),
         max_samplers_per_tenant=settings.max_samplers_per_tenant,
         max_stored_bytes_per_tenant=settings.max_stored_bytes_per_tenant,
     )

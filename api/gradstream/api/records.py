@@ -39,6 +39,16 @@ def checkpoint_path(path: str, *, kind: str, field: str) -> CheckpointPath:
     return CheckpointPath(run=run, kind=kind, name=name)
 
 
+def checkpoint_name(name: str) -> str:
+    """A new checkpoint's name; raises InvalidRequest unless it can be one part of a path."""
+    if not ids.is_valid_name(name):
+        raise InvalidRequest(
+            f"path: {name[:200]!r} cannot name a checkpoint; use 1 to 128 letters, digits, '_', '-' and '.', starting with a "
+            "letter or digit"
+        )
+    return name
+
+
 def any_checkpoint_path(run: str, checkpoint_id: str) -> str:
     """The URI of a run's checkpoint, given as KIND/NAME; raises UnknownModel when no checkpoint can have that id."""
     kind, _, name = checkpoint_id.partition("/")

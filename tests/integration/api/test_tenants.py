@@ -151,6 +151,12 @@ CALLS: dict[str, Call] = {
     "training_runs/{run_id}/checkpoints/{checkpoint_id}/publish, back": lambda rig, things: rig.http.delete(
         f"{_checkpoint(things)}/publish"
     ),
+    "training_runs/{run_id}/checkpoints/{checkpoint_id}/archive": lambda rig, things: rig.http.get(
+        f"{_checkpoint(things)}/archive"
+    ),
+    "training_runs/{run_id}/checkpoints/{checkpoint_id}/external_weights_urls": lambda rig, things: rig.http.get(
+        f"{_checkpoint(things)}/external_weights_urls"
+    ),
     "create_model": of_session("create_model", model_seq_id=7, **_LORA),
     "create_model, taken": of_session("create_model", model_seq_id=0, **_LORA),
     "get_info": lambda rig, things: rig.post("get_info", {"model_id": things.model}),
@@ -166,6 +172,7 @@ CALLS: dict[str, Call] = {
     "optim_step, refused": ordered("optim_step", adam_params={"beta1": 2}),
     "save_weights": ordered("save_weights", path="x"),
     "save_weights_for_sampler": ordered("save_weights_for_sampler", path="x"),
+    "save_weights_external": ordered("save_weights_external", path="x"),
     "weights_info": lambda rig, things: rig.post("weights_info", {"tinker_path": things.checkpoint}),
     "load_weights": lambda rig, things: rig.post(
         "load_weights", {"model_id": things.model, "seq_id": 5, "path": things.checkpoint, "optimizer": True}
@@ -199,6 +206,8 @@ CALLS: dict[str, Call] = {
 NAMELESS = {
     *("client/config", "client/dynamic_config", "healthz", "get_server_capabilities", "telemetry", "create_session"),
     *("audit", "billing/usage/events"),
+    # Whoever holds a token may use it; nobody can guess one.
+    "downloads/{token}/{name}",
 }
 # Calls that answer with what the caller has.
 LISTS: dict[str, Call] = {

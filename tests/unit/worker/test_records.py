@@ -96,6 +96,8 @@ def test_a_save_records_the_checkpoint_and_names_it_on_its_model():
         "expires_ms": "61000",
         "size_bytes": "12",
         "user_metadata": '{"renderer_name": "role_colon"}',
+        "directory": "checkpoints/s+train+1/weights/first",
+        "files": '{"a": 7, "b": 5}',
     }
 
 

@@ -2,8 +2,9 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
-from gradstream.engine.checkpoint.location import Ephemeral
+from gradstream.engine.checkpoint.location import Ephemeral, parse_uri
 from gradstream.engine.checkpoint.manifest import Manifest
 from gradstream.shared import ids
 from gradstream.shared.ids import SamplerId
@@ -110,6 +111,9 @@ def checkpoint_fields(manifest: Manifest) -> dict[str, str]:
         "expires_ms": "" if manifest.expires_ms is None else str(manifest.expires_ms),
         "size_bytes": str(manifest.size_bytes),
         "user_metadata": json.dumps(manifest.user_metadata or {}, sort_keys=True),
+        # For downloads, which the API serves without knowing the engine's layout.
+        "directory": str(parse_uri(manifest.source).directory(Path())),
+        "files": json.dumps({name: entry.size_bytes for name, entry in manifest.files.items()}, sort_keys=True),
     }
 
 

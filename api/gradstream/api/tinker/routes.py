@@ -3,6 +3,7 @@
 from gradstream.api.tinker import (
     account,
     checkpoints,
+    downloads,
     futures,
     models,
     runs,
@@ -25,5 +26,6 @@ RESOURCES = (
     futures,
     runs,
     checkpoints,
+    downloads,
     account,
 )

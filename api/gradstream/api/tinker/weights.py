@@ -21,7 +21,7 @@ from gradstream.api.ordered import (
     submit_at,
 )
 from gradstream.api.parts import Parts, parts_of
-from gradstream.api.records import checkpoint_path, open_session, own_record, text_metadata
+from gradstream.api.records import checkpoint_name, checkpoint_path, open_session, own_record, text_metadata
 from gradstream.api.tinker.answers import Answer
 from gradstream.api.tinker.models import MAX_MODEL_SEQ_ID, OptimizerBody, check_optimizer, submit_creation
 from gradstream.shared import ids
@@ -101,7 +101,7 @@ async def save_weights(request: Request) -> Answer:
     async with refusing(parts, place):
         await check_storage_room(parts, place)
         payload = SaveWeights(
-            name=f"{place.seq:06d}" if body.path is None else _name(body.path),
+            name=f"{place.seq:06d}" if body.path is None else checkpoint_name(body.path),
             overwrite=body.overwrite,
             ttl_seconds=body.ttl_seconds,
             user_metadata=text_metadata(body.user_metadata),
@@ -127,7 +127,7 @@ async def _save_for_sampler(parts: Parts, body: SaveForSamplerBody, place: Place
         case str(path), None:
             await check_storage_room(parts, place)
             return SaveForSampler(
-                name=_name(path), session_id=session, ttl_seconds=body.ttl_seconds, user_metadata=metadata
+                name=checkpoint_name(path), session_id=session, ttl_seconds=body.ttl_seconds, user_metadata=metadata
             )
         case None, int(seq):
             sampler = ids.sampler_id(session, seq)
@@ -220,13 +220,3 @@ async def _create_from(parts: Parts, body: LoadWeightsBody, *, tenant: TenantId)
         tenant=tenant,
         fields={"base_model": base_model, **inherited},
     )
-
-
-def _name(path: str) -> str:
-    """A checkpoint's name; raises InvalidRequest unless it can be one part of a path."""
-    require(
-        ids.is_valid_name(path),
-        f"path: {path[:200]!r} cannot name a checkpoint; use 1 to 128 letters, digits, '_', '-' and '.', starting with a "
-        "letter or digit",
-    )
-    return path

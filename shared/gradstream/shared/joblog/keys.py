@@ -72,6 +72,10 @@ class Keys:
         """Hash of one model, sampler, session or checkpoint."""
         return f"{self.prefix}{kind}:{record_id}"
 
+    def link(self, token: str) -> str:
+        """What a download's token stands for, with an expiry."""
+        return f"{self.prefix}link:{token}"
+
     def tenant_list(self, kind: RecordKind, tenant: TenantId) -> str:
         """Sorted set of a tenant's records of a kind, by the time they were made."""
         return f"{self.prefix}list:{kind}:of:{tenant}"

@@ -139,6 +139,14 @@ class Intake(Protocol):
         ...
 
     async def card(self) -> EngineCard | None:
+    async def put_link(self, token: str, target: str, *, ttl_s: int) -> None:
+        """Keep what a download's token stands for, for ttl_s seconds."""
+        ...
+
+    async def link(self, token: str) -> str | None:
+        """What a token stands for, None when there is none or its time is over."""
+        ...
+
         """The card of the engine behind this queue, None before the first worker was ready."""
         ...
 

@@ -167,6 +167,13 @@ class RedisIntake:
         commands: list[Command] = [("ZCARD", self._keys.child_list(kind, parent)) for parent in parents]
         return [int(reply) for reply in await self._run(*commands)]
 
+    async def put_link(self, token: str, target: str, *, ttl_s: int) -> None:
+        await self._run(("SET", self._keys.link(token), target, "EX", ttl_s))
+
+    async def link(self, token: str) -> str | None:
+        text = (await self._run(("GET", self._keys.link(token))))[0]
+        return None if text is None else text.decode()
+
     async def card(self) -> EngineCard | None:
         text = (await self._run(("GET", self._keys.card)))[0]
         return None if text is None else msgspec.json.decode(text, type=EngineCard)
