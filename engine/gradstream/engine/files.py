@@ -63,6 +63,12 @@ def storage_errors(what: str) -> Iterator[None]:
         raise StorageFailure(f"{what}: {reason}") from error
 
 
+def mark_used(directory: Path) -> None:
+    """Set the directory's time of change to now, which says when it was used last. One that is gone stays gone."""
+    with suppress(FileNotFoundError, PermissionError):
+        os.utime(directory)
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames inside directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

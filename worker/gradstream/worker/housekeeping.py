@@ -19,12 +19,14 @@ from rq.exceptions import DuplicateJobError
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from gradstream.shared.clock import Clock, SystemClock
 from gradstream.shared.config import read_handover
 from gradstream.shared.telemetry.log import setup_logging
 from gradstream.worker import sidejobs
 from gradstream.worker.parts import redis_url
 
 TICK_S = 5.0
+_LATE_S = 6 * TICK_S
 _TASK_TIMEOUT_S = 300
 # A failed task blocks its name for this long, then runs again.
 _FAILURE_TTL_S = 60
@@ -36,7 +38,7 @@ _log = structlog.get_logger(__name__)
 class Task:
     """A task that is due every so many ticks."""
 
-    function: Callable[[str], int]
+    function: Callable[[str, int], int]
     every_ticks: int
 
     @property
@@ -45,8 +47,9 @@ class Task:
 
 
 TASKS = (
+    Task(function=sidejobs.keep_books, every_ticks=12),
     Task(function=sidejobs.sweep_sessions, every_ticks=2),
-    Task(function=sidejobs.sweep_checkpoints, every_ticks=12),
+    Task(function=sidejobs.sweep_files, every_ticks=12),
 )
 
 
@@ -55,12 +58,15 @@ def queue_for(engine: str, connection: "redis.Redis") -> Queue:
     return Queue(f"gradstream-{engine}", connection=connection, serializer=JSONSerializer)
 
 
-def enqueue(queue: Queue, task: Task, *, settings_file: Path) -> bool:
-    """Put a task on the queue unless it waits or runs already; True when it was put."""
+def enqueue(queue: Queue, task: Task, *, settings_file: Path, awake_ms: int) -> bool:
+    """Put a task on the queue unless it waits or runs already; True when it was put.
+
+    awake_ms: since when, in wall time, clients could reach the server without a pause.
+    """
     try:
         queue.enqueue_call(
             task.function,
-            args=(str(settings_file),),
+            args=(str(settings_file), awake_ms),
             job_id=f"{queue.name}-{task.name}",
             timeout=_TASK_TIMEOUT_S,
             result_ttl=0,
@@ -73,11 +79,17 @@ def enqueue(queue: Queue, task: Task, *, settings_file: Path) -> bool:
 
 
 class Ticker:
-    """Puts due tasks on the queue, and takes back those whose worker died (rq alone would wait a quarter of an hour)."""
+    """Puts due tasks on the queue, and takes back those whose worker died (rq alone would wait a quarter of an hour).
 
-    def __init__(self, queue: Queue, *, settings_file: Path) -> None:
+    A tick that comes late (a machine that slept) or finds no Redis means that clients could not be heard either.
+    """
+
+    def __init__(self, queue: Queue, *, settings_file: Path, clock: Clock | None = None) -> None:
         self._queue = queue
         self._settings_file = settings_file
+        self._clock = clock or SystemClock()
+        self._awake_ms = self._clock.wall_ms()
+        self._ticked_ms = self._awake_ms
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
 
@@ -89,16 +101,25 @@ class Ticker:
         self._thread.join(timeout=TICK_S)
 
     def _run(self) -> None:
-        tick = 0
+        number = 0
         while not self._closing.wait(TICK_S):
-            try:
-                StartedJobRegistry(queue=self._queue).cleanup()
-                for task in TASKS:
-                    if tick % task.every_ticks == 0:
-                        enqueue(self._queue, task, settings_file=self._settings_file)
-            except RedisError as error:
-                _log.warning("redis_unreachable", reason=str(error))
-            tick += 1
+            self.tick(number)
+            number += 1
+
+    def tick(self, number: int) -> None:
+        """Put on the queue what is due at this tick."""
+        now_ms = self._clock.wall_ms()
+        if abs(now_ms - self._ticked_ms) > _LATE_S * 1000:
+            self._awake_ms = now_ms
+        self._ticked_ms = now_ms
+        try:
+            StartedJobRegistry(queue=self._queue).cleanup()
+            for task in TASKS:
+                if number % task.every_ticks == 0:
+                    enqueue(self._queue, task, settings_file=self._settings_file, awake_ms=self._awake_ms)
+        except RedisError as error:
+            self._awake_ms = now_ms
+            _log.warning("redis_unreachable", reason=str(error))
 
 
 def main() -> None:

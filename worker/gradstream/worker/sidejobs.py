@@ -1,7 +1,7 @@
 """The rq tasks of the housekeeping process. Their arguments are JSON: the path of the settings file, so no secret is in Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -9,31 +9,55 @@ from gradstream.shared.clock import SystemClock
 from gradstream.shared.config import Settings, read_handover
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.redis_intake import RedisIntake
-from gradstream.worker import sweeps
+from gradstream.worker import collect, sweeps
+from gradstream.worker.accounting import account_storage
 from gradstream.worker.parts import queue_limits, redis_url
+from gradstream.worker.rescan import rescan
+from gradstream.worker.retention import sweep_records
 from gradstream.worker.storage import Storage
 
 
-def sweep_sessions(settings_file: str) -> int:
+def sweep_sessions(settings_file: str, awake_ms: int) -> int:
     """Unload what ended sessions left behind; how many sessions."""
     settings = read_handover(Path(settings_file))
-
-    async def sweep() -> int:
-        async with _parts(settings) as parts:
-            return await sweeps.sweep_sessions(parts, grace_s=settings.session_grace_s)
-
-    return asyncio.run(sweep())
+    patience = sweeps.Patience(
+        grace_s=settings.session_grace_s, idle_s=settings.idle_session_timeout, awake_ms=awake_ms
+    )
+    return _run(settings, lambda parts: sweeps.sweep_sessions(parts, patience=patience))
 
 
-def sweep_checkpoints(settings_file: str) -> int:
-    """Remove checkpoints past their time to live; how many."""
+def sweep_files(settings_file: str, awake_ms: int) -> int:
+    """Remove checkpoints past their time to live, snapshots out of use and leftovers; how many."""
+    del awake_ms
+
+    async def sweep(parts: sweeps.Parts) -> int:
+        return collect.sweep_checkpoints(parts) + collect.sweep_snapshots(parts) + collect.sweep_leftovers(parts)
+
+    return _run(read_handover(Path(settings_file)), sweep)
+
+
+def keep_books(settings_file: str, awake_ms: int) -> int:
+    """Write down how much disk each tenant uses, forget records that are over for long; how many were forgotten.
+
+    Checkpoints that Redis does not know any more are recorded anew before anything else.
+    """
+    del awake_ms
     settings = read_handover(Path(settings_file))
 
-    async def sweep() -> int:
-        async with _parts(settings) as parts:
-            return sweeps.sweep_checkpoints(parts)
+    async def work(parts: sweeps.Parts) -> int:
+        await rescan(parts)
+        await account_storage(parts, limit_bytes=settings.storage_limit)
+        return sweep_records(parts)
 
-    return asyncio.run(sweep())
+    return _run(settings, work)
+
+
+def _run(settings: Settings, work: Callable[[sweeps.Parts], Awaitable[int]]) -> int:
+    async def run() -> int:
+        async with _parts(settings) as parts:
+            return await work(parts)
+
+    return asyncio.run(run())
 
 
 @asynccontextmanager

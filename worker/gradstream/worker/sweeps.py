@@ -1,18 +1,17 @@
-"""What the housekeeping tasks decide and do: sessions that ended, checkpoints past their time.
+"""Sessions that ended: when that is, and what is taken from them.
 
-Each sweep may be repeated at any point: it looks at what is there and does what is left to do. None touches the gang; a model
-leaves its memory through an ordinary job.
+A sweep may be repeated at any point: it looks at what is there and does what is left to do. None touches the gang; a model leaves
+its memory through an ordinary job.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import structlog
 
-from gradstream.engine.checkpoint.location import ephemeral, parse_uri
+from gradstream.engine.checkpoint.location import ephemeral
 from gradstream.shared import codec
-from gradstream.shared.errors import StorageFailure, UnknownModel
 from gradstream.shared.ids import ModelId, SamplerId, TenantId
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.port import Intake, RecordKind, Submission
@@ -37,30 +36,73 @@ class Parts:
     now_ms: int
 
 
-def has_ended(session: Mapping[str, str], *, now_ms: int, grace_s: float) -> bool:
-    """True when a session was finished or missed its heartbeats, and that was not dealt with before."""
-    last_ms = int(session.get("heartbeat_ms") or session.get("created_ms") or now_ms)
-    is_over = "finished_ms" in session or now_ms - last_ms > 1000 * grace_s
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a silent session lives: grace_s for clients that send heartbeats, idle_s for those that never did.
+
+    Silence is counted from awake_ms on at the earliest: before it the server, or the whole machine, was not there to listen.
+    """
+
+    grace_s: float
+    idle_s: float
+    awake_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """What a session's models tell: when the newest of their jobs was accepted, and whether one is open."""
+
+    used_ms: int = 0
+    has_open_jobs: bool = False
+
+
+def has_ended(session: Mapping[str, str], *, now_ms: int, patience: Patience, activity: Activity | None = None) -> bool:
+    """True when a session was finished or fell silent, and that was not dealt with before. Open jobs are a sign of life."""
+    activity = activity or Activity()
+    created_ms = int(session.get("created_ms") or now_ms)
+    heartbeat_ms = int(session.get("heartbeat_ms") or created_ms)
+    last_ms = max(heartbeat_ms, activity.used_ms)
+    limit_s = patience.grace_s if heartbeat_ms > created_ms else patience.idle_s
+    is_silent = now_ms - max(last_ms, patience.awake_ms) > 1000 * limit_s and not activity.has_open_jobs
+    is_finished = "finished_ms" in session
     swept_ms = int(session.get("swept_ms", "-1"))
-    return is_over and swept_ms < max(last_ms, int(session.get("finished_ms", "0")))
+    return (is_finished or is_silent) and swept_ms < max(last_ms, int(session.get("finished_ms", "0")))
 
 
-async def sweep_sessions(parts: Parts, *, grace_s: float) -> int:
+async def sweep_sessions(parts: Parts, *, patience: Patience) -> int:
     """Unload the models and remove the samplers of sessions that ended; how many sessions."""
-    sessions = dict(parts.census.records(RecordKind.SESSION))
-    ended = {name for name, fields in sessions.items() if has_ended(fields, now_ms=parts.now_ms, grace_s=grace_s)}
+    models = dict(parts.census.records(RecordKind.MODEL))
+    activities = activity_by_session(models.values())
+    ended = {
+        name
+        for name, fields in parts.census.records(RecordKind.SESSION)
+        if has_ended(fields, now_ms=parts.now_ms, patience=patience, activity=activities.get(name))
+    }
     if not ended:
         return 0
-    await _unload_models(parts, ended)
+    await _unload_models(parts, models, ended)
     _remove_samplers(parts, ended)
     for session in ended:
-        await parts.intake.put_record(RecordKind.SESSION, session, {"swept_ms": str(parts.now_ms)})
+        await parts.intake.change_record(RecordKind.SESSION, session, {"swept_ms": str(parts.now_ms)})
         _log.info("session_swept", session_id=session)
     return len(ended)
 
 
-async def _unload_models(parts: Parts, sessions: AbstractSet[str]) -> None:
-    for model, fields in parts.census.records(RecordKind.MODEL):
+def activity_by_session(models: Iterable[Mapping[str, str]]) -> dict[str, Activity]:
+    """The activity of every session that has a model."""
+    found: dict[str, Activity] = {}
+    for fields in models:
+        session = fields.get("session", "")
+        before = found.get(session, Activity())
+        found[session] = Activity(
+            used_ms=max(before.used_ms, int(fields.get("used_ms", "0"))),
+            has_open_jobs=before.has_open_jobs or int(fields.get("queued", "0")) + int(fields.get("held", "0")) > 0,
+        )
+    return found
+
+
+async def _unload_models(parts: Parts, models: Mapping[str, Mapping[str, str]], sessions: AbstractSet[str]) -> None:
+    for model, fields in models.items():
         if fields.get("session", "") in sessions and fields.get("state") in _IN_MEMORY:
             unload = Submission(
                 owner=ModelId(model),
@@ -84,26 +126,3 @@ def _remove_samplers(parts: Parts, sessions: AbstractSet[str]) -> None:
 def session_of(sampler: str, fields: Mapping[str, str]) -> str:
     """The session that owns a sampler: as recorded, else as its id says (`{session}:sample:{n}`)."""
     return fields.get("session") or sampler.rsplit(":sample:", 1)[0]
-
-
-def sweep_checkpoints(parts: Parts) -> int:
-    """Remove checkpoints whose time to live is over; how many. A newer save under the same name stays."""
-    num_removed = 0
-    for uri, fields in parts.census.records(RecordKind.CHECKPOINT):
-        expires_ms = fields.get("expires_ms")
-        if not expires_ms or int(expires_ms) > parts.now_ms or _is_newer(parts, uri, fields):
-            continue
-        parts.storage.remove(parse_uri(uri))
-        parts.census.remove(RecordKind.CHECKPOINT, uri)
-        num_removed += 1
-        _log.info("checkpoint_expired", path=uri)
-    return num_removed
-
-
-def _is_newer(parts: Parts, uri: str, fields: Mapping[str, str]) -> bool:
-    """True when the save on disk is a later one than the recorded: it replaced that a moment ago."""
-    try:
-        manifest = parts.storage.manifest(uri)
-    except (UnknownModel, StorageFailure):
-        return False
-    return manifest.created_ms > int(fields["created_ms"])

@@ -10,6 +10,9 @@ from gradstream.shared.ids import ModelId, SamplerId, is_valid_id, is_valid_name
 _SCHEME = "tinker://"
 # Stands before the id of an ephemeral sampler. No model can be meant: a checkpoint's URI has three parts, this one two.
 _SAMPLERS = "samplers"
+# Directories below the output directory.
+CHECKPOINTS = "checkpoints"
+SAMPLERS = "samplers"
 
 
 class CheckpointKind(StrEnum):
@@ -32,7 +35,7 @@ class Checkpoint:
         return f"{_SCHEME}{self.model}/{self.kind}/{self.name}"
 
     def directory(self, output_dir: Path) -> Path:
-        return output_dir / "checkpoints" / _path_part(self.model) / self.kind / self.name
+        return output_dir / CHECKPOINTS / _path_part(self.model) / self.kind / self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,12 @@ class Ephemeral:
         return f"{_SCHEME}{_SAMPLERS}/{self.sampler}"
 
     def directory(self, output_dir: Path) -> Path:
-        return output_dir / "samplers" / _path_part(self.sampler)
+        return output_dir / SAMPLERS / self.directory_name
+
+    @property
+    def directory_name(self) -> str:
+        """The last part of the directory."""
+        return _path_part(self.sampler)
 
 
 Location = Checkpoint | Ephemeral

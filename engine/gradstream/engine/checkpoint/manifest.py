@@ -1,11 +1,13 @@
 """The manifest of a checkpoint: what it holds, and the digest of every file, which makes it valid."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from gradstream.engine.files import FILE_MODE, storage_errors
 from gradstream.shared.errors import StorageFailure, UnknownModel
 from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.wire import LoraSpec
@@ -69,8 +71,41 @@ def entries(directory: Path) -> dict[str, FileEntry]:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write manifest as readable JSON."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (directory / MANIFEST_FILE).write_bytes(text + b"\n")
+    (directory / MANIFEST_FILE).write_bytes(_as_json(manifest))
+
+
+def _as_json(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def change_ttl(directory: Path, *, created_ms: int, expires_ms: int | None, source: str) -> bool:
+    """Make the manifest of the save that was made at created_ms say when it expires (rounded up to a second); True when it changed.
+
+    A save that replaces the directory meanwhile is left alone: everything happens in the directory that was opened. Raises
+    StorageFailure when it is unreadable or the disk refuses.
+    """
+    ttl_seconds = None if expires_ms is None else max(0, -((created_ms - expires_ms) // 1000))
+    with storage_errors(f"cannot change {source}"):
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.fdopen(os.open(MANIFEST_FILE, os.O_RDONLY, dir_fd=folder), "rb") as file:
+                manifest = _decode(file.read(_MAX_MANIFEST_BYTES + 1), source=source)
+            if manifest.created_ms != created_ms or manifest.ttl_seconds == ttl_seconds:
+                return False
+            _replace_manifest(folder, _as_json(msgspec.structs.replace(manifest, ttl_seconds=ttl_seconds)))
+        finally:
+            os.close(folder)
+    return True
+
+
+def _replace_manifest(folder: int, data: bytes) -> None:
+    draft = f".{MANIFEST_FILE}.tmp"
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE, dir_fd=folder), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(draft, MANIFEST_FILE, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
 
 
 def read_manifest(directory: Path, *, source: str) -> Manifest:
@@ -87,6 +122,10 @@ def read_manifest(directory: Path, *, source: str) -> Manifest:
         raise UnknownModel(f"there is no checkpoint {source}") from error
     except OSError as error:
         raise StorageFailure(f"checkpoint {source} cannot be read: {error.strerror}") from error
+    return _decode(data, source=source)
+
+
+def _decode(data: bytes, *, source: str) -> Manifest:
     try:
         version = msgspec.json.decode(data, type=_Version).version
         if version != MANIFEST_VERSION:

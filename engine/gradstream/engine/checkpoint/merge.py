@@ -82,12 +82,13 @@ def _sum(weight: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
     return torch.addmm(weight.float(), b, a, alpha=scale)
 
 
-def _untie(model: Any) -> None:  # Any: see merge_checkpoint
+def _untie(model: nn.Module) -> None:
     """Give the head a weight of its own when it shares the embedding's."""
     head = model.get_submodule("lm_head")
     if head.weight is model.get_submodule("model.embed_tokens").weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = False
+        config: Any = model.config  # each family has its own config class
+        config.tie_word_embeddings = False
 
 
 def _copy_tokenizer(base_dir: Path, draft: Path) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import msgspec
 
 from gradstream.engine.adapters.adapter import FrozenAdapter
-from gradstream.engine.checkpoint.location import parse_uri
+from gradstream.engine.checkpoint.location import Ephemeral, parse_uri
 from gradstream.engine.checkpoint.shared import load_frozen
+from gradstream.engine.files import mark_used
 from gradstream.engine.ops.registry import OPS, OpJob, failed
 from gradstream.engine.sampler.answer import to_wire
 from gradstream.engine.sampler.intake import to_request
@@ -45,6 +46,8 @@ def _request(state: EngineState, job: OpJob[Sample]) -> SampleRequest:
 
 def _adapter(state: EngineState, path: str, tenant: TenantId) -> FrozenAdapter:
     location = parse_uri(path)
+    if state.comm.is_leader and isinstance(location, Ephemeral):
+        mark_used(location.directory(state.config.output_dir))
     adapter = state.samplers.get(location.uri(), tenant)
     if adapter is None:
         adapter = load_frozen(state, location, tenant=tenant)

@@ -182,11 +182,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=1, description="Samplers of one tenant; those of ended sessions are removed.")
     ] = 100_000
     skip_initial_checkpoint: Annotated[bool, Meta(description="No checkpoint of the untrained model at start.")] = False
-    idle_session_timeout: Annotated[float, Meta(gt=0, description="Seconds until an idle session is cleaned up.")] = (
-        7200.0
-    )
+    idle_session_timeout: Annotated[
+        float, Meta(gt=0, description="Seconds without a job after which a session that sends no heartbeats is gone.")
+    ] = 7200.0
     session_grace_s: Annotated[
-        float, Meta(gt=0, description="Seconds without a heartbeat after which a session counts as gone.")
+        float, Meta(gt=0, description="Seconds without a heartbeat or a job after which a session is gone.")
     ] = 300.0
 
     sample_packing_sequence_len: Annotated[int, Meta(ge=16, description="Longest packed row, in tokens.")] = 32000

@@ -40,12 +40,14 @@ class RedisCensus:
                 if fields is not None:
                     yield name.removeprefix(prefix), fields
 
-    def remove(self, kind: RecordKind, record_id: str) -> None:
-        """Delete a sampler's, session's or checkpoint's record. Idempotent. Models are removed by commits only."""
-        assert kind is not RecordKind.MODEL
+    def remove(self, kind: RecordKind, record_id: str, *, created_ms: str = "") -> bool:
+        """Delete a record, if created_ms is given only the one made then; True when this call removed it.
+
+        A model's record stays while the model takes jobs or has open ones.
+        """
         script = self._redis.register_script(lua.load("remove_record").text)
         with redis_errors():
-            script(keys=[self._keys.log], args=[self._keys.prefix, kind.value, record_id, ""])
+            return bool(script(keys=[self._keys.log], args=[self._keys.prefix, kind.value, record_id, created_ms]))
 
     @property
     def _redis(self) -> redis.Redis:

@@ -26,6 +26,7 @@ class RecordKind(StrEnum):
     SAMPLER = "sampler"
     SESSION = "session"
     CHECKPOINT = "checkpoint"
+    STORAGE = "storage"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,3 +235,14 @@ def test_stop_texts_without_a_tokenizer_are_refused(tmp_path):
     driver = Driver(open_engine(bare, output_dir=tmp_path / "out"))
     (outcome,) = driver.run((SAMPLER, sample(stop_texts=["x"])))
     assert outcome.code == "unsupported"
+
+
+def test_sampling_a_snapshot_marks_it_as_used(driver, tmp_path):
+    model = trained(driver)
+    driver.done(model, SaveForSampler(sampler_id=SamplerId(SAMPLER)))
+    directory = tmp_path / "samplers" / "s+sample+0"
+    os.utime(directory, (10, 10))
+    driver.done(SAMPLER, sample())
+    assert directory.stat().st_mtime == 10
+    driver.done(SAMPLER, sample(EPHEMERAL))
+    assert directory.stat().st_mtime > 10
