@@ -139,7 +139,6 @@ class Intake(Protocol):
         """How many records of the kind each parent has."""
         ...
 
-    async def card(self) -> EngineCard | None:
     async def put_link(self, token: str, target: str, *, ttl_s: int) -> None:
         """Keep what a download's token stands for, for ttl_s seconds."""
         ...
@@ -148,6 +147,7 @@ class Intake(Protocol):
         """What a token stands for, None when there is none or its time is over."""
         ...
 
+    async def card(self) -> EngineCard | None:
         """The card of the engine behind this queue, None before the first worker was ready."""
         ...
 
