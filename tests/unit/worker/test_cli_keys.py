@@ -83,3 +83,10 @@ def test_a_mistake_is_one_line_and_status_2(
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
+
+
+def test_serve_without_keys_refuses_an_address_that_others_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    result = RUNNER.invoke(app, ["serve", "--config", "configs/tiny.yaml", "--api-host", "0.0.0.0"])  # noqa: S104
+    assert result.exit_code == 2
+    assert "api_host: 0.0.0.0 can be reached from other machines, and there are no API keys" in result.stderr
