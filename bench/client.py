@@ -38,7 +38,7 @@ class Client:
     """One LoRA model on the server, and the commands that time it."""
 
     def __init__(self, service: tinker.ServiceClient, base_model: str) -> None:
-        self._client = service.create_lora_training_client(base_model=base_model, rank=job.RANK, seed=job.SEED)
+        self._client = service.create_lora_training_client(base_model=base_model, rank=job.RANK, seed=job.SEED).result()
         self._data = datums(job.make_data())
         self._one_token = datums(job.make_data(num_datums=1, num_tokens=1))
         self._adam = types.AdamParams(learning_rate=job.LEARNING_RATE, beta2=job.BETA2, eps=job.EPS)

@@ -148,12 +148,12 @@ def draw(curve: Curve, title: str, target: Path) -> None:
 def run(server: LocalServer, options: argparse.Namespace, console: Console) -> Curve:
     """The client's part: everything from here on is the stock SDK against the server's URL."""
     with tinker.ServiceClient(base_url=server.url, api_key=API_KEY) as service:
-        base_model = service.get_server_capabilities().supported_models[0].model_name
+        base_model = service.create_rest_client().get_server_capabilities().result().supported_models[0].model_name
         assert base_model is not None
         client = service.create_lora_training_client(base_model=base_model, rank=16, seed=options.seed).result()
         tokenizer = client.get_tokenizer()
         task: Task = StartWords(tokenizer) if options.model == "tiny" else NameAWord(tokenizer)
-        console.print(f"{base_model}: {task.title}\n", highlight=False)
+        console.print(f"{base_model}: {task.title}\n", highlight=False, soft_wrap=True)
         started = time.monotonic()
         curve = train(client, task, options, console)
         draw(curve, task.title, options.output_dir / "reward.png")
@@ -208,10 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             local_server(config, output_dir=options.output_dir) as server,
         ):
             status.stop()
-            console.print(f"the server answers at {server.url}, its log is {server.log}", highlight=False)
+            console.print(
+                f"the server answers at {server.url}, its log is {server.log}", highlight=False, soft_wrap=True
+            )
             curve = run(server, options, console)
     except ServerFailed as error:
-        console.print(f"[red]{escape(str(error))}[/red]", highlight=False)
+        console.print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
         return 2
     first, last = curve.quarters()
     if last < first + MIN_RISE:

