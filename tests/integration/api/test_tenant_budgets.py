@@ -36,10 +36,11 @@ def test_a_save_beyond_a_tenants_bytes_is_refused_and_its_retry_is_not(redis_url
         path = rig.result(first["request_id"])["path"]
         size_up(redis_url, engine_name, path)
         assert rig.ok(rig.post("save_weights", body)) == first
-        for seq, call in enumerate(("save_weights", "save_weights_for_sampler"), start=2):
+        calls = ("save_weights", "save_weights_for_sampler", "save_weights_external")
+        for seq, call in enumerate(calls, start=2):
             refused = rig.post(call, {"model_id": model, "seq_id": seq, "path": "b"})
             assert (refused.status_code, refused.json()["error"]) == (400, "budget_exceeded")
-        assert rig.result(rig.ok(rig.step(model, 4))["request_id"])
+        assert rig.result(rig.ok(rig.step(model, 5))["request_id"])
 
 
 def size_up(redis_url: str, engine_name: str, path: str) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import documents
+from gradstream.api.budgets import check_storage_room
 from gradstream.api.files import file_path, files_of, tar_size, tar_stream
 from gradstream.api.ordered import OrderedBody, ordered_body, refusing, submit_at
 from gradstream.api.parts import Parts, parts_of
@@ -64,6 +65,7 @@ async def save_weights_external(request: Request) -> Answer:
             raise Unsupported(
                 "age_encryption_recipients: encryption of exports is not offered here; leave it out, and reach the server by TLS"
             )
+        await check_storage_room(parts, place)
         name = f"{place.seq:06d}" if body.path is None else checkpoint_name(body.path)
     return Answer(await submit_at(parts, place, SaveExternal(name=name, ttl_seconds=body.ttl_seconds)))
 
