@@ -83,4 +83,5 @@ def test_a_tenants_models_are_counted_and_one_too_many_is_refused_until_another_
 
 def test_a_live_model_takes_no_job_of_another_tenant():
     assert live().answer(job("m", 1, "optim_step", tenant="other"), starts=0).code == "unknown_model"
+    assert live().answer(job("m", 9, "unload_model", tenant="other"), starts=0).code == "unknown_model"
     assert live().answer(job("m", 1, "optim_step"), starts=0) is None

@@ -55,7 +55,9 @@ def test_a_checkpoint_is_deleted_and_deleting_it_again_is_the_same(tmp_path: Pat
 
 
 def test_another_tenants_checkpoint_is_left_alone(tmp_path: Path, saved: Path) -> None:
-    delete(Storage(tmp_path), tenant="other")
+    outcome = delete(Storage(tmp_path), tenant="other")
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "unknown_model"
     assert saved.exists()
 
 

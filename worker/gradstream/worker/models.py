@@ -54,7 +54,7 @@ class Models:
             return self._crowded(job)
         if job.op == "sample" or self._live.get(job.owner) == job.tenant:
             return None
-        if job.op == "unload_model":
+        if job.op == "unload_model" and job.owner not in self._live:
             return UnloadModelDone(model_id=ModelId(job.owner))
         return failure(self._absence(ModelId(job.owner)))
 

@@ -26,12 +26,17 @@ def storage_outcome(job: Job, storage: Storage) -> Outcome | None:
 
 
 def _delete(job: Job, path: str, storage: Storage) -> Outcome:
-    """Done also when there is nothing to delete: it was deleted before, or never was this tenant's."""
-    if _tenant_of(path, storage) == job.tenant:
-        try:
-            storage.remove(parse_uri(path))
-        except OSError as error:
-            raise StorageFailure(f"checkpoint {path} cannot be deleted: {error.strerror}") from error
+    """Done also when there is nothing to delete, as it was deleted before; raises UnknownModel when it is another tenant's."""
+    match _tenant_of(path, storage):
+        case None:
+            pass
+        case tenant if tenant == job.tenant:
+            try:
+                storage.remove(parse_uri(path))
+            except OSError as error:
+                raise StorageFailure(f"checkpoint {path} cannot be deleted: {error.strerror}") from error
+        case _:
+            raise UnknownModel(f"there is no checkpoint {path}")
     return DeleteCheckpointDone(path=path)
 
 
