@@ -95,8 +95,6 @@ def main(url: str, base_model: str) -> dict[str, object]:
     report["said_by_checkpoint"] = said(ready(service.create_sampling_client(model_path=sampler)))
     report["said_by_snapshot"] = said(ready(client.save_weights_and_get_sampling_client()))
     report["said_by_base"] = said(ready(service.create_sampling_client(base_model=base_model)))
-    listed = service.create_rest_client().list_checkpoints(state.split("/")[2]).result().checkpoints
-    report["checkpoints"] = sorted(checkpoint.checkpoint_id for checkpoint in listed)
     return report
 
 

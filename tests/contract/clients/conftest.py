@@ -1,7 +1,7 @@
 """One server with the tiny model for all client tests."""
 
 import pytest
-from tests.contract.clients.running import NEWEST, REPOSITORY, Client, needed
+from tests.contract.clients.running import HERE, NEWEST, REPOSITORY, Client, needed
 from tests.contract.clients.workplace import MODEL, furnish
 
 from examples.local_server import local_server
@@ -27,4 +27,6 @@ def workplace(tmp_path_factory):
 def cookbook(server, workplace):
     """The newest client, in the workplace."""
     needed(NEWEST)
-    return Client(name=NEWEST, folder=workplace, url=server)
+    client = Client(name=NEWEST, folder=workplace, url=server)
+    client.run(str(HERE / "lessons.py"), str(workplace / "HuggingFaceH4/no_robots/train.jsonl"))
+    return client
