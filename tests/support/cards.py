@@ -4,6 +4,7 @@ from gradstream.shared.catalog import EngineCard, LossCard, LossInput, LossParam
 
 VOCAB_SIZE = 1000
 CONTEXT_TOKENS = 128
+MAX_CANDIDATES = 8
 MODEL_NAME = "tests/uniform"
 
 _TARGETS = LossInput(name="target_tokens", dtype="int64")
@@ -25,14 +26,27 @@ UNIFORM_CARD = EngineCard(
         LossCard(
             name="cross_entropy",
             inputs=[_TARGETS, LossInput(name="weights", dtype="float32", required=False, default=1.0)],
+            max_candidates=MAX_CANDIDATES,
         ),
         LossCard(
             name="ppo",
-            inputs=[_TARGETS, _OLD_LOGPROBS, _ADVANTAGES],
+            inputs=[
+                _TARGETS,
+                _OLD_LOGPROBS,
+                _ADVANTAGES,
+                LossInput(
+                    name="clip_low_threshold",
+                    dtype="float32",
+                    required=False,
+                    fallback="clip_low_threshold",
+                    minimum=0.0,
+                ),
+            ],
             params=[
                 LossParam(name="clip_low_threshold", default=0.8, minimum=0.0, maximum=1.0),
                 LossParam(name="clip_high_threshold", default=1.2, minimum=1.0),
             ],
         ),
     ],
+    refused_losses={"stable_reinforce": "loss_fn: 'stable_reinforce' is not offered here; use ppo"},
 )

@@ -2,7 +2,7 @@
 
 from gradstream.shared.catalog import EngineCard, LossCard
 from gradstream.shared.clock import Clock
-from gradstream.shared.errors import InvalidRequest, Unavailable
+from gradstream.shared.errors import InvalidRequest, Unavailable, Unsupported
 from gradstream.shared.joblog.port import Intake
 
 
@@ -46,7 +46,13 @@ def base_model_name(card: EngineCard, asked: str | None, *, saved: str | None) -
 
 
 def loss_card(card: EngineCard, name: str) -> LossCard:
-    """The card of the named loss, or InvalidRequest with the names there are."""
+    """The card of the named loss.
+
+    Raises Unsupported for one that is known and not had, with the engine's reason; InvalidRequest with the names there are otherwise.
+    """
+    refusal = card.refused_losses.get(name)
+    if refusal is not None:
+        raise Unsupported(refusal)
     for loss in card.losses:
         if loss.name == name:
             return loss

@@ -1,8 +1,9 @@
 """Datums of a training request, checked against the loss's card and laid out as columns.
 
-Checks run on whole columns; a datum is looked for only to name it in an error. T tokens of one datum.
+Checks run on whole columns; a datum is looked for only to name it in an error. T tokens of one datum, K targets of one token.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
@@ -11,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstream.api.catalog import loss_card
-from gradstream.shared.catalog import EngineCard, LossCard, LossInput, LossParam
+from gradstream.shared.catalog import EngineCard, LossCard, LossInput
 from gradstream.shared.columns import Column, DType
-from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.loss_config import Value, is_required, loss_params
 from gradstream.shared.wire import ForwardBackward
 
 # Any: numpy arrays of any number type, as a dtype is what is being checked here.
 Array = NDArray[Any]
+_TARGETS = "target_tokens"
 # Whole numbers up to here are the same in float32.
 _EXACT_IN_FLOAT32 = 1 << 24
 
@@ -46,16 +49,18 @@ def to_payload(data: TrainingData, card: EngineCard) -> ForwardBackward:
     Raises InvalidRequest or Unsupported, naming the datum and the field, for anything the engine behind the card would not take.
     """
     loss = loss_card(card, data.loss_fn)
-    config = _checked_config(loss, data.loss_config)
+    params = loss_params(loss, data.loss_config)
     if not data.datums:
         raise InvalidRequest("data: there are no datums; send at least one")
     tokens = _tokens_column(data.datums, card)
     _check_names(loss, data.datums)
+    trailing = _trailing(data.datums, loss)
     inputs: dict[str, Column] = {}
     for spec in sorted(loss.inputs, key=lambda item: item.name):
-        column = _input_column(spec, data.datums, loss=loss, card=card)
+        column = _input_column(spec, data.datums, loss=loss, params=params, card=card, trailing=trailing)
         if column is not None:
             inputs[spec.name] = column
+    config = {name: data.loss_config[name] for name in sorted(data.loss_config)}
     return ForwardBackward(tokens=tokens, inputs=inputs, loss_fn=loss.name, loss_config=config, backward=data.backward)
 
 
@@ -86,42 +91,76 @@ def _check_names(loss: LossCard, datums: Sequence[DatumArrays]) -> None:
             )
 
 
-def _input_column(spec: LossInput, datums: Sequence[DatumArrays], *, loss: LossCard, card: EngineCard) -> Column | None:
+def _trailing(datums: Sequence[DatumArrays], loss: LossCard) -> tuple[int, ...]:
+    """() for target_tokens [T], (K,) for [T, K]; the same for all datums of a call."""
+    first: tuple[int, ...] | None = None
+    for index, datum in enumerate(datums):
+        targets = datum.inputs.get(_TARGETS)
+        if targets is None:
+            continue
+        field, shape = f"data[{index}].loss_fn_inputs.{_TARGETS}", list(targets.shape)
+        trailing = tuple(targets.shape[1:])
+        if len(trailing) > 1 or (
+            trailing and (loss.max_candidates == 1 or not 1 <= trailing[0] <= loss.max_candidates)
+        ):
+            wanted = "[T]" if loss.max_candidates == 1 else f"[T] or [T, K] with K from 1 to {loss.max_candidates}"
+            raise InvalidRequest(f"{field}: shape {shape}; {loss.name} takes {wanted}")
+        if first is not None and trailing != first:
+            wanted = ", ".join(["T", *map(str, first)])
+            raise InvalidRequest(
+                f"{field}: shape {shape}, but earlier datums have [{wanted}]; send them in another call"
+            )
+        first = trailing
+    return first or ()
+
+
+def _input_column(
+    spec: LossInput,
+    datums: Sequence[DatumArrays],
+    *,
+    loss: LossCard,
+    params: Mapping[str, Value],
+    card: EngineCard,
+    trailing: tuple[int, ...],
+) -> Column | None:
     """The column of one loss input, or None when no datum has it and the loss does not need it."""
     num_given = sum(spec.name in datum.inputs for datum in datums)
-    if num_given == 0 and not spec.required:
+    if num_given == 0 and not is_required(spec, params):
         return None
     arrays: list[Array] = []
     for index, datum in enumerate(datums):
+        shape = (datum.tokens.shape[0], *trailing)
         array = datum.inputs.get(spec.name)
         if array is None:
-            array = _absent(spec, index, datum, loss)
-        arrays.append(_fitted(array, spec, index, num_tokens=datum.tokens.shape[0]))
-    column = Column.of(cast("list[NDArray[np.generic]]", arrays), dtype=cast("DType", spec.dtype))
-    values: Array = column.values()
+            array = _absent(spec, index, shape, loss=loss, params=params)
+        arrays.append(_fitted(array, spec, index, shape))
+    column = Column.of(cast("list[NDArray[np.generic]]", arrays), dtype=cast("DType", spec.dtype), trailing=trailing)
+    values: Array = column.values().reshape(-1)
+    num_values = column.lengths_array() * math.prod(trailing)
     if values.dtype.kind == "f":
-        _check_finite(values, column.lengths_array(), spec.name)
+        _check_range(values, num_values, spec)
     else:
         # The integer inputs of a loss are token ids.
-        _check_ids(values, column.lengths_array(), card, field=f"loss_fn_inputs.{spec.name}")
+        _check_ids(values, num_values, card, field=f"loss_fn_inputs.{spec.name}")
     return column
 
 
-def _absent(spec: LossInput, index: int, datum: DatumArrays, loss: LossCard) -> Array:
-    if spec.default is None:
+def _absent(
+    spec: LossInput, index: int, shape: tuple[int, ...], *, loss: LossCard, params: Mapping[str, Value]
+) -> Array:
+    stand_in = spec.default if spec.fallback is None else params[spec.fallback]
+    if stand_in is None:
         raise InvalidRequest(f"data[{index}].loss_fn_inputs.{spec.name}: missing; {loss.name} needs it for every datum")
-    return np.full(datum.tokens.shape[0], spec.default, dtype=spec.dtype)
+    return np.full(shape, stand_in, dtype=spec.dtype)
 
 
-def _fitted(array: Array, spec: LossInput, index: int, *, num_tokens: int) -> Array:
+def _fitted(array: Array, spec: LossInput, index: int, shape: tuple[int, ...]) -> Array:
     """The array in the loss's dtype, after its shape and dtype were checked."""
     field = f"data[{index}].loss_fn_inputs.{spec.name}"
-    if array.ndim > 1:
-        raise Unsupported(
-            f"{field}: shape {list(array.shape)}; this server takes one value per token, shape [{num_tokens}]"
-        )
-    if array.shape[0] != num_tokens:
-        raise InvalidRequest(f"{field}: {array.shape[0]} values, but model_input has {num_tokens} tokens; send as many")
+    if array.ndim == 1 and len(shape) == 1 and array.shape != shape:
+        raise InvalidRequest(f"{field}: {array.shape[0]} values, but model_input has {shape[0]} tokens; send as many")
+    if array.shape != shape:
+        raise InvalidRequest(f"{field}: shape {list(array.shape)}; it must be {list(shape)}")
     target = np.dtype(spec.dtype)
     if array.dtype == target:
         return array
@@ -149,43 +188,22 @@ def _check_ids(values: Array, lengths: NDArray[np.int64], card: EngineCard, *, f
     )
 
 
-def _check_finite(values: Array, lengths: NDArray[np.int64], name: str) -> None:
+def _check_range(values: Array, lengths: NDArray[np.int64], spec: LossInput) -> None:
     is_finite = np.isfinite(values)
-    if is_finite.all():
-        return
-    bad = int(np.argmin(is_finite))
-    _refuse(bad, lengths, f"loss_fn_inputs.{name}", f"the value {float(values[bad])} is not finite")
+    if not is_finite.all():
+        bad = int(np.argmin(is_finite))
+        _refuse(bad, lengths, f"loss_fn_inputs.{spec.name}", f"the value {float(values[bad])} is not finite")
+    low = -math.inf if spec.minimum is None else spec.minimum
+    high = math.inf if spec.maximum is None else spec.maximum
+    is_out = (values < low) | (values > high)
+    if is_out.any():
+        bad = int(np.argmax(is_out))
+        _refuse(bad, lengths, f"loss_fn_inputs.{spec.name}", f"{float(values[bad])} is not between {low} and {high}")
 
 
 def _refuse(position: int, lengths: NDArray[np.int64], field: str, problem: str) -> NoReturn:
-    """Raise InvalidRequest that names the datum and the token a flat position belongs to."""
+    """Raise InvalidRequest that names the datum and the value a flat position belongs to; lengths counts values."""
     ends = np.cumsum(lengths)
     index = int(np.searchsorted(ends, position, side="right"))
     offset = position - int(ends[index] - lengths[index])
     raise InvalidRequest(f"data[{index}].{field}[{offset}]: {problem}")
-
-
-def _checked_config(loss: LossCard, config: Mapping[str, float | str]) -> dict[str, float | str]:
-    """The config in name order, after each value was checked against the loss's card."""
-    params = {param.name: param for param in loss.params}
-    unknown = config.keys() - params.keys()
-    if unknown:
-        known = ", ".join(sorted(params)) or "none"
-        raise InvalidRequest(f"loss_fn_config: {loss.name} has no {', '.join(sorted(unknown))}; it has: {known}")
-    return {name: _checked_param(params[name], config[name]) for name in sorted(config)}
-
-
-def _checked_param(param: LossParam, value: float | str) -> float | str:
-    field = f"loss_fn_config.{param.name}"
-    if isinstance(param.default, str):
-        if not isinstance(value, str):
-            raise InvalidRequest(f"{field}: {value} is a number; it must be a text")
-        return value
-    if isinstance(value, str):
-        raise InvalidRequest(f"{field}: {value!r} is a text; it must be a number")
-    number = float(value)
-    low = -np.inf if param.minimum is None else param.minimum
-    high = np.inf if param.maximum is None else param.maximum
-    if not np.isfinite(number) or not low <= number <= high:
-        raise InvalidRequest(f"{field}: {number} is not between {low} and {high}")
-    return number

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 import msgspec
 import numpy as np
 
+from gradstream.api.tinker.sparse import DenseRoom, SparseRows, dense
 from gradstream.api.tinker.training_proto import shaped
 from gradstream.api.training_data import Array, DatumArrays, TrainingData
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
@@ -91,12 +92,13 @@ def training_data(body: ForwardInput, *, backward: bool, max_datums: int) -> Tra
     """The body as arrays; raises InvalidRequest or Unsupported that names the datum and the field."""
     if len(body.data) > max_datums:
         raise PayloadTooLarge(f"data: {len(body.data)} datums; one call takes at most {max_datums}")
+    room = DenseRoom()
     return TrainingData(
         datums=[
             DatumArrays(
                 tokens=text_tokens(datum.model_input, f"data[{index}].model_input"),
                 inputs={
-                    name: _array(tensor, f"data[{index}].loss_fn_inputs.{name}")
+                    name: _array(tensor, f"data[{index}].loss_fn_inputs.{name}", room)
                     for name, tensor in datum.loss_fn_inputs.items()
                 },
             )
@@ -129,9 +131,7 @@ def _whole_numbers(values: list[int] | list[int | float], field: str) -> Array:
         raise InvalidRequest(f"{field}: a value does not fit in int64") from error
 
 
-def _array(tensor: Tensor, field: str) -> Array:
-    if tensor.sparse_crow_indices is not None or tensor.sparse_col_indices is not None:
-        raise Unsupported(f"{field}: sparse CSR tensors are not read here; send it dense")
+def _array(tensor: Tensor, field: str, room: DenseRoom) -> Array:
     values: Array
     if tensor.dtype == "float32":
         values = _float32(tensor.data, field)
@@ -139,7 +139,20 @@ def _array(tensor: Tensor, field: str) -> Array:
         if any(isinstance(value, float) for value in tensor.data):
             raise InvalidRequest(f"{field}: dtype int64, but it holds fractions; send whole numbers")
         values = _whole_numbers(tensor.data, field)
-    return shaped(values, tensor.shape, lambda: field)
+    crow, col = tensor.sparse_crow_indices, tensor.sparse_col_indices
+    if crow is None and col is None:
+        return shaped(values, tensor.shape, lambda: field)
+    if crow is None or col is None:
+        raise InvalidRequest(
+            f"{field}: sparse_crow_indices and sparse_col_indices belong together; send both or neither"
+        )
+    rows = SparseRows(
+        values=values,
+        crow=_whole_numbers(crow, f"{field}.sparse_crow_indices"),
+        col=_whole_numbers(col, f"{field}.sparse_col_indices"),
+        shape=tensor.shape,
+    )
+    return dense(rows, field, room)
 
 
 def _float32(values: list[int | float], field: str) -> Array:

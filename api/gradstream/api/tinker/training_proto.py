@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradstream.api.tinker.proto import wire_pb2
 from gradstream.api.tinker.proto_scan import FORWARD_BACKWARD_REQUEST, check_fields
+from gradstream.api.tinker.sparse import DenseRoom, SparseRows, dense
 from gradstream.api.training_data import Array, DatumArrays, TrainingData
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
 
@@ -39,7 +40,10 @@ def parse_request(raw: bytes, *, max_datums: int) -> wire_pb2.ForwardBackwardReq
 
 
 def training_data(request: wire_pb2.ForwardBackwardRequest) -> TrainingData:
-    """The request as arrays; raises InvalidRequest or Unsupported that names the datum and the field."""
+    """The request as arrays; raises InvalidRequest or Unsupported that names the datum and the field.
+
+    Provenance spans say where tokens came from. No loss here reads them, so they are left behind: clients attach them to every datum.
+    """
     config: dict[str, float | str] = dict(request.loss_fn_config)
     for name, value in request.loss_fn_config_v2.items():
         match value.WhichOneof("value"):
@@ -49,22 +53,20 @@ def training_data(request: wire_pb2.ForwardBackwardRequest) -> TrainingData:
                 config[name] = value.text
             case None:
                 raise InvalidRequest(f"loss_fn_config_v2.{name}: has neither number nor text")
+    room = DenseRoom()
     return TrainingData(
-        datums=[_datum(datum, index) for index, datum in enumerate(request.data)],
+        datums=[_datum(datum, index, room) for index, datum in enumerate(request.data)],
         loss_fn=request.loss_fn,
         loss_config=config,
         backward=not request.forward_only,
     )
 
 
-def _datum(datum: wire_pb2.Datum, index: int) -> DatumArrays:
-    for field in ("model_input_spans", "loss_fn_input_spans"):
-        if len(getattr(datum, field)):
-            raise Unsupported(f"data[{index}].{field}: no loss of this server reads provenance spans; leave them out")
+def _datum(datum: wire_pb2.Datum, index: int, room: DenseRoom) -> DatumArrays:
     return DatumArrays(
         tokens=_tokens(datum, index),
         inputs={
-            name: _tensor(tensor, lambda name=name: f"data[{index}].loss_fn_inputs.{name}")  # type: ignore[misc]
+            name: _tensor(tensor, lambda name=name: f"data[{index}].loss_fn_inputs.{name}", room)  # type: ignore[misc]
             for name, tensor in datum.loss_fn_inputs.items()
         },
     )
@@ -88,20 +90,29 @@ def _tokens(datum: wire_pb2.Datum, index: int) -> NDArray[np.int32]:
     return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype="<i4")
 
 
-def _tensor(tensor: wire_pb2.Tensor, field: Callable[[], str]) -> Array:
-    """A view of the tensor's bytes in its shape (bfloat16 as float32); field() names it in errors."""
-    if tensor.HasField("sparse_csr"):
-        raise Unsupported(f"{field()}: sparse CSR tensors are not read here; send it dense")
-    dtype = _DTYPES.get(tensor.dtype)
+def _tensor(tensor: wire_pb2.Tensor, field: Callable[[], str], room: DenseRoom) -> Array:
+    """A view of the tensor's bytes in its shape (bfloat16 as float32, sparse as dense); field() names it in errors."""
+    if not tensor.HasField("sparse_csr"):
+        return shaped(_values(tensor.dense, tensor.dtype, field), list(tensor.shape) or None, field)
+    sparse = tensor.sparse_csr
+    rows = SparseRows(
+        values=_values(sparse.values, tensor.dtype, field),
+        crow=_values(sparse.crow_indices, wire_pb2.DTYPE_INT64, lambda: f"{field()}.crow_indices"),
+        col=_values(sparse.col_indices, wire_pb2.DTYPE_INT64, lambda: f"{field()}.col_indices"),
+        shape=list(tensor.shape) or None,
+    )
+    return dense(rows, field(), room)
+
+
+def _values(raw: bytes, wire_dtype: int, field: Callable[[], str]) -> Array:
+    """raw as values of the dtype, [n]; bfloat16 is widened, which is exact."""
+    dtype = _DTYPES.get(wire_dtype)
     if dtype is None:
-        raise InvalidRequest(f"{field()}: dtype {tensor.dtype} is not known; send float32 or int64")
-    dense = tensor.dense
-    if len(dense) % dtype.itemsize:
-        raise InvalidRequest(f"{field()}: {len(dense)} bytes are no whole number of {dtype} values")
-    values: Array = np.frombuffer(dense, dtype=dtype)
-    if tensor.dtype == wire_pb2.DTYPE_BFLOAT16:
-        values = (values.astype("<u4") << 16).view("<f4")
-    return shaped(values, list(tensor.shape) or None, field)
+        raise InvalidRequest(f"{field()}: dtype {wire_dtype} is not known; send float32 or int64")
+    if len(raw) % dtype.itemsize:
+        raise InvalidRequest(f"{field()}: {len(raw)} bytes are no whole number of {dtype} values")
+    values: Array = np.frombuffer(raw, dtype=dtype)
+    return (values.astype("<u4") << 16).view("<f4") if wire_dtype == wire_pb2.DTYPE_BFLOAT16 else values
 
 
 def shaped(values: Array, shape: list[int] | None, field: Callable[[], str]) -> Array:
