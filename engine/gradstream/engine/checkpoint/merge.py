@@ -84,9 +84,9 @@ def _sum(weight: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
 
 def _untie(model: nn.Module) -> None:
     """Give the head a weight of its own when it shares the embedding's."""
-    head = model.get_submodule("lm_head")
-    if head.weight is model.get_submodule("model.embed_tokens").weight:
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    weight = model.get_parameter("lm_head.weight")
+    if weight is model.get_parameter("model.embed_tokens.weight"):
+        model.get_submodule("lm_head").weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         config: Any = model.config  # each family has its own config class
         config.tie_word_embeddings = False
 
