@@ -137,7 +137,8 @@ async def submit_creation(
 def check_optimizer(optimizer: OptimizerBody | None) -> None:
     """Raise Unsupported for any optimizer but AdamW."""
     if optimizer is not None and optimizer.type != "adamw":
-        raise Unsupported(f"optimizer_config.type: {optimizer.type!r} is not offered here; use 'adamw'")
+        why = ", since its update rule is not published" if optimizer.type == "dimuon" else ""
+        raise Unsupported(f"optimizer_config.type: {optimizer.type!r} is not offered here{why}; use 'adamw'")
 
 
 def _lora_spec(lora: LoraBody | None, *, max_rank: int) -> LoraSpec:
