@@ -198,6 +198,12 @@ CALLS: dict[str, Call] = {
     "asample, path": lambda rig, things: sample(
         rig, model_path=things.checkpoint.replace("/weights/mine", "/sampler_weights/named")
     ),
+    "join_sampling_session": lambda rig, things: rig.post(
+        "join_sampling_session", {"sampling_session_id": things.sampler}
+    ),
+    "retrieve_futures": lambda rig, things: rig.post(
+        "retrieve_futures", {"target": {"sampling_session_id": things.sampler}, "timeout": 0}
+    ),
     "retrieve_future": lambda rig, things: rig.poll(things.future),
     "retrieve_future, pending": lambda rig, things: rig.poll(things.pending),
     "retrieve_future, passed": lambda rig, things: rig.poll(things.future[:-1] + "3"),
@@ -208,6 +214,8 @@ NAMELESS = {
     *("audit", "billing/usage/events"),
     # Whoever holds a token may use it; nobody can guess one.
     "downloads/{token}/{name}",
+    # Refused before it is read; and one that answers everything alike, whatever it did.
+    *("create_custom_loss", "cancel_future"),
 }
 # Calls that answer with what the caller has.
 LISTS: dict[str, Call] = {

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import msgspec
 import structlog
 
 from gradstream.shared import codec
@@ -27,6 +29,7 @@ from gradstream.worker.watchdog import Watchdog
 REFUSED = "refused"
 _MAX_REFUSED = 256
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -107,17 +110,19 @@ class Leader:
     def _run_turn(self, turn: Turn) -> None:
         crew = self._crew
         start_s = crew.clock.monotonic_s()
-        jobs = crew.backlog.take(turn)
+        jobs = self._started(crew.backlog.take(turn))
+        if not jobs:
+            return
+        plan = msgspec.structs.replace(turn.plan, future_ids=[job.future_id for job in jobs])
         self._number += 1
-        batch = Batch(number=self._number, epoch=self._epoch, plan=turn.plan, jobs=jobs)
-        self._mark_started(jobs)
-        with crew.watchdog.watch(turn.plan.kind):
+        batch = Batch(number=self._number, epoch=self._epoch, plan=plan, jobs=jobs)
+        with crew.watchdog.watch(plan.kind):
             crew.control.run(batch)
             outcomes = execute(crew.engine, batch)
-        self._commit([self._executed(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)], turn.plan)
+        self._commit([self._executed(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)], plan)
         _log.info(
             "batch",
-            kind=turn.plan.kind,
+            kind=plan.kind,
             number=batch.number,
             num_jobs=len(jobs),
             num_failed=sum(isinstance(outcome, Failed) for outcome in outcomes),
@@ -130,11 +135,17 @@ class Leader:
         uri = saved_uri(outcome)
         return Executed(job=job, outcome=outcome, manifest=None if uri is None else self._crew.storage.manifest(uri))
 
-    def _mark_started(self, jobs: Sequence[Job]) -> None:
-        """Count a start of the jobs that a later gang would run again; jobs of living models die with this one."""
+    def _started(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that are to run: all but samples that were cancelled since they were read.
+
+        Counts a start of those that a later gang would run again; jobs of living models die with this one.
+        """
         again = [job.future_id for job in jobs if job.op == "sample" or is_creator(job)]
-        if again:
-            self._patiently(lambda: self._crew.feed.mark_started(again, epoch=self._epoch))
+        closed = set(self._patiently(lambda: self._crew.feed.mark_started(again, epoch=self._epoch)) if again else ())
+        gone = [job for job in jobs if job.future_id in closed]
+        self._crew.backlog.settle(gone)
+        self._crew.reader.release(sum(len(job.payload) for job in gone))
+        return [job for job in jobs if job.future_id not in closed]
 
     def _commit(self, executed: Sequence[Executed], plan: Plan) -> None:
         crew = self._crew
@@ -149,7 +160,7 @@ class Leader:
         crew.committer.put(commit, on_tick=crew.control.idle)
         crew.reader.release(sum(len(one.job.payload) for one in executed))
 
-    def _patiently(self, call: Callable[[], None]) -> None:
+    def _patiently(self, call: Callable[[], T]) -> T:
         """Call an idempotent operation until Redis answers, keeping the followers' wait alive."""
         while True:
             try:

@@ -20,7 +20,7 @@ class ClientConfigBody(Body):
 
 
 class ClientConfig(BaseModel):
-    """The SDK's flags that this server sets; the rest keep the SDK's defaults."""
+    """The SDK's flags that this server sets; the rest keep the SDK's defaults. docs/client-flags.md says why each has its value."""
 
     pjwt_auth_enabled: bool = False
     credential_default_source: str = "api_key"
@@ -29,14 +29,14 @@ class ClientConfig(BaseModel):
     proto_write_fwdbwd: bool = True
     fwdbwd_max_chunk_len: int
     fwdbwd_max_chunk_bytes_count: int = 5_000_000
-    sample_use_retrieve_futures: bool = False
+    sample_use_retrieve_futures: bool = True
     custom_loss_server_side: bool = False
-    sample_join_sampling_session: bool = False
+    sample_join_sampling_session: bool = True
 
 
 class ClientDynamicConfig(BaseModel):
     refresh_interval_sec: int = 300
-    sample_cancel_enabled: bool = False
+    sample_cancel_enabled: bool = True
     sample_cancel_max_batch_size: int = 64
 
 

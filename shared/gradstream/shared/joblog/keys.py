@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gradstream.shared.ids import FutureId, TenantId, is_valid_name
+from gradstream.shared.ids import FutureId, SamplerId, TenantId, is_valid_name
 from gradstream.shared.joblog.port import RecordKind
 
 
@@ -71,6 +71,10 @@ class Keys:
     def record(self, kind: RecordKind, record_id: str) -> str:
         """Hash of one model, sampler, session or checkpoint."""
         return f"{self.prefix}{kind}:{record_id}"
+
+    def done(self, sampler: SamplerId, block: int) -> str:
+        """Stream of the finished samples of one client's block of seqs."""
+        return f"{self.prefix}done:{sampler}:{block}"
 
     def link(self, token: str) -> str:
         """What a download's token stands for, with an expiry."""

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from gradstream.shared.catalog import EngineCard
-from gradstream.shared.ids import FutureId, ModelId, OwnerId, TenantId
+from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, TenantId
 from gradstream.shared.wire import Job, Outcome
 
 
@@ -77,6 +77,23 @@ class Page:
     total: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A sample that is done or failed. num_bytes: of its outcome as stored."""
+
+    future_id: FutureId
+    is_failed: bool
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completions:
+    """Samples of one client in the order in which they ended; cursor is where to go on."""
+
+    items: Sequence[Completion]
+    cursor: int
+
+
 class Intake(Protocol):
     """The API's side of the job log. Async; safe for many tasks at once."""
 
@@ -98,6 +115,17 @@ class Intake(Protocol):
 
     async def wait(self, future_id: FutureId, *, timeout_s: float) -> FutureView | None:
         """The future as soon as it is done or failed, else as it is after timeout_s. Wakes on the note stream."""
+        ...
+
+    async def completions(self, sampler: SamplerId, block: int, *, after: int, timeout_s: float) -> Completions:
+        """Samples that ended after a cursor (0: from the first that is kept), of one client's block of 10**9 seqs.
+
+        Waits up to timeout_s for the first one. Those at or before the cursor are forgotten.
+        """
+        ...
+
+    async def cancel(self, future_id: FutureId, *, tenant: TenantId) -> bool:
+        """Fail a sample that has not started; True when this call did. Any other future stays as it is."""
         ...
 
     async def mark_delivered(self, future_id: FutureId) -> None:
@@ -137,6 +165,10 @@ class Intake(Protocol):
 
     async def num_children(self, kind: RecordKind, parents: Sequence[str]) -> list[int]:
         """How many records of the kind each parent has."""
+        ...
+
+    async def count_up(self, kind: RecordKind, record_id: str, field: str) -> int:
+        """The record's counter after it was counted up by one; 0 when there is no record. A retry may skip a number."""
         ...
 
     async def put_link(self, token: str, target: str, *, ttl_s: int) -> None:
@@ -228,8 +260,11 @@ class Feed(Protocol):
         """Entries after an id, with their payloads, oldest first; empty when none came within block_ms."""
         ...
 
-    def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
-        """Count that this epoch runs these open jobs, before it does. Once per epoch and job. Raises Fenced."""
+    def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> list[FutureId]:
+        """Count that this epoch runs these open jobs, before it does. Once per epoch and job. Raises Fenced.
+
+        Returns those that were cancelled, which need not run.
+        """
         ...
 
     def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:

@@ -92,8 +92,9 @@ class RedisFeed:
             if time.monotonic() >= deadline:
                 return []
 
-    def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
-        self._eval("mark_started", [epoch, *future_ids], epoch=epoch)
+    def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> list[FutureId]:
+        reply = self._eval("mark_started", [epoch, *future_ids], epoch=epoch)
+        return [FutureId(future.decode()) for future in reply[1:]]
 
     def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         with redis_errors():

@@ -10,16 +10,17 @@ import redis.asyncio
 
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
-from gradstream.shared.ids import FutureId, ModelId, TenantId
+from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId
 from gradstream.shared.joblog import admission, lua
 from gradstream.shared.joblog.batcher import Command, CommandBatcher, Reply, Value
 from gradstream.shared.joblog.client import async_client, redis_errors
+from gradstream.shared.joblog.done import MAX_COMPLETIONS, block_name, completions_of, entry_id
 from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.port import FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
+from gradstream.shared.joblog.port import Completions, FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.waiters import NoteTail
 
-_SCRIPTS = ("submit", "refuse", "fail_gaps", "add_record", "put_record", "remove_record")
+_SCRIPTS = ("submit", "refuse", "fail_gaps", "add_record", "put_record", "remove_record", "cancel", "count_up")
 _MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
 # Above this, compressing and hashing leave the event loop.
@@ -117,19 +118,34 @@ class RedisIntake:
 
     async def wait(self, future_id: FutureId, *, timeout_s: float) -> FutureView | None:
         assert self._tail is not None, "open() was not called"
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        with self._tail.watch(future_id) as event:
-            while True:
-                event.clear()
-                view = await self.future(future_id)
-                if view is None or view.outcome is not None or loop.time() >= deadline:
-                    return view
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await event.wait()
-                except TimeoutError:
-                    continue
+        view: FutureView | None = None
+
+        async def look() -> bool:
+            nonlocal view
+            view = await self.future(future_id)
+            return view is None or view.outcome is not None
+
+        await self._tail.until(future_id, look, timeout_s=timeout_s)
+        return view
+
+    async def completions(self, sampler: SamplerId, block: int, *, after: int, timeout_s: float) -> Completions:
+        assert self._tail is not None, "open() was not called"
+        key = self._keys.done(sampler, block)
+        if after:
+            await self._run(("XTRIM", key, "MINID", entry_id(after + 1)))
+
+        async def look() -> Completions | None:
+            found = (await self._run(("XRANGE", key, entry_id(after + 1), "+", "COUNT", MAX_COMPLETIONS)))[0]
+            return completions_of(found) if found else None
+
+        found = await self._tail.until(block_name(sampler, block), look, timeout_s=timeout_s)
+        return found or Completions(items=(), cursor=after)
+
+    async def cancel(self, future_id: FutureId, *, tenant: TenantId) -> bool:
+        limits = self._limits
+        args: list[Value] = [self._keys.prefix, future_id, tenant]
+        args += [limits.unread_ttl_s, limits.keep_blob_s, limits.keep_notes]
+        return bool((await self._run(self._call("cancel", args)))[0])
 
     async def mark_delivered(self, future_id: FutureId) -> None:
         key = self._keys.future(future_id)
@@ -166,6 +182,10 @@ class RedisIntake:
             return []
         commands: list[Command] = [("ZCARD", self._keys.child_list(kind, parent)) for parent in parents]
         return [int(reply) for reply in await self._run(*commands)]
+
+    async def count_up(self, kind: RecordKind, record_id: str, field: str) -> int:
+        args: list[Value] = [self._keys.prefix, kind.value, record_id, field]
+        return int((await self._run(self._call("count_up", args)))[0])
 
     async def put_link(self, token: str, target: str, *, ttl_s: int) -> None:
         await self._run(("SET", self._keys.link(token), target, "EX", ttl_s))

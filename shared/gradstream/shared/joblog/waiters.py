@@ -1,21 +1,22 @@
 """Waking those who wait for futures: one reader of the note stream per process."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TypeVar, cast
 
 import redis.asyncio
 import structlog
 
-from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.client import BLOCK_MS
+from gradstream.shared.joblog.done import block_of_future
 from gradstream.shared.joblog.keys import Keys
 
 _log = structlog.get_logger(__name__)
 _COUNT = 1000
 _RECONNECT_DELAY_S = 0.2
 _CANCEL_AGAIN_S = 0.1
+T = TypeVar("T")
 _Entry = tuple[bytes, dict[bytes, bytes]]
 
 
@@ -46,17 +47,33 @@ class NoteTail:
         self._wake_all()
 
     @contextmanager
-    def watch(self, future_id: FutureId) -> Iterator[asyncio.Event]:
-        """An event that is set when the future may have finished. Enter it before looking at the future."""
+    def watch(self, name: str) -> Iterator[asyncio.Event]:
+        """An event that is set when the future of that id, or a sample of that block, may have finished. Enter it before looking."""
         event = asyncio.Event()
-        self._events.setdefault(future_id, set()).add(event)
+        self._events.setdefault(name, set()).add(event)
         try:
             yield event
         finally:
-            events = self._events[future_id]
+            events = self._events[name]
             events.discard(event)
             if not events:
-                del self._events[future_id]
+                del self._events[name]
+
+    async def until(self, name: str, look: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
+        """What look gives as soon as that is true, else what it gives after timeout_s. It is asked again whenever name is woken."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        with self.watch(name) as event:
+            while True:
+                event.clear()
+                found = await look()
+                if found or loop.time() >= deadline:
+                    return found
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await event.wait()
+                except TimeoutError:
+                    continue
 
     async def _run(self) -> None:
         while True:
@@ -80,14 +97,17 @@ class NoteTail:
                 position = _number(entry_id)
                 for future_id in fields[b"futures"].decode().split(" "):
                     self._wake(future_id)
+                    block = block_of_future(future_id)
+                    if block is not None:
+                        self._wake(block)
 
-    def _wake(self, future_id: str) -> None:
-        for event in self._events.get(future_id, ()):
+    def _wake(self, name: str) -> None:
+        for event in self._events.get(name, ()):
             event.set()
 
     def _wake_all(self) -> None:
-        for future_id in self._events:
-            self._wake(future_id)
+        for name in self._events:
+            self._wake(name)
 
 
 def _number(entry_id: bytes) -> int:

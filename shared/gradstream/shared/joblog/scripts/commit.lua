@@ -38,7 +38,8 @@ redis.call('HSET', P .. 'stat', 'journal', batch)
 local num_missing, num_other, num_new = 0, 0, 0
 local started = NOW
 for i = 1, num_outcomes do
-  local f = redis.call('HMGET', P .. 'future:' .. futures[i], 'status', 'owner', 'seq', 'ordered', 'at_ms', 'outcome_digest')
+  local f = redis.call('HMGET', P .. 'future:' .. futures[i], 'status', 'owner', 'seq', 'ordered', 'at_ms', 'outcome_digest',
+    'cancelled')
   if not f[1] then
     num_missing = num_missing + 1
   elseif f[1] == 'queued' then
@@ -48,7 +49,7 @@ for i = 1, num_outcomes do
     if applied and tonumber(f[3]) > tonumber(applied) then redis.call('HSET', model, 'applied', f[3]) end
     started = math.min(started, tonumber(f[5]))
     num_new = num_new + 1
-  elseif f[6] ~= digests[i] then
+  elseif f[6] ~= digests[i] and not f[7] then
     num_other = num_other + 1
   end
 end

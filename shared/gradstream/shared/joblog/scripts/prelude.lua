@@ -70,10 +70,20 @@ local function drain(model, next_seq, keep_seqs)
   end
 end
 
+-- Tell the stream of a sampling client that one of its samples is done. A client's samples are a block of 10^9 seqs, so the block's
+-- number is the seq without its last nine digits; as text, for it may be more than a double holds.
+local function list_done(owner, seq, future, status, outcome, ttl_s)
+  if not string.find(owner, ':sample:', 1, true) or string.sub(owner, 1, 7) == 'direct:' then return end
+  local block = string.sub(seq, 1, -10)
+  local key = P .. 'done:' .. owner .. ':' .. (block == '' and '0' or block)
+  redis.call('XADD', key, 'MAXLEN', '~', 16384, '*', 'future', future, 'status', status, 'bytes', #outcome)
+  redis.call('EXPIRE', key, ttl_s)
+end
+
 -- Give an open job its outcome and its budgets back. counter is the model's field that counted it: queued or held.
 local function finish(future, status, outcome, digest, counter, unread_ttl_s, keep_blob_s)
   local key = P .. 'future:' .. future
-  local f = redis.call('HMGET', key, 'owner', 'tenant', 'bytes', 'blob', 'ordered')
+  local f = redis.call('HMGET', key, 'owner', 'tenant', 'bytes', 'blob', 'ordered', 'seq')
   redis.call('HSET', key, 'status', status, 'outcome', outcome, 'outcome_digest', digest, 'done_ms', int(NOW))
   redis.call('HDEL', key, 'payload')
   redis.call('EXPIRE', key, unread_ttl_s)
@@ -85,8 +95,9 @@ local function finish(future, status, outcome, digest, counter, unread_ttl_s, ke
   if f[5] == '1' then
     local model = P .. 'model:' .. f[1]
     if redis.call('EXISTS', model) == 1 then redis.call('HINCRBY', model, counter, -1) end
-  elseif redis.call('HINCRBY', P .. 'owners', f[1], -1) <= 0 then
-    redis.call('HDEL', P .. 'owners', f[1])
+  else
+    if redis.call('HINCRBY', P .. 'owners', f[1], -1) <= 0 then redis.call('HDEL', P .. 'owners', f[1]) end
+    list_done(f[1], f[6], future, status, outcome, unread_ttl_s)
   end
 end
 
