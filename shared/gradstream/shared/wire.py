@@ -10,6 +10,7 @@ import msgspec
 from gradstream.shared.columns import Column
 from gradstream.shared.errors import Category
 from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, SessionId, TenantId
+from gradstream.shared.targets import PromptTargets
 
 WIRE_VERSION = 1
 
@@ -132,6 +133,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     """Continue one prompt num_samples times with a sampler's frozen weights.
 
     path: None samples the base model, else a tinker:// URI (named or ephemeral). prompt: int32 little-endian token ids.
+    prompt_logprobs_last_n: prompt_logprobs and topk_prompt_logprobs are of the last n prompt tokens only; None: of all.
+    prompt_alt_tokens_k: tokens to draw at every prompt position but the first.
     """
 
     path: str | None
@@ -141,6 +144,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
+    prompt_logprobs_last_n: int | None = None
+    target_prompt_logprobs: PromptTargets | None = None
+    prompt_alt_tokens_k: int = 0
 
 
 Payload = (
@@ -222,12 +228,26 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     topk: TopK | None = None
 
 
+class TargetLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """float32 little-endian, one for each cell of the PromptTargets with this shape and these indices; 0.0 for an id of -1."""
+
+    logprobs: bytes
+    shape: tuple[int, int]
+    crow_indices: bytes | None = None
+    col_indices: bytes | None = None
+
+
 class SampleDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sample"):
-    """prompt_logprobs: float32 [prompt length], NaN where not scored (always at position 0)."""
+    """prompt_logprobs: float32 [prompt length], NaN where not scored (always at position 0).
+
+    alt_tokens: the draws at every prompt position but the first, length = prompt length - 1.
+    """
 
     sequences: list[Sequence]
     prompt_logprobs: bytes | None = None
     topk_prompt: TopK | None = None
+    target_prompt: TargetLogprobs | None = None
+    alt_tokens: TopK | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from tinker.proto.response_conv import deserialize_forward_backward_output, deserialize_sample_response
@@ -20,6 +21,7 @@ from gradstream.shared.wire import (
     SaveForSamplerDone,
     SaveWeightsDone,
     Sequence,
+    TargetLogprobs,
     TopK,
     UnloadModelDone,
 )
@@ -125,3 +127,49 @@ def test_a_metric_that_is_not_finite_keeps_its_value() -> None:
     assert math.isnan(as_json(OptimStepDone(metrics={"grad_norm": math.nan}))["metrics"]["grad_norm"])
     infinite = ForwardBackwardDone(outputs={"logprobs": Column.of([np.array([-np.inf])], dtype="float32")}, metrics={})
     assert as_json(infinite)["loss_fn_outputs"][0]["logprobs"]["data"] == [-math.inf]
+
+
+TARGETS = np.array([-1.5, 0.0, -2.5], dtype="<f4")
+ASKED_MORE = msgspec.structs.replace(
+    SAMPLE,
+    target_prompt=TargetLogprobs(logprobs=TARGETS.tobytes(), shape=(1, 3)),
+    alt_tokens=TopK(
+        token_ids=np.array([8, 9], dtype="<i4").tobytes(),
+        logprobs=np.array([-0.5, -1.0], dtype="<f4").tobytes(),
+        k=2,
+        length=1,
+    ),
+)
+SPARSE = TargetLogprobs(
+    logprobs=TARGETS.tobytes(),
+    shape=(2, 9),
+    crow_indices=np.array([0, 1, 3], dtype="<i8").tobytes(),
+    col_indices=np.array([8, 0, 1], dtype="<i8").tobytes(),
+)
+
+
+def test_target_logprobs_keep_the_layout_of_the_request_and_alternatives_their_shape() -> None:
+    response = deserialize_sample_response(render(ASKED_MORE, accepts_protobuf=True).content)
+    dense, drawn = response.target_prompt_logprobs, response.prompt_alt_tokens
+    assert dense is not None
+    assert drawn is not None
+    assert (list(dense.data), dense.dtype, dense.shape) == ([-1.5, 0.0, -2.5], "float32", [1, 3])
+    assert dense.sparse_crow_indices is None
+    assert (list(drawn.tokens.data), drawn.tokens.dtype, drawn.tokens.shape) == ([8, 9], "int64", [1, 2])
+    assert (list(drawn.logprobs.data), drawn.logprobs.dtype, drawn.logprobs.shape) == ([-0.5, -1.0], "float32", [1, 2])
+    done = msgspec.structs.replace(SAMPLE, target_prompt=SPARSE)
+    sparse = deserialize_sample_response(render(done, accepts_protobuf=True).content).target_prompt_logprobs
+    assert sparse is not None
+    assert (sparse.shape, sparse.sparse_crow_indices, sparse.sparse_col_indices) == ([2, 9], [0, 1, 3], [8, 0, 1])
+    assert list(sparse.data) == [-1.5, 0.0, -2.5]
+
+
+def test_json_clients_get_target_logprobs_and_alternatives_as_tensors() -> None:
+    result = as_json(ASKED_MORE)
+    assert result["target_prompt_logprobs"] == {"data": [-1.5, 0.0, -2.5], "dtype": "float32", "shape": [1, 3]}
+    assert result["prompt_alt_tokens"] == {
+        "tokens": {"data": [8, 9], "dtype": "int64", "shape": [1, 2]},
+        "logprobs": {"data": [-0.5, -1.0], "dtype": "float32", "shape": [1, 2]},
+    }
+    sparse = as_json(msgspec.structs.replace(SAMPLE, target_prompt=SPARSE))["target_prompt_logprobs"]
+    assert (sparse["sparse_crow_indices"], sparse["sparse_col_indices"]) == ([0, 1, 3], [8, 0, 1])

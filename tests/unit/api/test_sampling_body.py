@@ -64,15 +64,68 @@ def test_max_tokens_defaults_to_the_room_after_the_prompt() -> None:
         ({"sampling_params": {"stop": [VOCAB_SIZE]}}, "stop: token id 1000 is outside"),
         ({"sampling_params": {"best_of": 1}}, "unknown field `best_of`"),
         ({"topk_prompt_logprobs": -1}, "topk_prompt_logprobs: -1"),
-        ({"prompt_alt_tokens_k": 1}, "prompt_alt_tokens_k: this server does not offer it"),
-        ({"prompt_logprobs_last_n": 1}, "prompt_logprobs_last_n"),
-        ({"target_prompt_logprobs": {"data": []}}, "target_prompt_logprobs"),
-        ({"record_stability_info": True}, "record_stability_info"),
+        ({"prompt_alt_tokens_k": -1}, "prompt_alt_tokens_k: -1"),
+        ({"prompt_alt_tokens_k": 10**6}, "prompt_alt_tokens_k: 1000000"),
+        ({"prompt_logprobs_last_n": 1}, "prompt_logprobs_last_n: it is about prompt_logprobs"),
+        ({"prompt_logprobs_last_n": 0, "prompt_logprobs": True}, "prompt_logprobs_last_n: 0"),
+        ({"prompt_logprobs_last_n": 3, "prompt_logprobs": True}, "prompt_logprobs_last_n: 3 is not between 1 and 2"),
+        ({"record_stability_info": True}, "record_stability_info: .*stable_reinforce"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(fields: dict, message: str) -> None:
     with pytest.raises((InvalidRequest, Unsupported), match=message):
         payload(body(**fields))
+
+
+DENSE = {"data": [1, 2, -1, 4], "dtype": "int64", "shape": [2, 2]}
+SPARSE = {
+    "data": [5, 6, 7],
+    "dtype": "int64",
+    "shape": [2, 9],
+    "sparse_crow_indices": [0, 1, 3],
+    "sparse_col_indices": [8, 0, 1],
+}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "cells"),
+    [(DENSE, [(0, 1), (0, 2), (1, -1), (1, 4)]), (SPARSE, [(0, 5), (1, 6), (1, 7)])],
+    ids=["dense", "sparse"],
+)
+def test_targets_of_either_layout_become_cells_with_their_rows(tensor: dict, cells: list) -> None:
+    targets = payload(body(target_prompt_logprobs=tensor)).target_prompt_logprobs
+    assert targets is not None
+    assert list(zip(targets.rows().tolist(), targets.ids().tolist(), strict=True)) == cells
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ({**DENSE, "dtype": "float32"}, "dtype float32"),
+        ({**DENSE, "shape": None}, "shape None"),
+        ({**DENSE, "shape": [4]}, r"it must be int64 of shape \[2, K\]"),
+        ({**DENSE, "shape": [4, 1]}, r"shape \[4, 1\]; it must be \[2, K\]"),
+        ({**DENSE, "shape": [2, -2]}, r"shape \[2, -2\]"),
+        ({**DENSE, "shape": [2, 3]}, "4 ids do not fill"),
+        ({**DENSE, "data": [1, 2, 3, VOCAB_SIZE]}, "token 1000 is outside the vocabulary"),
+        ({**DENSE, "data": [1, 2, 3, -2]}, "token -2 is outside the vocabulary"),
+        ({**DENSE, "data": [1, 2, 3, 2**40]}, "outside the vocabulary"),
+        ({**DENSE, "data": [1, 2, 3, 2**70]}, "does not fit in int64"),
+        ({**DENSE, "data": [1, 2, 3, 0.5]}, "holds fractions"),
+        ({**DENSE, "sparse_crow_indices": [0, 1, 4]}, "has both"),
+        ({**SPARSE, "sparse_col_indices": None}, "has both"),
+        ({**SPARSE, "sparse_crow_indices": [0, 3]}, "has 3 sparse_crow_indices and 3 sparse_col_indices"),
+        ({**SPARSE, "shape": [2, 2**70]}, "shape"),
+        ({**SPARSE, "sparse_col_indices": [0]}, "has 3 sparse_crow_indices and 3 sparse_col_indices"),
+        ({**SPARSE, "sparse_crow_indices": [0, 4, 3]}, "must rise from 0 to 3"),
+        ({**SPARSE, "sparse_crow_indices": [0, -(2**63), 3]}, "must rise from 0 to 3"),
+        ({**SPARSE, "sparse_crow_indices": [1, 1, 3]}, "must rise from 0 to 3"),
+        ({**SPARSE, "sparse_col_indices": [0, 1, 9]}, "must be 0 to 8"),
+    ],
+)
+def test_bad_targets_are_refused_by_name(tensor: dict, message: str) -> None:
+    with pytest.raises(InvalidRequest, match="target_prompt_logprobs.*" + message):
+        payload(body(target_prompt_logprobs=tensor))
 
 
 def test_fields_that_ask_for_nothing_are_accepted() -> None:

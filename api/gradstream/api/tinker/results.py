@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from gradstream.api.tinker.proto import wire_pb2
+from gradstream.api.tinker.sampling_results import sample_json, sample_proto
 from gradstream.shared.columns import Column
 from gradstream.shared.wire import (
     CreateModelDone,
@@ -20,21 +21,17 @@ from gradstream.shared.wire import (
     SaveExternalDone,
     SaveForSamplerDone,
     SaveWeightsDone,
-    TopK,
     UnloadModelDone,
 )
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 _OUTPUT_TYPE = "ArrayRecord"
-_STOP_REASONS = {"stop": wire_pb2.STOP_REASON_STOP, "length": wire_pb2.STOP_REASON_LENGTH}
 _DTYPES: Mapping[str, wire_pb2.DType.ValueType] = {
     "float32": wire_pb2.DTYPE_FLOAT32,
     "int64": wire_pb2.DTYPE_INT64,
     "int32": wire_pb2.DTYPE_INT32,
 }
-# What an empty cell of a top-k table holds on the wire.
-_EMPTY_LOGPROB = -99999.0
 
 
 class Rendered(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +46,7 @@ def render(done: Done, *, accepts_protobuf: bool) -> Rendered:
     if accepts_protobuf and isinstance(done, ForwardBackwardDone):
         return Rendered(content=_forward_backward_proto(done).SerializeToString(), media_type=PROTOBUF)
     if accepts_protobuf and isinstance(done, SampleDone):
-        return Rendered(content=_sample_proto(done).SerializeToString(), media_type=PROTOBUF)
+        return Rendered(content=sample_proto(done).SerializeToString(), media_type=PROTOBUF)
     return Rendered(content=_json_bytes(_json_result(done)), media_type=JSON)
 
 
@@ -78,26 +75,6 @@ def _batched(column: Column) -> wire_pb2.BatchedTensor:
     )
 
 
-def _sample_proto(done: SampleDone) -> wire_pb2.SampleResponse:
-    return wire_pb2.SampleResponse(
-        sequences=[
-            wire_pb2.SampledSequence(
-                stop_reason=_STOP_REASONS[sequence.stop_reason],
-                tokens=sequence.tokens,
-                logprobs=sequence.logprobs,
-                topk_sampled_logprobs=None if sequence.topk is None else _topk_proto(sequence.topk),
-            )
-            for sequence in done.sequences
-        ],
-        prompt_logprobs=done.prompt_logprobs,
-        topk_prompt_logprobs=None if done.topk_prompt is None else _topk_proto(done.topk_prompt),
-    )
-
-
-def _topk_proto(topk: TopK) -> wire_pb2.TopkLogprobs:
-    return wire_pb2.TopkLogprobs(token_ids=topk.token_ids, logprobs=topk.logprobs, k=topk.k, length=topk.length)
-
-
 # Any: the JSON of results is free-form; each shape is the typed result of one call of the SDK.
 def _json_result(done: Done) -> dict[str, Any]:
     match done:
@@ -120,7 +97,7 @@ def _json_result(done: Done) -> dict[str, Any]:
         case SaveExternalDone():
             return {"type": "save_weights_external", "path": done.path, "size_bytes": done.size_bytes}
         case SampleDone():
-            return _json_sample(done)
+            return sample_json(done)
 
 
 def _json_outputs(outputs: Mapping[str, Column]) -> list[dict[str, Any]]:
@@ -132,36 +109,6 @@ def _json_outputs(outputs: Mapping[str, Column]) -> list[dict[str, Any]]:
         for datum, array in zip(datums, column.arrays(), strict=True):
             datum[name] = {"data": array.ravel().tolist(), "dtype": dtype, "shape": list(array.shape)}
     return datums
-
-
-def _json_sample(done: SampleDone) -> dict[str, Any]:
-    result: dict[str, Any] = {"type": "sample", "sequences": []}
-    for sequence in done.sequences:
-        item: dict[str, Any] = {
-            "stop_reason": sequence.stop_reason,
-            "tokens": np.frombuffer(sequence.tokens, dtype="<i4").tolist(),
-            "logprobs": np.frombuffer(sequence.logprobs, dtype="<f4").tolist(),
-        }
-        if sequence.topk is not None:
-            item["topk_logprobs"] = _json_topk(sequence.topk)
-        result["sequences"].append(item)
-    if done.prompt_logprobs is not None:
-        logprobs = np.frombuffer(done.prompt_logprobs, dtype="<f4")
-        result["prompt_logprobs"] = [None if np.isnan(value) else float(value) for value in logprobs]
-    if done.topk_prompt is not None:
-        result["topk_prompt_logprobs"] = _json_topk(done.topk_prompt)
-    return result
-
-
-def _json_topk(topk: TopK) -> list[list[tuple[int, float]] | None]:
-    """Per position its candidates as (token id, logprob), None where there are none."""
-    token_ids = np.frombuffer(topk.token_ids, dtype="<i4").reshape(topk.length, topk.k)
-    logprobs = np.frombuffer(topk.logprobs, dtype="<f4").reshape(topk.length, topk.k)
-    rows: list[list[tuple[int, float]] | None] = []
-    for row_ids, row_logprobs in zip(token_ids.tolist(), logprobs.tolist(), strict=True):
-        cells = [cell for cell in zip(row_ids, row_logprobs, strict=True) if cell[1] > _EMPTY_LOGPROB]
-        rows.append(cells or None)
-    return rows
 
 
 def _json_bytes(value: dict[str, Any]) -> bytes:

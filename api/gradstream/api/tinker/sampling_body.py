@@ -6,7 +6,8 @@ import msgspec
 
 from gradstream.api.config import ApiConfig
 from gradstream.api.errors import require
-from gradstream.api.tinker.training_json import ModelInput, text_tokens, typed
+from gradstream.api.tinker.sampling_targets import prompt_targets
+from gradstream.api.tinker.training_json import ModelInput, Tensor, text_tokens, typed
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest, Unsupported
 from gradstream.shared.wire import Sample, SamplingParams
@@ -26,7 +27,7 @@ class SamplingParamsBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SampleBody(msgspec.Struct, forbid_unknown_fields=True):
-    """All fields of all SDK versions; the ones that this server does not offer are refused by name."""
+    """All fields of all SDK versions; record_stability_info is refused by name."""
 
     prompt: ModelInput
     sampling_params: SamplingParamsBody
@@ -38,7 +39,7 @@ class SampleBody(msgspec.Struct, forbid_unknown_fields=True):
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
-    target_prompt_logprobs: msgspec.Raw | None = None
+    target_prompt_logprobs: Tensor | None = None
     prompt_alt_tokens_k: int = 0
     prompt_logprobs_last_n: int | None = None
     record_stability_info: bool | None = None
@@ -74,19 +75,33 @@ def sample_payload(body: SampleBody, *, path: str | None, card: EngineCard, conf
         prompt_logprobs=bool(body.prompt_logprobs),
         topk_prompt_logprobs=body.topk_prompt_logprobs,
         topk_sample_logprobs=body.topk_sample_logprobs,
+        prompt_logprobs_last_n=_last_n(body, num_prompt_tokens=int(tokens.size)),
+        target_prompt_logprobs=None
+        if body.target_prompt_logprobs is None
+        else prompt_targets(
+            body.target_prompt_logprobs, num_prompt_tokens=int(tokens.size), vocab_size=card.vocab_size
+        ),
+        prompt_alt_tokens_k=body.prompt_alt_tokens_k,
     )
 
 
 def _check_offered(body: SampleBody) -> None:
-    refused = {
-        "target_prompt_logprobs": body.target_prompt_logprobs not in (None, b"null"),
-        "prompt_alt_tokens_k": body.prompt_alt_tokens_k != 0,
-        "prompt_logprobs_last_n": body.prompt_logprobs_last_n is not None,
-        "record_stability_info": bool(body.record_stability_info),
-    }
-    for field, is_asked in refused.items():
-        if is_asked:
-            raise Unsupported(f"{field}: this server does not offer it; leave it out")
+    if body.record_stability_info:
+        raise Unsupported(
+            "record_stability_info: it is of use to the loss stable_reinforce alone, whose definition is not published, so this "
+            "server has neither; leave it out, as the answer's logprobs are what importance_sampling, ppo and cispo need"
+        )
+
+
+def _last_n(body: SampleBody, *, num_prompt_tokens: int) -> int | None:
+    last_n = body.prompt_logprobs_last_n
+    if last_n is not None:
+        require(bool(body.prompt_logprobs), "prompt_logprobs_last_n: it is about prompt_logprobs; ask for those too")
+        require(
+            1 <= last_n < num_prompt_tokens,
+            f"prompt_logprobs_last_n: {last_n} is not between 1 and {num_prompt_tokens - 1}, the prompt's tokens but the first",
+        )
+    return last_n
 
 
 def _check_counts(body: SampleBody, config: ApiConfig) -> None:
@@ -94,6 +109,7 @@ def _check_counts(body: SampleBody, config: ApiConfig) -> None:
         "num_samples": (body.num_samples, 1, config.max_num_samples),
         "topk_prompt_logprobs": (body.topk_prompt_logprobs, 0, config.max_topk),
         "topk_sample_logprobs": (body.topk_sample_logprobs, 0, config.max_topk),
+        "prompt_alt_tokens_k": (body.prompt_alt_tokens_k, 0, config.max_topk),
     }
     for field, (value, low, high) in limits.items():
         require(low <= value <= high, f"{field}: {value} is not between {low} and {high}")

@@ -33,7 +33,7 @@ def sample(state: EngineState, jobs: Sequence[OpJob[Sample]]) -> list[Outcome]:
         except GradstreamError as error:
             answers[index] = failed(error)
     share = {index: requests[index] for index in _shares(requests, state.comm.size)[state.comm.rank]}
-    answers |= _gathered(state, _run(state, share))
+    answers |= _gathered(state, _run(state, share, jobs))
     return [answers[index] for index in range(len(jobs))]
 
 
@@ -67,7 +67,7 @@ def _shares(requests: dict[int, SampleRequest], num_ranks: int) -> list[list[int
     return [sorted(share) for share in shares]
 
 
-def _run(state: EngineState, requests: dict[int, SampleRequest]) -> _Answers:
+def _run(state: EngineState, requests: dict[int, SampleRequest], jobs: Sequence[OpJob[Sample]]) -> _Answers:
     """Answers by index; this rank's work alone, nothing collective."""
     engine = SamplerEngine(base=state.base)
     index_of = {id(request): index for index, request in requests.items()}
@@ -76,8 +76,9 @@ def _run(state: EngineState, requests: dict[int, SampleRequest]) -> _Answers:
     answers: _Answers = {}
     while engine.has_work():
         for finished in engine.step():
-            error = finished.error
-            answers[index_of[id(finished.request)]] = to_wire(finished) if error is None else failed(error)
+            error, index = finished.error, index_of[id(finished.request)]
+            targets = jobs[index].payload.target_prompt_logprobs
+            answers[index] = to_wire(finished, targets=targets) if error is None else failed(error)
     return answers
 
 

@@ -72,11 +72,23 @@ def choose(logprobs_BV: Tensor, choices: list[Choice], uniforms: list[float]) ->
     filtered = [index for index, row in enumerate(drawn) if choices[row].is_filtered]
     if filtered:
         probs_BV[filtered] = _filtered(probs_BV[filtered], [choices[drawn[index]] for index in filtered])
-    cumulative_BV = probs_BV.cumsum(dim=-1)
-    targets_B = torch.tensor([uniforms[row] for row in drawn], dtype=torch.float64, device=logprobs_BV.device)
-    found_B = torch.searchsorted(cumulative_BV, (targets_B * cumulative_BV[:, -1])[:, None], right=True)[:, 0]
-    tokens_B[drawn] = torch.minimum(found_B, _last_possible(probs_BV))
+    uniforms_B = torch.tensor([uniforms[row] for row in drawn], dtype=torch.float64, device=logprobs_BV.device)
+    tokens_B[drawn] = _inverted(probs_BV, uniforms_B[:, None])[:, 0]
     return tokens_B
+
+
+def draw(logprobs_BV: Tensor, choice: Choice, uniforms_Bk: Tensor) -> Tensor:
+    """int64 [B, k]: k tokens for each row of `scaled_logprobs`, with replacement, from the whole vocabulary."""
+    if choice.is_greedy:
+        return logprobs_BV.argmax(dim=-1, keepdim=True).expand(uniforms_Bk.shape)
+    return _inverted(logprobs_BV.double().exp(), uniforms_Bk)
+
+
+def _inverted(probs_BV: Tensor, uniforms_Bk: Tensor) -> Tensor:
+    """int64 [B, k]: where each float64 uniform of a row falls in the row's cumulative distribution."""
+    cumulative_BV = probs_BV.cumsum(dim=-1)
+    found_Bk = torch.searchsorted(cumulative_BV, uniforms_Bk * cumulative_BV[:, -1:], right=True)
+    return torch.minimum(found_Bk, _last_possible(probs_BV)[:, None])
 
 
 def _filtered(probs_BV: Tensor, choices: list[Choice]) -> Tensor:

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from gradstream.engine.adapters.adapter import FrozenAdapter
 from gradstream.engine.sampler.choice import Choice, key_of
-from gradstream.engine.sampler.request import SampleRequest
+from gradstream.engine.sampler.request import PromptQuestions, SampleRequest
 from gradstream.engine.sampler.stops import stop_rule
 from gradstream.engine.sampler.text import model_text
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.targets import cells
 from gradstream.shared.wire import Job, Sample, SamplingParams
 
 MAX_SAMPLES = 1024
@@ -38,9 +39,27 @@ def to_request(state: EngineState, job: Job, payload: Sample, adapter: FrozenAda
         choice=Choice(temperature=params.temperature, top_k=params.top_k, top_p=params.top_p),
         stop=stop_rule(params, eos_token_ids=text.eos_token_ids, decoder=text.decoder),
         keys=tuple(keys),
-        prompt_logprobs=payload.prompt_logprobs,
-        topk_prompt=payload.topk_prompt_logprobs,
+        questions=_questions(payload, job, num_tokens=len(prompt), vocab_size=state.base.vocab_size),
         topk_sample=payload.topk_sample_logprobs,
+    )
+
+
+def _questions(payload: Sample, job: Job, *, num_tokens: int, vocab_size: int) -> PromptQuestions:
+    last_n, targets = payload.prompt_logprobs_last_n, payload.target_prompt_logprobs
+    if last_n is not None:
+        if not payload.prompt_logprobs:
+            raise InvalidRequest("prompt_logprobs_last_n: it is about prompt_logprobs; ask for those too")
+        _within("prompt_logprobs_last_n", last_n, 1, num_tokens - 1)
+    if targets is not None:
+        targets.check("target_prompt_logprobs", num_rows=num_tokens - 1, vocab_size=vocab_size)
+    return PromptQuestions(
+        logprobs=payload.prompt_logprobs,
+        topk=payload.topk_prompt_logprobs,
+        last_n=last_n,
+        targets=None if targets is None else cells(targets),
+        num_drawn=payload.prompt_alt_tokens_k,
+        # Never the key of a sample, whose indices start at 0.
+        key=key_of(seed=payload.params.seed, job=job.future_id, sample_index=-1),
     )
 
 
@@ -62,6 +81,7 @@ def _check(payload: Sample) -> None:
     _within("num_samples", payload.num_samples, 1, MAX_SAMPLES)
     _within("topk_prompt_logprobs", payload.topk_prompt_logprobs, 0, MAX_CANDIDATES)
     _within("topk_sample_logprobs", payload.topk_sample_logprobs, 0, MAX_CANDIDATES)
+    _within("prompt_alt_tokens_k", payload.prompt_alt_tokens_k, 0, MAX_CANDIDATES)
     _check_params(payload.params)
 
 

@@ -11,14 +11,50 @@ from gradstream.engine.sampler.choice import Choice, uniform
 from gradstream.engine.sampler.stops import StopRule
 from gradstream.engine.sampler.tables import TopKTable, join_tables
 from gradstream.shared.errors import GradstreamError
+from gradstream.shared.targets import Cells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptQuestions:
+    """What is asked about the positions of a prompt.
+
+    logprobs of its own tokens and the topk likeliest are of the last last_n tokens (None: of all). targets: other tokens to score,
+    row i at position i + 1. num_drawn tokens are drawn at each position but the first with the random numbers of key.
+    """
+
+    logprobs: bool = False
+    topk: int = 0
+    last_n: int | None = None
+    targets: Cells | None = None
+    num_drawn: int = 0
+    key: bytes = b""
+
+    @property
+    def need_logits(self) -> bool:
+        """True when the log-probabilities of the whole vocabulary are needed."""
+        return bool(self.topk or self.targets is not None or self.num_drawn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptScores:
+    """The answers to PromptQuestions, None for what was not asked.
+
+    logprobs: float32 [prompt length], NaN at position 0 and where not asked. topk: its row i is about position i; rows that were not
+    asked are empty. targets: float32 [cells], 0.0 for an id of -1. drawn: row i is about position i + 1.
+    """
+
+    logprobs: NDArray[np.float32] | None = None
+    topk: TopKTable | None = None
+    targets: NDArray[np.float32] | None = None
+    drawn: TopKTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
     """One prompt, continued once for each key (its random numbers).
 
-    name tells requests apart. adapter None is the base model. max_tokens is at least 1 and fits the context. topk_prompt and
-    topk_sample are 0 or how many candidates are wanted at each position.
+    name tells requests apart. adapter None is the base model. max_tokens is at least 1 and fits the context. topk_sample is 0 or how
+    many candidates are wanted beside each new token.
     """
 
     name: str
@@ -28,8 +64,7 @@ class SampleRequest:
     choice: Choice
     stop: StopRule
     keys: tuple[bytes, ...]
-    prompt_logprobs: bool = False
-    topk_prompt: int = 0
+    questions: PromptQuestions = PromptQuestions()
     topk_sample: int = 0
 
     @property
@@ -59,15 +94,11 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The answer to one request. error is set when the job failed; then the rest is empty.
-
-    prompt_logprobs: float32 [prompt length], NaN at position 0. topk_prompt: its row i is about position i, row 0 is empty.
-    """
+    """The answer to one request. error is set when the job failed; then the rest is empty."""
 
     request: SampleRequest
     sequences: list[Sampled]
-    prompt_logprobs: NDArray[np.float32] | None = None
-    topk_prompt: TopKTable | None = None
+    scores: PromptScores = PromptScores()
     error: GradstreamError | None = None
 
 
@@ -77,8 +108,7 @@ class Progress:
 
     request: SampleRequest
     done: dict[int, Sampled] = field(default_factory=dict)
-    prompt_logprobs: NDArray[np.float32] | None = None
-    topk_prompt: TopKTable | None = None
+    scores: PromptScores = PromptScores()
     error: GradstreamError | None = None
 
     def finished(self) -> Finished | None:
@@ -90,8 +120,7 @@ class Progress:
         return Finished(
             request=self.request,
             sequences=[self.done[index] for index in range(self.request.num_samples)],
-            prompt_logprobs=self.prompt_logprobs,
-            topk_prompt=self.topk_prompt,
+            scores=self.scores,
         )
 
 

@@ -19,7 +19,7 @@ from gradstream.engine.head import logits
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.sampler.choice import choose, scaled_logprobs
 from gradstream.engine.sampler.kv import DecodePass, KVCache, PromptPass, PromptSpan
-from gradstream.engine.sampler.prompts import prompt_candidates, prompt_logprobs
+from gradstream.engine.sampler.prompts import PromptScorer
 from gradstream.engine.sampler.request import Finished, Progress, SampleRequest, Sequence
 from gradstream.engine.sampler.tables import topk_table
 from gradstream.shared.errors import NonFinite
@@ -131,10 +131,9 @@ class SamplerEngine:
 
     def _score(self, progress: Progress, hidden_TD: Tensor, tokens_T: Tensor) -> None:
         request = progress.request
-        if request.prompt_logprobs:
-            progress.prompt_logprobs = prompt_logprobs(self.base, hidden_TD, tokens_T, request.adapter)
-        if request.topk_prompt:
-            progress.topk_prompt = prompt_candidates(self.base, hidden_TD, request.adapter, width=request.topk_prompt)
+        progress.scores = PromptScorer(
+            self.base, request.adapter, questions=request.questions, choice=request.choice
+        ).scores(hidden_TD, tokens_T)
 
     def _decode(self) -> list[Finished]:
         """Run the newest token of every live sequence and draw the next ones."""

@@ -10,6 +10,7 @@ from tests.support.engine_builders import DENSE, Driver, cross_entropy, open_eng
 
 from gradstream.engine.sampler.store import SamplerStore
 from gradstream.shared.ids import SamplerId, TenantId
+from gradstream.shared.targets import PromptTargets
 from gradstream.shared.wire import Failed, Sample, SampleDone, SamplingParams, SaveForSampler, SaveWeights, UnloadModel
 
 PROMPT = np.arange(40, 60, dtype="<i4")
@@ -157,6 +158,28 @@ def test_prompt_logprobs_and_tables_have_the_shapes_that_clients_read(driver):
     assert ids.max() < 2048
 
 
+def test_a_prompt_of_one_token_has_no_position_to_ask_about(driver):
+    targets = PromptTargets(shape=(0, 5), token_ids=b"")
+    asked = {"prompt_logprobs": True, "topk_prompt_logprobs": 2, "prompt_alt_tokens_k": 3}
+    outcome = driver.done(SAMPLER, sample(prompt=PROMPT[:1], target_prompt_logprobs=targets, **asked))
+    assert np.isnan(np.frombuffer(outcome.prompt_logprobs, "<f4")).tolist() == [True]
+    assert (outcome.topk_prompt.length, outcome.alt_tokens.length, outcome.target_prompt.logprobs) == (1, 0, b"")
+
+
+def test_targets_and_alternatives_are_answered_beside_the_sample_and_repeat_with_the_seed(driver):
+    rows = len(PROMPT) - 1
+    ids = np.stack([PROMPT[1:], np.full(rows, -1)], axis=1).astype("<i4")
+    targets = PromptTargets(shape=(rows, 2), token_ids=ids.tobytes())
+    asked = sample(prompt_logprobs=True, target_prompt_logprobs=targets, prompt_alt_tokens_k=4, temperature=0.9)
+    first, second = driver.done(SAMPLER, asked), driver.done("x:sample:1", asked)
+    scored = np.frombuffer(first.target_prompt.logprobs, "<f4").reshape(rows, 2)
+    np.testing.assert_allclose(scored[:, 0], np.frombuffer(first.prompt_logprobs, "<f4")[1:], atol=1e-5)
+    assert not scored[:, 1].any()
+    assert first.alt_tokens == second.alt_tokens
+    assert (first.alt_tokens.k, first.alt_tokens.length) == (4, rows)
+    assert tokens(first) == tokens(driver.done(SAMPLER, sample(temperature=0.9)))
+
+
 def test_eos_ends_a_sequence_unless_an_empty_stop_list_was_given(driver):
     (free,) = tokens(driver.done(SAMPLER, sample(temperature=0.0, max_tokens=300, stop_token_ids=[])))
     stopped = driver.done(SAMPLER, sample(temperature=0.0, max_tokens=300, stop_token_ids=None))
@@ -198,6 +221,13 @@ BAD = {
     "top_p nan": (sample(top_p=float("nan")), "top_p: nan"),
     "top_k": (sample(top_k=-5), "top_k: -5"),
     "empty stop text": (sample(stop_texts=["a", ""]), "a stop text is empty"),
+    "last n without logprobs": (sample(prompt_logprobs_last_n=1), "prompt_logprobs_last_n: it is about"),
+    "last n of all": (sample(prompt_logprobs=True, prompt_logprobs_last_n=20), "prompt_logprobs_last_n: 20"),
+    "targets of another length": (
+        sample(target_prompt_logprobs=PromptTargets(shape=(1, 1), token_ids=bytes(4))),
+        "target_prompt_logprobs: shape [1, 1]",
+    ),
+    "too many alternatives": (sample(prompt_alt_tokens_k=100_000), "prompt_alt_tokens_k: 100000"),
     "too many candidates": (sample(topk_sample_logprobs=100_000), "topk_sample_logprobs: 100000"),
     "no such path": (sample("file:///etc/passwd"), "is not a checkpoint"),
     "unknown checkpoint": (sample("tinker://m/sampler_weights/x"), "there is no checkpoint"),

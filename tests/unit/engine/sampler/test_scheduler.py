@@ -9,7 +9,7 @@ from gradstream.engine.adapters.adapter import Owner, new_adapter
 from gradstream.engine.head import target_logprobs
 from gradstream.engine.models.build import load_base
 from gradstream.engine.sampler.choice import Choice, key_of
-from gradstream.engine.sampler.request import SampleRequest
+from gradstream.engine.sampler.request import PromptQuestions, SampleRequest
 from gradstream.engine.sampler.scheduler import SamplerEngine, SamplerLimits
 from gradstream.engine.sampler.stops import StopRule
 from gradstream.shared.errors import NonFinite
@@ -107,7 +107,7 @@ def mixed_requests(base):
         request(PROMPTS[0], num_samples=3, max_tokens=9, seed=1),
         request(PROMPTS[1], adapter=adapter(base, rank=2, seed=2), max_tokens=1, seed=2, topk_sample=3),
         request(PROMPTS[2], adapter=adapter(base, rank=8, seed=3), num_samples=2, max_tokens=20, seed=3),
-        request(PROMPTS[3], choice=GREEDY, max_tokens=4, seed=4, prompt_logprobs=True, topk_prompt=2),
+        request(PROMPTS[3], choice=GREEDY, max_tokens=4, seed=4, questions=PromptQuestions(logprobs=True, topk=2)),
         request(PROMPTS[0], adapter=adapter(base, rank=8, seed=3), num_samples=2, max_tokens=15, seed=6),
     ]
 
@@ -173,25 +173,29 @@ def test_a_stop_token_at_the_last_allowed_place_is_a_stop(base):
 def test_prompt_logprobs_are_the_trainers_bits_at_temperature_one(base):
     weights = adapter(base)
     hot = Choice(temperature=3.0, top_k=2, top_p=0.5)
-    (answer,) = run(base, [request(PROMPTS[2], choice=hot, adapter=weights, max_tokens=1, prompt_logprobs=True)])
-    assert np.isnan(answer.prompt_logprobs[0])
+    (answer,) = run(
+        base, [request(PROMPTS[2], choice=hot, adapter=weights, max_tokens=1, questions=PromptQuestions(logprobs=True))]
+    )
+    assert np.isnan(answer.scores.logprobs[0])
     expected = forward_logprobs(base, PROMPTS[2][:1], PROMPTS[2][1:].tolist(), weights)
-    np.testing.assert_array_equal(answer.prompt_logprobs[1:], expected)
+    np.testing.assert_array_equal(answer.scores.logprobs[1:], expected)
 
 
 @torch.no_grad()
 def test_topk_tables_hold_the_likeliest_tokens_of_each_position(base, model_dir):
     model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
     cold = Choice(temperature=0.5, top_k=-1, top_p=1.0)
-    (answer,) = run(base, [request(PROMPTS[3], choice=cold, topk_prompt=3, topk_sample=2, max_tokens=5)])
+    (answer,) = run(
+        base, [request(PROMPTS[3], choice=cold, questions=PromptQuestions(topk=3), topk_sample=2, max_tokens=5)]
+    )
     sampled = answer.sequences[0]
     ids = torch.tensor([[*PROMPTS[3].tolist(), *sampled.tokens]])
     logits = model(ids).logits[0]
     values, tokens = logits[: len(PROMPTS[3]) - 1].log_softmax(-1).topk(3)
-    assert answer.topk_prompt.token_ids[0].tolist() == [0, 0, 0]
-    assert answer.topk_prompt.logprobs[0].tolist() == [-99999.0] * 3
-    np.testing.assert_array_equal(answer.topk_prompt.token_ids[1:], tokens)
-    np.testing.assert_allclose(answer.topk_prompt.logprobs[1:], values, atol=1e-5)
+    assert answer.scores.topk.token_ids[0].tolist() == [0, 0, 0]
+    assert answer.scores.topk.logprobs[0].tolist() == [-99999.0] * 3
+    np.testing.assert_array_equal(answer.scores.topk.token_ids[1:], tokens)
+    np.testing.assert_allclose(answer.scores.topk.logprobs[1:], values, atol=1e-5)
     values, tokens = (logits[len(PROMPTS[3]) - 1 : -1] / 0.5).log_softmax(-1).topk(2)
     np.testing.assert_array_equal(sampled.topk.token_ids, tokens)
     np.testing.assert_allclose(sampled.topk.logprobs, values, atol=1e-5)
