@@ -283,3 +283,9 @@ def test_a_search_that_is_wrong_is_refused_by_name(rig: Rig, body: dict[str, obj
     answer = rig.post("sessions/search", body)
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
     assert next(iter(body)) in answer.json()["detail"]
+
+
+def test_copying_weights_is_refused_with_an_alternative(rest: RestClient, training: tinker.TrainingClient) -> None:
+    path = training.save_state("a").result().path
+    with pytest.raises(tinker.BadRequestError, match="create_training_client_from_state_with_optimizer"):
+        rest.copy_weights(path, destination_project_id="p").result()

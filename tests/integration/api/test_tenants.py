@@ -215,7 +215,7 @@ NAMELESS = {
     # Whoever holds a token may use it; nobody can guess one.
     "downloads/{token}/{name}",
     # Refused before it is read; and one that answers everything alike, whatever it did.
-    *("create_custom_loss", "cancel_future"),
+    *("create_custom_loss", "copy_weights", "cancel_future"),
 }
 # Calls that answer with what the caller has.
 LISTS: dict[str, Call] = {

@@ -3,6 +3,7 @@
 from gradstream.api.tinker import (
     account,
     checkpoints,
+    copies,
     custom_losses,
     downloads,
     futures,
@@ -31,5 +32,6 @@ RESOURCES = (
     runs,
     checkpoints,
     downloads,
+    copies,
     account,
 )

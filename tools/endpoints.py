@@ -1,0 +1,45 @@
+"""Prints docs/endpoints.md: every call of the API, from its routes.
+
+python tools/endpoints.py > docs/endpoints.md
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator
+
+from fastapi.routing import APIRoute
+
+from gradstream.api.tinker.routes import RESOURCES
+
+_HEAD = """# Endpoints
+
+All paths are below `/api/v1`. Bodies and answers are in the OpenAPI document at `/openapi.json`; what a call with a key of another tenant sees
+is what it would see if the thing did not exist. This page is made by `tools/endpoints.py` from the routes.
+
+Where the answer differs from a hosted service, on purpose:
+
+- Publishing a public checkpoint, or unpublishing a private one, is 400 instead of 409: the SDK repeats every 409 for five minutes.
+- `publish` marks a checkpoint; it opens it to nobody else.
+- Projects are names that group sessions. Audits and bills are empty. Traces are not recorded, and an export says so.
+- `archive` redirects to a tar that is made while it is read, so it never answers that it is still being built.
+- Copying weights between runs, encrypted exports and losses sent by clients are refused.
+"""
+
+
+def page() -> str:
+    """The whole document."""
+    return f"{_HEAD}\n| call | what it does |\n|---|---|\n" + "".join(f"{row}\n" for row in rows())
+
+
+def rows() -> Iterator[str]:
+    for resource in RESOURCES:
+        for route in resource.router.routes:
+            if not isinstance(route, APIRoute):
+                continue
+            first = (inspect.getdoc(route.endpoint) or "").splitlines()[0]
+            path = route.path.removeprefix("/").replace(":path}", "}")
+            yield f"| {' '.join(sorted(route.methods))} `{path}` | {first} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
