@@ -145,3 +145,29 @@ def test_stability_info_is_refused_with_the_reason(service: tinker.ServiceClient
     recording = service.create_sampling_client(base_model=model_name(service), record_stability_info=True)
     with pytest.raises(tinker.BadRequestError, match=r"record_stability_info: .*stable_reinforce"):
         recording.sample(PROMPT, 1, ONE).result()
+
+
+def test_handles_of_earlier_snapshots_say_the_same_after_more_training(service: tinker.ServiceClient) -> None:
+    training = service.create_lora_training_client(base_model=model_name(service), rank=4, seed=1)
+    datum = types.Datum(
+        model_input=types.ModelInput.from_ints(TOKENS[:-1]), loss_fn_inputs={"target_tokens": TOKENS[1:]}
+    )
+    handles, said = [], []
+    for _ in range(3):
+        training.forward_backward([datum], "cross_entropy").result()
+        training.optim_step(types.AdamParams(learning_rate=1e-2)).result()
+        handles.append(training.save_weights_and_get_sampling_client())
+        said.append(numbers(handles[-1].compute_logprobs(PROMPT).result()[1:]))
+    sums = [sum(one) for one in said]
+    assert sums == sorted(sums)
+    assert sums[0] < sums[1] < sums[2]
+    running = [
+        handle.sample(PROMPT, 2, types.SamplingParams(max_tokens=100, seed=1, stop=[]), include_prompt_logprobs=True)
+        for handle in handles
+    ]
+    training.forward_backward([datum], "cross_entropy").result()
+    training.optim_step(types.AdamParams(learning_rate=1e-2)).result()
+    for before, future in zip(said, running, strict=True):
+        logprobs = future.result().prompt_logprobs
+        assert logprobs is not None
+        np.testing.assert_allclose(numbers(logprobs[1:]), before, atol=1e-5)
