@@ -38,7 +38,7 @@ def rows() -> Iterator[str]:
                 continue
             first = (inspect.getdoc(route.endpoint) or "").splitlines()[0]
             path = route.path.removeprefix("/").replace(":path}", "}")
-            yield f"| {' '.join(sorted(route.methods))} `{path}` | {first} |"
+            yield f"| {' '.join(sorted(route.methods or ()))} `{path}` | {first} |"
 
 
 if __name__ == "__main__":
