@@ -109,8 +109,10 @@ def test_the_rl_trainer_raises_a_verified_reward_from_a_loaded_checkpoint(boxed,
     assert max(map(abs, column(metrics, "optim/kl_sample_train_v1"))) < 1e-4
 
 
-def test_dpo_learns_which_answer_is_preferred(cookbook):
-    metrics = cookbook.recipe(
+@pytest.fixture(scope="session")
+def preferred(cookbook):
+    """The metrics of the DPO recipe, whose model stays near its base."""
+    return cookbook.recipe(
         "preference.dpo.train",
         "dpo",
         model_name=MODEL,
@@ -122,27 +124,32 @@ def test_dpo_learns_which_answer_is_preferred(cookbook):
         max_steps=12,
     )
 
-    assert column(metrics, "dpo_loss")[0] == pytest.approx(math.log(2), abs=1e-4)
-    first, last = ends(column(metrics, "dpo_loss"))
+
+def test_dpo_learns_which_answer_is_preferred(preferred):
+    assert column(preferred, "dpo_loss")[0] == pytest.approx(math.log(2), abs=1e-4)
+    first, last = ends(column(preferred, "dpo_loss"))
     assert last < first - 0.1
-    assert ends(column(metrics, "accuracy"))[1] > 0.9
+    assert ends(column(preferred, "accuracy"))[1] > 0.9
 
 
-def test_on_policy_distillation_brings_the_student_to_its_teacher(boxed, cookbook):
+def test_on_policy_distillation_brings_the_student_to_its_teacher(request, cookbook):
+    request.getfixturevalue("preferred")
+    teacher = checkpoints(cookbook.folder, "dpo")[-1]["sampler_path"]
+
     metrics = cookbook.recipe(
         "distillation.on_policy_distillation",
         "distillation",
         model_name=MODEL,
         teacher_model=MODEL,
-        teacher_checkpoint=boxed["sampler_path"],
+        teacher_checkpoint=teacher,
         base_url=cookbook.url,
         dataset="deepmath",
         groups_per_batch=8,
-        group_size=4,
+        group_size=8,
         lora_rank=16,
-        learning_rate=5e-3,
-        max_tokens=10,
-        max_steps=20,
+        learning_rate=1e-3,
+        max_tokens=8,
+        max_steps=24,
         eval_every=0,
         save_every=0,
     )
