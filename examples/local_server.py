@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradstream.shared.embedded import child as shim
+
 HOST = "127.0.0.1"
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.2
@@ -43,14 +45,15 @@ def free_port() -> int:
 def local_server(
     config: Path, *, output_dir: Path, overrides: Mapping[str, str] | None = None, ready_timeout_s: float = 300.0
 ) -> Iterator[LocalServer]:
-    """Run `gradstream serve` with config on a free port until the block ends, however it ends.
+    """Run `gradstream serve` with config on a free port until the block ends, however it ends: a killed caller takes it along (Linux).
 
     overrides: `--server.key value` pairs. Raises ServerFailed when the server is not ready after ready_timeout_s.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = output_dir / "server.log"
-    command = [str(Path(sys.executable).with_name("gradstream")), "serve", "--config", str(config)]
+    command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid())]
+    command += [str(Path(sys.executable).with_name("gradstream")), "serve", "--config", str(config)]
     command += ["--api-host", HOST, "--api-port", str(port)]
     for key, value in {"output_dir": str(output_dir), **(overrides or {})}.items():
         command += [f"--server.{key}", value]

@@ -34,7 +34,8 @@ def api_server(url: str, *, engine: str, config: ApiConfig, limits: Limits) -> I
             errors.append(error)
             started.set()
 
-    thread = threading.Thread(target=run, name="api-server")
+    # A daemon: a test process never waits at its end for a server that did not stop.
+    thread = threading.Thread(target=run, name="api-server", daemon=True)
     thread.start()
     try:
         assert started.wait(20)

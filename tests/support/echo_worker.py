@@ -49,6 +49,8 @@ from gradstream.shared.wire import (
     UnloadModelDone,
 )
 
+_START_S = 20.0
+
 
 class EchoWorker:
     """Runs in a thread between start and stop. Between pause and resume it reads nothing, so that jobs pile up."""
@@ -63,17 +65,26 @@ class EchoWorker:
         self.seen: list[tuple[str, int, str]] = []
         self.error: BaseException | None = None
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="echo-worker")
+        # A daemon: a test process never waits at its end for a worker that a failed test left behind.
+        self._thread = threading.Thread(target=self._run, name="echo-worker", daemon=True)
 
     def start(self) -> None:
+        """Return once it serves; raises what kept it from that, with nothing left running."""
         self._thread.start()
-        assert self._ready.wait(20), self.error
+        if not self._ready.wait(_START_S):
+            self._stop.set()
+            raise TimeoutError(f"the echo worker was not ready within {_START_S} s")
+        self.check()
+
+    def check(self) -> None:
+        """Raise what ended it, if anything did."""
+        if self.error is not None:
+            raise self.error
 
     def stop(self) -> None:
         self._stop.set()
         self._thread.join(20)
-        if self.error is not None:
-            raise self.error
+        self.check()
 
     def pause(self) -> None:
         """Return once nothing is being read."""

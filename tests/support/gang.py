@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from gradstream.shared import codec, ids
 from gradstream.shared.columns import Column
-from gradstream.shared.config import Settings, load_settings, resolve, write_handover
+from gradstream.shared.config import Settings, load_settings, read_handover, resolve, write_handover
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.ids import FutureId, ModelId
 from gradstream.shared.joblog.port import Submission
@@ -31,11 +32,12 @@ from gradstream.shared.wire import (
     Sample,
     SamplingParams,
 )
+from gradstream.worker.engine_watch import EngineWatch, Sight
 
 TINY = Path(__file__).parents[1] / "models" / "tiny-qwen3-shakespeare"
 BASE_MODEL = "tiny"
 READY_S = 120
-OUTCOME_S = 120
+OUTCOME_S = 60
 
 
 def settings_file(directory: Path, *, redis_url: str, engine: str, owner: str = "launcher-1", **fields: object) -> Path:
@@ -63,28 +65,52 @@ def _yaml(value: object) -> str:
 
 
 @contextmanager
-def gang(settings: Path, *, num_ranks: int = 1, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A running gang, its processes gone afterwards. One rank runs without torchrun."""
+def gang(
+    settings: Path, *, num_ranks: int = 1, log: Path | None = None, leads: bool = True
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A running gang, its processes gone afterwards, and with the test process. One rank runs without torchrun.
+
+    It leads when the block begins; one that ends before that fails the test at once. leads False: it need not get there.
+    """
     module = ["-m", "gradstream.worker", "--settings", str(settings)]
     if num_ranks > 1:
         where = ["--master-addr", "127.0.0.1", "--master-port", str(_free_port())]
-        module = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks), *where, *module]
-    sink = (log or settings.with_suffix(".log")).open("ab")
+        module = ["-m", "gradstream.worker.torchrun", "--nproc-per-node", str(num_ranks), *where, *module]
+    log = log or settings.with_suffix(".log")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *module], stdout=sink, stderr=sink, start_new_session=True, env=environment
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=40)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        sink.close()
+    read: Settings = read_handover(settings)
+    with log.open("ab") as sink, EngineWatch(str(read.redis_url), engine=read.engine_name) as watch:
+        before = watch.look() or Sight()
+        process = subprocess.Popen(
+            [sys.executable, *module], stdout=sink, stderr=sink, start_new_session=True, env=environment
+        )
+        try:
+            if leads:
+                _await_lead(process, watch, after_epoch=before.epoch, log=log)
+            yield process
+        finally:
+            _end(process)
+
+
+def _await_lead(process: subprocess.Popen[bytes], watch: EngineWatch, *, after_epoch: int, log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while True:
+        sight = watch.look() or Sight()
+        if sight.epoch > after_epoch and sight.card_epoch == sight.epoch:
+            return
+        assert process.poll() is None, f"the gang ended with {process.returncode}:\n{log.read_text()[-4000:]}"
+        assert time.monotonic() < deadline, f"the gang did not lead within {READY_S} s:\n{log.read_text()[-4000:]}"
+        time.sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _free_port() -> int:
@@ -183,7 +209,5 @@ def optim_step(*, learning_rate: float = 1e-3) -> OptimStep:
 
 def output_dir(settings: Path) -> Path:
     """Where the gang of these settings saves."""
-    from gradstream.shared.config import read_handover
-
     read: Settings = read_handover(settings)
     return Path(read.output_dir)

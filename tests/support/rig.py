@@ -85,6 +85,7 @@ class Rig:
         """The JSON result, polled for as long as the server says try_again."""
         deadline = time.monotonic() + _DEADLINE_S
         while time.monotonic() < deadline:
+            self.worker.check()
             response = self.poll(request_id)
             if response.status_code != 408:
                 return self.ok(response)

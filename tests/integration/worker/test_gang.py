@@ -133,7 +133,7 @@ async def test_another_launchers_gang_waits_for_the_lease(settings, client, tmp_
     )
     with gang(settings):
         await client.outcome(created)
-        with gang(other) as second:
+        with gang(other, leads=False) as second:
             assert second.wait(timeout=120) == 1
     assert "serves this engine" in other.with_suffix(".log").read_text()
 
@@ -171,7 +171,7 @@ async def test_a_model_that_cannot_be_read_is_one_sentence_and_exit_78(tmp_path,
     broken.mkdir()
     (broken / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, model_path=broken)
-    with gang(settings) as process:
+    with gang(settings, leads=False) as process:
         assert process.wait(timeout=120) == 78
     log = settings.with_suffix(".log").read_text()
     assert "Traceback" not in log

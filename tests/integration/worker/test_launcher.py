@@ -1,5 +1,6 @@
 """`gradstream serve` as a user runs it: real processes, stopped, killed and misconfigured."""
 
+import os
 import re
 import shutil
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from gradstream.shared.embedded import child as shim
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -33,7 +36,9 @@ class Server:
         self.port = port or free_port()
         self.output_dir = output_dir
         self.said = output_dir.with_name(f"{output_dir.name}-{self.port}.txt")
-        command = [str(Path(sys.executable).with_name("gradstream")), "serve", "--config", config]
+        # Through the shim, so that a killed test run leaves no server behind.
+        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid())]
+        command += [str(Path(sys.executable).with_name("gradstream")), "serve", "--config", config]
         command += ["--api-port", str(self.port), "--server.output_dir", str(output_dir), *arguments]
         with self.said.open("wb") as sink:
             self.process = subprocess.Popen(
