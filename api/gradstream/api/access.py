@@ -11,7 +11,7 @@ from gradstream.shared.clock import Clock
 API_PREFIX = "/api/v1"
 _LOG = structlog.get_logger("gradstream.api")
 # Polls and heartbeats come all the time and say little.
-_QUIET = ("/retrieve_future", "/session_heartbeat", "/telemetry", "/healthz", "/metrics")
+_QUIET = ("/retrieve_future", "/retrieve_futures", "/session_heartbeat", "/telemetry", "/healthz", "/metrics")
 
 
 class AccessLog:

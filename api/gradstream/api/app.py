@@ -58,6 +58,10 @@ async def _check_gaps(parts: Parts) -> None:
         except GradstreamError as error:
             _LOG.warning("gap_check_failed", code=error.code, detail=error.message)
             continue
+        # The guard of a background task: without it one odd answer of Redis ends the checks, and held jobs wait for ever.
+        except Exception:  # noqa: BLE001
+            _LOG.exception("gap_check_failed")
+            continue
         if num_failed:
             parts.metrics.gaps_failed.inc(num_failed)
             _LOG.warning("gap_jobs_failed", num_jobs=num_failed)

@@ -85,3 +85,6 @@ class LeaseKeeper:
             except Fenced as error:
                 self._on_fenced(str(error))
                 return
+            except Exception:  # noqa: BLE001 - the guard of a background task
+                # Without renewals another gang could take over while this one is well.
+                _log.exception("lease_renewal_failed")
