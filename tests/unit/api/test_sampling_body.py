@@ -131,3 +131,22 @@ def test_bad_targets_are_refused_by_name(tensor: dict, message: str) -> None:
 def test_fields_that_ask_for_nothing_are_accepted() -> None:
     nothing = {"target_prompt_logprobs": None, "prompt_alt_tokens_k": 0, "record_stability_info": False}
     assert payload(body(**nothing)).num_samples == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_taken"),
+    [
+        ({"num_samples": 1024, "topk_sample_logprobs": 64, "sampling_params": {"max_tokens": 1000}}, False),
+        ({"num_samples": 1024, "sampling_params": {"max_tokens": 8100}}, True),
+        ({"num_samples": 16, "topk_sample_logprobs": 20, "sampling_params": {"max_tokens": 8100}}, True),
+    ],
+    ids=["half a gigabyte", "many long samples", "candidates of long samples"],
+)
+def test_an_answer_that_could_not_be_stored_is_refused_before_it_is_made(fields: dict, is_taken: bool) -> None:
+    card = msgspec.structs.replace(UNIFORM_CARD, max_context_tokens=8192)
+    parsed = parse_sample(msgspec.json.encode(body(**fields)))
+    if is_taken:
+        assert sample_payload(parsed, path=None, card=card, config=ApiConfig()).num_samples == fields["num_samples"]
+        return
+    with pytest.raises(InvalidRequest, match="the answer may take 532480"):
+        sample_payload(parsed, path=None, card=card, config=ApiConfig())

@@ -15,6 +15,8 @@ from gradstream.shared.wire import Sample, SamplingParams
 _MAX_STOPS = 64
 _MAX_STOP_CHARS = 1024
 _MAX_TOP_K = 2**31 - 1
+# Far above what clients ask for, and far below what one value in Redis may have: what a result takes must be bounded before it is made.
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 class SamplingParamsBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,10 +69,12 @@ def sample_payload(body: SampleBody, *, path: str | None, card: EngineCard, conf
             f"prompt.tokens[{bad}]: token id {int(tokens[bad])} is outside the vocabulary; ids are 0 to "
             f"{card.vocab_size - 1}"
         )
+    params = _params(body.sampling_params, num_prompt_tokens=int(tokens.size), card=card)
+    _check_answer_size(body, num_prompt_tokens=int(tokens.size), max_tokens=params.max_tokens)
     return Sample(
         path=path,
         prompt=tokens.astype("<i4").tobytes(),
-        params=_params(body.sampling_params, num_prompt_tokens=int(tokens.size), card=card),
+        params=params,
         num_samples=body.num_samples,
         prompt_logprobs=bool(body.prompt_logprobs),
         topk_prompt_logprobs=body.topk_prompt_logprobs,
@@ -113,6 +117,17 @@ def _check_counts(body: SampleBody, config: ApiConfig) -> None:
     }
     for field, (value, low, high) in limits.items():
         require(low <= value <= high, f"{field}: {value} is not between {low} and {high}")
+
+
+def _check_answer_size(body: SampleBody, *, num_prompt_tokens: int, max_tokens: int) -> None:
+    """An id and a log-probability take eight bytes: of every new token, of each candidate beside it and of each beside a prompt token."""
+    sampled_bytes = 8 * body.num_samples * max_tokens * (1 + body.topk_sample_logprobs)
+    prompt_bytes = 8 * num_prompt_tokens * (1 + body.topk_prompt_logprobs + body.prompt_alt_tokens_k)
+    require(
+        sampled_bytes + prompt_bytes <= _MAX_ANSWER_BYTES,
+        f"num_samples, sampling_params.max_tokens, topk_sample_logprobs: the answer may take {sampled_bytes + prompt_bytes} bytes, and "
+        f"one has {_MAX_ANSWER_BYTES} at most; ask for fewer samples, tokens or candidates in one request",
+    )
 
 
 def _params(body: SamplingParamsBody, *, num_prompt_tokens: int, card: EngineCard) -> SamplingParams:

@@ -11,7 +11,8 @@ from gradstream.engine.files import mark_used
 from gradstream.engine.ops.registry import OPS, OpJob, failed
 from gradstream.engine.sampler.answer import to_wire
 from gradstream.engine.sampler.intake import to_request
-from gradstream.engine.sampler.request import SampleRequest
+from gradstream.engine.sampler.pieces import joined, pieces_of
+from gradstream.engine.sampler.request import Finished, SampleRequest
 from gradstream.engine.sampler.scheduler import SamplerEngine
 from gradstream.engine.sampler.store import Resident
 from gradstream.engine.state import EngineState
@@ -70,15 +71,18 @@ def _shares(requests: dict[int, SampleRequest], num_ranks: int) -> list[list[int
 def _run(state: EngineState, requests: dict[int, SampleRequest], jobs: Sequence[OpJob[Sample]]) -> _Answers:
     """Answers by index; this rank's work alone, nothing collective."""
     engine = SamplerEngine(base=state.base)
-    index_of = {id(request): index for index, request in requests.items()}
-    for request in requests.values():
-        engine.add(request)
-    answers: _Answers = {}
+    pieces = {index: pieces_of(request, engine.limits) for index, request in requests.items()}
+    for parts in pieces.values():
+        for part in parts:
+            engine.add(part)
+    done: dict[int, Finished] = {}
     while engine.has_work():
-        for finished in engine.step():
-            error, index = finished.error, index_of[id(finished.request)]
-            targets = jobs[index].payload.target_prompt_logprobs
-            answers[index] = to_wire(finished, targets=targets) if error is None else failed(error)
+        done |= {id(finished.request): finished for finished in engine.step()}
+    answers: _Answers = {}
+    for index, request in requests.items():
+        finished = joined(request, [done[id(part)] for part in pieces[index]])
+        targets = jobs[index].payload.target_prompt_logprobs
+        answers[index] = to_wire(finished, targets=targets) if finished.error is None else failed(finished.error)
     return answers
 
 
