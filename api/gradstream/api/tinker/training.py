@@ -75,14 +75,16 @@ async def _from_protobuf(parts: Parts, raw: bytes, *, tenant: TenantId) -> Promi
 
 async def _from_json(parts: Parts, raw: bytes, *, tenant: TenantId, backward: bool) -> Promise:
     size_bytes = len(raw)
-    if backward:
-        async with refusing(parts, place_in_json(raw, tenant=tenant)):
+    readable = await offloaded(lambda: place_in_json(raw, tenant=tenant), size_bytes=size_bytes)
+    async with refusing(parts, readable):
+        if backward:
             both = await offloaded(lambda: training_json.parse_forward_backward(raw), size_bytes=size_bytes)
-        place, content = place_of(both.model_id, both.seq_id, tenant=tenant), both.forward_backward_input
-    else:
-        async with refusing(parts, place_in_json(raw, tenant=tenant)):
+            content = both.forward_backward_input
+            place = place_of(both.model_id, both.seq_id, tenant=tenant)
+        else:
             only = await offloaded(lambda: training_json.parse_forward(raw), size_bytes=size_bytes)
-        place, content = place_of(only.model_id, only.seq_id, tenant=tenant), only.forward_input
+            content = only.forward_input
+            place = place_of(only.model_id, only.seq_id, tenant=tenant)
     return await _submit(
         parts,
         place,
