@@ -15,9 +15,10 @@ from typing import NoReturn
 import structlog
 import uvloop
 
-from gradstream.api.config import api_config, queue_limits
+from gradstream.api.config import api_config
 from gradstream.api.serve import Address, listening_socket, raise_open_files_limit, server_for
 from gradstream.shared.config import ConfigError, Settings, read_handover
+from gradstream.shared.joblog.limits import limits_of
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.keys import KeyFileError, read_keys
 from gradstream.shared.telemetry.log import setup_logging
@@ -54,7 +55,7 @@ def main() -> None:
 
 async def _serve(settings: Settings, sock: socket.socket) -> None:
     assert settings.redis_url is not None, "the launcher resolves redis_url"
-    async with RedisIntake(settings.redis_url, engine=settings.engine_name, limits=queue_limits(settings)) as intake:
+    async with RedisIntake(settings.redis_url, engine=settings.engine_name, limits=limits_of(settings)) as intake:
         server = server_for(intake, api_config(settings))
 
         def stop(_number: int, _frame: object) -> None:

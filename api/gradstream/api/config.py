@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradstream.shared.config import Settings
-from gradstream.shared.joblog.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +51,4 @@ def api_config(settings: Settings) -> ApiConfig:
         output_dir=Path(settings.output_dir),
         max_samplers_per_tenant=settings.max_samplers_per_tenant,
         max_stored_bytes_per_tenant=settings.max_stored_bytes_per_tenant,
-    )
-
-
-def queue_limits(settings: Settings) -> Limits:
-    """The job log's budgets and lifetimes, as the worker has them too."""
-    return Limits(
-        max_queued_jobs_per_model=settings.max_queued_jobs_per_model,
-        max_queued_jobs_per_sampler=settings.max_queued_jobs_per_sampler,
-        max_queued_jobs_per_tenant=settings.max_queued_jobs_per_tenant,
-        hold_timeout_s=settings.hold_timeout_s,
-        max_queued_bytes_per_tenant=settings.max_queued_bytes_per_tenant,
-        max_queued_bytes=settings.max_queued_bytes,
-        unread_ttl_s=settings.unread_result_ttl_s,
-        delivered_ttl_s=settings.delivered_result_ttl_s,
-        lease_ttl_s=settings.lease_ttl_s,
     )

@@ -20,6 +20,7 @@ from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.config import ConfigError, Settings, read_handover
 from gradstream.shared.errors import Unavailable, Unsupported
+from gradstream.shared.joblog.limits import limits_of
 from gradstream.shared.joblog.port import Fenced
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.telemetry.log import setup_logging
@@ -29,7 +30,7 @@ from gradstream.worker.follower import follow
 from gradstream.worker.gang import lead
 from gradstream.worker.model_dir import model_directory
 from gradstream.worker.parent import end_with_parent
-from gradstream.worker.parts import engine_config, lead_options, queue_limits, redis_url
+from gradstream.worker.parts import engine_config, lead_options, redis_url
 
 EXIT_CONFIG = 78
 
@@ -66,7 +67,7 @@ def _serve(settings: Settings) -> None:
         stop = StopRequest()
         signal.signal(signal.SIGTERM, stop.ask)
         signal.signal(signal.SIGINT, stop.ask)
-        with RedisFeed(redis_url(settings), engine=settings.engine_name, limits=queue_limits(settings)) as feed:
+        with RedisFeed(redis_url(settings), engine=settings.engine_name, limits=limits_of(settings)) as feed:
             lead(engine, control, feed, options=lead_options(settings), clock=SystemClock(), stop=stop)
     else:
         # The launcher signals every rank; rank 0 finishes its batch first, and then says stop.

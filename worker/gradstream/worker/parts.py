@@ -5,7 +5,6 @@ from pathlib import Path
 
 from gradstream.engine.config import DTypePolicy, EngineConfig
 from gradstream.shared.config import Settings
-from gradstream.shared.joblog.limits import Limits as QueueLimits
 from gradstream.worker.gang import LeadOptions
 from gradstream.worker.plan import Limits
 
@@ -50,6 +49,7 @@ def row_budget_tokens(settings: Settings) -> int:
 def lead_options(settings: Settings) -> LeadOptions:
     """How rank 0 leads."""
     return LeadOptions(
+        storage_limit_bytes=settings.storage_limit,
         owner=settings.lease_owner or socket.gethostname(),
         output_dir=Path(settings.output_dir),
         limits=Limits(
@@ -63,19 +63,4 @@ def lead_options(settings: Settings) -> LeadOptions:
         max_models_per_tenant=settings.max_models_per_tenant,
         acquire_timeout_s=settings.worker_connection_timeout,
         operation_timeout_s=settings.operation_timeout_s,
-    )
-
-
-def queue_limits(settings: Settings) -> QueueLimits:
-    """The job log's budgets and lifetimes."""
-    return QueueLimits(
-        max_queued_jobs_per_model=settings.max_queued_jobs_per_model,
-        max_queued_jobs_per_sampler=settings.max_queued_jobs_per_sampler,
-        max_queued_jobs_per_tenant=settings.max_queued_jobs_per_tenant,
-        hold_timeout_s=settings.hold_timeout_s,
-        max_queued_bytes_per_tenant=settings.max_queued_bytes_per_tenant,
-        max_queued_bytes=settings.max_queued_bytes,
-        unread_ttl_s=settings.unread_result_ttl_s,
-        delivered_ttl_s=settings.delivered_result_ttl_s,
-        lease_ttl_s=settings.lease_ttl_s,
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.config import Settings, read_handover
 from gradstream.shared.joblog.census import RedisCensus
+from gradstream.shared.joblog.limits import limits_of
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.worker import collect, sweeps
 from gradstream.worker.accounting import account_storage
-from gradstream.worker.parts import queue_limits, redis_url
+from gradstream.worker.parts import redis_url
 from gradstream.worker.rescan import rescan
 from gradstream.worker.retention import sweep_records
 from gradstream.worker.storage import Storage
@@ -63,7 +64,7 @@ def _run(settings: Settings, work: Callable[[sweeps.Parts], Awaitable[int]]) -> 
 @asynccontextmanager
 async def _parts(settings: Settings) -> AsyncIterator[sweeps.Parts]:
     url = redis_url(settings)
-    intake = RedisIntake(url, engine=settings.engine_name, limits=queue_limits(settings))
+    intake = RedisIntake(url, engine=settings.engine_name, limits=limits_of(settings))
     async with intake:
         with RedisCensus(url, engine=settings.engine_name) as census:
             yield sweeps.Parts(

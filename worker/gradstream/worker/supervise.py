@@ -20,8 +20,6 @@ _log = structlog.get_logger(__name__)
 
 # sysexits.h: a mistake in the configuration; starting again cannot help.
 EXIT_CONFIG = 78
-# sysexits.h: a passing condition; used by a gang that lost its lease.
-EXIT_FENCED = 75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

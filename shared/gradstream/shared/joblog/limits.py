@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from gradstream.shared.config import Settings
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -31,3 +33,18 @@ class Limits:
     lease_ttl_s: float = 15.0
     min_retry_after_s: float = 1.0
     max_retry_after_s: float = 30.0
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The budgets and lifetimes that the settings ask for; the same in every process that opens the job log."""
+    return Limits(
+        max_queued_jobs_per_model=settings.max_queued_jobs_per_model,
+        max_queued_jobs_per_sampler=settings.max_queued_jobs_per_sampler,
+        max_queued_jobs_per_tenant=settings.max_queued_jobs_per_tenant,
+        hold_timeout_s=settings.hold_timeout_s,
+        max_queued_bytes_per_tenant=settings.max_queued_bytes_per_tenant,
+        max_queued_bytes=settings.max_queued_bytes,
+        unread_ttl_s=settings.unread_result_ttl_s,
+        delivered_ttl_s=settings.delivered_result_ttl_s,
+        lease_ttl_s=settings.lease_ttl_s,
+    )
