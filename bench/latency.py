@@ -38,9 +38,6 @@ class Samples:
     def latency(self, name: str) -> Latency:
         return latency(self._values[name])
 
-    def mean_ms(self, *names: str) -> float:
-        return sum(sum(self._values[name]) / len(self._values[name]) for name in names)
-
 
 def measure_latency(client: ClientProcess, bare: BareJob, *, rounds: int, steps: int) -> Samples:
     """Rounds of the server and of the bare job in turn, so that a busy moment of the machine meets both."""
@@ -81,13 +78,14 @@ def measure_throughput(fleet: list[ClientProcess], *, steps: int) -> Throughput:
     )
 
 
-def measure(*, rounds: int, steps: int, fleet_sizes: list[int], console: Console) -> Run:
-    """The whole run, on a server of its own in a temporary directory."""
+def measure(*, rounds: int, steps: int, fleet_sizes: list[int], threads: int, console: Console) -> Run:
+    """The whole run, on a server of its own in a temporary directory. threads: of torch, in the gang and in the bare job."""
     load_before = os.getloadavg()[0]
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder:
         model = job.make_model(Path(folder) / "model")
         bare = BareJob(model)
-        overrides = {"model_path": str(model), "model_name": MODEL_NAME}
+        overrides = {"model_path": str(model), "model_name": MODEL_NAME, "torch_threads": str(threads)}
         with local_server(CONFIG, output_dir=Path(folder) / "outputs", overrides=overrides) as server:
             console.print(f"server ready at {server.url}", highlight=False)
             with clients(1, url=server.url, base_model=MODEL_NAME) as (client,):
@@ -97,16 +95,20 @@ def measure(*, rounds: int, steps: int, fleet_sizes: list[int], console: Console
                 console.print(f"{size} client(s) at once")
                 with clients(size, url=server.url, base_model=MODEL_NAME) as fleet:
                     throughput.append(measure_throughput(fleet, steps=rounds * steps // 2))
+    bare_forward_backward, bare_optim_step = (
+        samples.latency("bare forward_backward"),
+        samples.latency("bare optim_step"),
+    )
     return Run(
         forward_backward=samples.latency("forward_backward"),
-        bare_forward_backward=samples.latency("bare forward_backward"),
+        bare_forward_backward=bare_forward_backward,
         optim_step=samples.latency("optim_step"),
-        bare_optim_step=samples.latency("bare optim_step"),
+        bare_optim_step=bare_optim_step,
         one_token=samples.latency("one_token"),
         bare_one_token=samples.latency("bare one_token"),
         throughput=throughput,
-        bare_steps_per_s=round(1000 / samples.mean_ms("bare forward_backward", "bare optim_step"), 2),
-        machine=machine(load_before=load_before, torch_threads=torch.get_num_threads()),
+        bare_steps_per_s=round(1000 / (bare_forward_backward.p50_ms + bare_optim_step.p50_ms), 2),
+        machine=machine(load_before=load_before, torch_threads=threads),
     )
 
 
@@ -115,13 +117,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of server and bare job in turn")
     parser.add_argument("--steps", type=int, default=20, help="steps in a round")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8], help="how many clients at once, one run each")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of the gang and of the bare job")
     parser.add_argument("--json", type=Path, help="write every figure to this file too")
     options = parser.parse_args()
     console = Console()
     # The libraries of the bare job speak of themselves; the figures are all that matters here.
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    run = measure(rounds=options.rounds, steps=options.steps, fleet_sizes=options.clients, console=console)
+    run = measure(
+        rounds=options.rounds,
+        steps=options.steps,
+        fleet_sizes=options.clients,
+        threads=options.threads,
+        console=console,
+    )
     show(run, console)
     if options.json:
         write_json(run, options.json)

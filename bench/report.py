@@ -52,7 +52,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything a run found. bare: the same work on torch + peft in one process, in rounds between the server's."""
+    """Everything a run found. bare: the same work on torch + peft in one process, in rounds between the server's.
+
+    bare_steps_per_s follows from the medians of the bare ops.
+    """
 
     forward_backward: Latency
     bare_forward_backward: Latency
@@ -83,13 +86,13 @@ def machine(*, load_before: float, torch_threads: int) -> Machine:
 
 def show(run: Run, console: Console) -> None:
     """Print the run as two tables."""
-    table = Table(title="submit to result, one client, one op at a time [ms]", title_justify="left")
+    table = Table(title="submit to result in ms, one op at a time", title_justify="left")
     for column in ("op", "server p50", "p95", "bare p50", "p95", "ratio", "n"):
         table.add_column(column, justify="left" if column == "op" else "right")
     rows = (
-        ("forward_backward, 4 x 64 tokens", run.forward_backward, run.bare_forward_backward),
+        ("forward_backward", run.forward_backward, run.bare_forward_backward),
         ("optim_step", run.optim_step, run.bare_optim_step),
-        ("forward, 1 token", run.one_token, run.bare_one_token),
+        ("forward of 1 token", run.one_token, run.bare_one_token),
     )
     for name, server, bare in rows:
         figures = [f"{value:.1f}" for value in (server.p50_ms, server.p95_ms, bare.p50_ms, bare.p95_ms)]
@@ -97,8 +100,8 @@ def show(run: Run, console: Console) -> None:
     console.print(table)
     console.print(f"around the engine, per op: {run.queue_cost_ms():.1f} ms (forward of 1 token, less the bare one)\n")
 
-    table = Table(title="steps a second, steps submitted ahead, one process a client", title_justify="left")
-    for column in ("clients", "steps/s", "each", "of bare", "SDK CPU per step [ms]"):
+    table = Table(title="steps submitted ahead", title_justify="left")
+    for column in ("clients", "steps/s", "each", "of bare", "SDK CPU ms/step"):
         table.add_column(column, justify="right")
     table.add_row("bare", f"{run.bare_steps_per_s:.1f}", "", "1.00", "")
     for item in run.throughput:
