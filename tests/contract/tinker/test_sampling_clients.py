@@ -5,10 +5,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis
 import tinker
 from tests.support.cards import MODEL_NAME
-from tests.support.rig import Rig
+from tests.support.rig import LIMITS, Rig
 from tinker import types
+
+from gradstream.shared.joblog.keys import Keys
 
 PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]}
 
@@ -92,6 +95,16 @@ def test_a_cursor_goes_on_where_the_answer_before_ended(rig: Rig, sampler: str) 
     assert [item["request_id"] for item in retrieve(rig, sampler)["completions"]] == [second]
 
 
+def test_many_results_are_acknowledged_in_one_poll(rig: Rig, sampler: str, redis_url: str, engine_name: str) -> None:
+    future = sample(rig, sampler, 0)
+    while not retrieve(rig, sampler)["completions"]:
+        pass
+    forgotten = [f"{sampler}:{seq}" for seq in range(1, 300)]
+    retrieve(rig, sampler, timeout=0, retrieved_request_ids=[*forgotten, future])
+    with redis.Redis.from_url(redis_url) as client:
+        assert 0 < client.ttl(Keys(engine_name).future(future)) <= LIMITS.delivered_ttl_s
+
+
 def test_a_poll_waits_for_the_first_sample_and_timeout_0_does_not(rig: Rig, sampler: str) -> None:
     start_s = time.monotonic()
     empty = retrieve(rig, sampler, timeout=0, cursor=5)
@@ -154,7 +167,15 @@ def test_a_sampler_that_there_is_not_is_a_404(rig: Rig, path: str) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"prev_cursor": -1}, {"prev_cursor": 2**63}, {"timeout": -1}, {"timeout": "x"}, {"retrieved_request_ids": 1}],
+    [
+        {"prev_cursor": -1},
+        {"prev_cursor": 2**63},
+        {"timeout": -1},
+        {"timeout": "x"},
+        {"retrieved_request_ids": 1},
+        {"retrieved_request_ids": ["x"] * 20_001},
+    ],
+    ids=["negative", "too high", "past", "text", "number", "too many"],
 )
 def test_a_poll_that_is_wrong_is_refused_by_name(rig: Rig, sampler: str, fields: dict[str, object]) -> None:
     target = {"type": "sampling_session", "sampling_session_id": sampler}

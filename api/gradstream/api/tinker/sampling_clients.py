@@ -18,6 +18,8 @@ from gradstream.shared.joblog.port import Completion, Completions, RecordKind
 router = APIRouter()
 _MAX_BODY_BYTES = 8 * 1024 * 1024
 _MAX_CURSOR = 2**63 - 1
+# Acknowledgements at a time, so that a client with many of them does not keep the event loop from others.
+_ACKNOWLEDGED_TOGETHER = 128
 
 
 class TargetBody(Body):
@@ -34,7 +36,7 @@ class RetrieveFuturesBody(Body):
     target: TargetBody
     prev_cursor: Annotated[int, Field(ge=0, le=_MAX_CURSOR)] = 0
     timeout: Annotated[float, Field(ge=0, le=3600)] | None = None
-    retrieved_request_ids: Annotated[list[str], Field(max_length=100_000, default_factory=list)]
+    retrieved_request_ids: Annotated[list[str], Field(max_length=20_000, default_factory=list)]
 
 
 class RetrievedFutures(BaseModel):
@@ -90,7 +92,8 @@ async def _completions(parts: Parts, sampler: SamplerId, body: RetrieveFuturesBo
 async def _acknowledge(parts: Parts, sampler: SamplerId, request_ids: list[str]) -> None:
     """Shorten the life of results that the client has; ids of anything but this sampler's samples are skipped."""
     own = [FutureId(name) for name in request_ids if name.startswith(f"{sampler}:") and ids.is_valid_id(name)]
-    await asyncio.gather(*(parts.intake.mark_delivered(name) for name in own))
+    for start in range(0, len(own), _ACKNOWLEDGED_TOGETHER):
+        await asyncio.gather(*map(parts.intake.mark_delivered, own[start : start + _ACKNOWLEDGED_TOGETHER]))
 
 
 def _view(item: Completion) -> dict[str, Any]:
