@@ -68,6 +68,13 @@ def test_every_volume_and_dependency_is_declared():
         assert set(service.get("depends_on", {})) <= set(whole["services"])
 
 
+def test_every_process_that_reads_or_writes_saves_sees_the_same_output_dir():
+    config = yaml.safe_load((REPOSITORY / "configs" / "compose.yaml").read_text(encoding="utf-8"))
+    for name in ("api", "worker", "housekeeping"):
+        places = [volume.split(":")[:2] for volume in compose()["services"][name]["volumes"]]
+        assert ["outputs", config["output_dir"]] in places, name
+
+
 def test_the_queue_never_evicts_and_is_on_disk_before_it_answers():
     command = compose()["services"]["redis"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))

@@ -77,7 +77,6 @@ def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> 
         ("device", "cuda", "device: 'cuda' needs an NVIDIA GPU and a torch built for it; use cpu or auto"),
         ("restart_backoff_s", 60.0, "restart_backoff_s: 60.0 is above max_restart_backoff_s: 30.0, the longest pause"),
         ("tokenizer_path", "else/where", "tokenizer_path: else/where asks for a tokenizer from elsewhere than model_path, which cannot be done yet; use null"),
-        ("storage_limit", 1024, "storage_limit: 1KB asks for a limit on disk space, which is not enforced yet; use 10TB"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_had_is_refused_in_a_sentence(
