@@ -4,7 +4,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from gradstream.api.body import Body, documents, raw_body, small_body
+from gradstream.api.body import Body, documents, offloaded, raw_body, small_body
 from gradstream.api.parts import parts_of
 from gradstream.api.tinker.training_json import typed
 from gradstream.shared.errors import Unavailable
@@ -117,6 +117,6 @@ async def telemetry(request: Request) -> TelemetryAccepted:
     """Counts the events and drops them: they may hold tracebacks and prompts, which are never kept."""
     parts = parts_of(request)
     async with raw_body(request, parts, max_bytes=_MAX_TELEMETRY_BYTES) as raw:
-        parsed = typed(_TELEMETRY, raw)
+        parsed = await offloaded(lambda: typed(_TELEMETRY, raw), size_bytes=len(raw))
     parts.metrics.telemetry_events.inc(len(parsed.events))
     return TelemetryAccepted()
