@@ -9,7 +9,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 SOURCES := api engine shared worker
 # Tests and checks never reach for a model hub.
-OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-rl dev test test-all test-clients client-envs check format bench docs proto lock clean
@@ -69,6 +69,11 @@ bench: setup ## measure the server against bare torch + peft on a tiny model
 
 proto: setup ## write the protobuf modules from their .proto files
 	$(BIN)/python tools/generate_proto.py
+
+docs: setup ## write the pages that are made from the code: config, endpoints, losses
+	$(BIN)/gradstream config docs > docs/config.md
+	$(BIN)/python tools/endpoints.py > docs/endpoints.md
+	$(BIN)/python -m tools.losses_docs
 
 lock: setup ## pin in constraints.txt what .venv holds
 	$(BIN)/python tools/lock.py

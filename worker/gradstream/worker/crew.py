@@ -86,6 +86,9 @@ class Crew:
 def _environment(*, num_threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(num_threads),
+        # Threads that wait for each other sleep instead of spinning: the API, the queue and the clients often share the cores.
+        # On a busy 2-core machine spinning takes about four times as long (python -m bench.waiting).
+        "OMP_WAIT_POLICY": "passive",
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
