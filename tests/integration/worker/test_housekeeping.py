@@ -25,7 +25,13 @@ from gradstream.worker.records import checkpoint_fields
 from gradstream.worker.retention import RETENTION_S
 from gradstream.worker.sweeps import UNLOAD_SEQ
 
-NOW_MS = SystemClock().wall_ms()
+NOW_MS = 0
+
+
+@pytest.fixture(autouse=True)
+def _the_test_starts_now(request, monkeypatch):
+    """NOW_MS is when the test began: the tasks read the real clock, and a long run must not age the records."""
+    monkeypatch.setattr(request.module, "NOW_MS", SystemClock().wall_ms())
 
 
 @pytest.fixture
@@ -54,9 +60,9 @@ class House:
         with RedisFeed(self.url, engine=self.engine) as feed:
             return feed.record(kind, record_id)
 
-    def save(self, uri: str, *, created_ms: int = NOW_MS, recorded: bool = True, **fields: object) -> None:
+    def save(self, uri: str, *, created_ms: int | None = None, recorded: bool = True, **fields: object) -> None:
         """A checkpoint on disk, with its record."""
-        manifest = write_save(self.output_dir, uri, created_ms=created_ms, **fields)
+        manifest = write_save(self.output_dir, uri, created_ms=NOW_MS if created_ms is None else created_ms, **fields)
         if recorded:
             self.put(RecordKind.CHECKPOINT, uri, **checkpoint_fields(manifest))
 
