@@ -22,7 +22,7 @@ Where the answer differs from a hosted service, on purpose:
 - `publish` marks a checkpoint; it opens it to nobody else.
 - Projects are names that group sessions. Audits and bills are empty. Traces are not recorded, and an export says so.
 - `archive` redirects to a tar that is made while it is read, so it never answers that it is still being built.
-- Copying weights between runs, encrypted exports and losses sent by clients are refused.
+- Encrypted exports and losses sent by clients are refused.
 """
 
 

@@ -21,6 +21,8 @@ from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.port import Commit, LogEntry, RecordKind, RecordWrite
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.wire import (
+    CopyCheckpoint,
+    CopyCheckpointDone,
     CreateModel,
     CreateModelDone,
     DeleteCheckpoint,
@@ -160,6 +162,8 @@ class EchoWorker:
                 return UnloadModelDone(model_id=ModelId(job.owner))
             case DeleteCheckpoint():
                 return DeleteCheckpointDone(path=payload.path)
+            case CopyCheckpoint():
+                return CopyCheckpointDone(path=payload.path)
             case Sample():
                 return self._sample(payload)
             case _:
@@ -221,6 +225,11 @@ def _records(job: Job, payload: object, outcome: Outcome, *, output_dir: Path | 
             yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=fields)
             last = "last_checkpoint" if "/weights/" in path else "last_sampler_checkpoint"
             yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields={last: path})
+        case CopyCheckpointDone(path=path):
+            files = {} if output_dir is None else _write_files(path, output_dir)
+            yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields={**_checkpoint(job, payload), **files})
+            fields = {"state": "unloaded", "last_checkpoint": path}
+            yield RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields=fields)
         case DeleteCheckpointDone(path=path):
             yield RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=None)
         case SaveForSamplerDone(sampler_id=str(sampler)):
@@ -240,7 +249,8 @@ def _records(job: Job, payload: object, outcome: Outcome, *, output_dir: Path | 
 
 
 def _checkpoint(job: Job, payload: object) -> dict[str, str]:
-    assert isinstance(payload, SaveWeights | SaveForSampler | SaveExternal)
+    assert isinstance(payload, SaveWeights | SaveForSampler | SaveExternal | CopyCheckpoint)
+    metadata = None if isinstance(payload, CopyCheckpoint) else payload.user_metadata
     ttl_ms = None if payload.ttl_seconds is None else 1000 * payload.ttl_seconds
     created_ms = _now_ms()
     return {
@@ -251,7 +261,7 @@ def _checkpoint(job: Job, payload: object) -> dict[str, str]:
         "created_ms": created_ms,
         "expires_ms": "" if ttl_ms is None else str(int(created_ms) + ttl_ms),
         "size_bytes": "1000",
-        "user_metadata": json.dumps(payload.user_metadata or {}),
+        "user_metadata": json.dumps(metadata or {}),
     }
 
 

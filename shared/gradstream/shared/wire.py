@@ -117,6 +117,17 @@ class DeleteCheckpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     path: str
 
 
+class CopyCheckpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="copy_checkpoint"):
+    """Copy a checkpoint, its kind and name kept, into a run that holds nothing else. Job seq 0 of that run, which is never loaded.
+
+    source and path: URIs. ttl_seconds: of the copy, from the moment it is made; the source's own is not taken over.
+    """
+
+    source: str
+    path: str
+    ttl_seconds: int | None = None
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """stop: None keeps EOS as the only stop; an empty list of ids and texts disables every stop."""
 
@@ -160,6 +171,7 @@ Payload = (
     | UnloadModel
     | Sample
     | DeleteCheckpoint
+    | CopyCheckpoint
 )
 
 
@@ -207,6 +219,10 @@ class UnloadModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 
 class DeleteCheckpointDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delete_checkpoint"):
+    path: str
+
+
+class CopyCheckpointDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="copy_checkpoint"):
     path: str
 
 
@@ -267,6 +283,7 @@ Done = (
     | UnloadModelDone
     | SampleDone
     | DeleteCheckpointDone
+    | CopyCheckpointDone
 )
 Outcome = Done | Failed
 

@@ -285,7 +285,52 @@ def test_a_search_that_is_wrong_is_refused_by_name(rig: Rig, body: dict[str, obj
     assert next(iter(body)) in answer.json()["detail"]
 
 
-def test_copying_weights_is_refused_with_an_alternative(rest: RestClient, training: tinker.TrainingClient) -> None:
+def test_weights_are_copied_into_a_run_of_a_project(rest: RestClient, training: tinker.TrainingClient) -> None:
     path = training.save_state("a").result().path
-    with pytest.raises(tinker.BadRequestError, match="create_training_client_from_state_with_optimizer"):
-        rest.copy_weights(path, destination_project_id="p").result()
+    copied = rest.copy_weights(path, destination_project_id="archive", ttl_seconds=3600).result()
+    run = rest.get_training_run_by_tinker_path(copied).result()
+    assert copied == f"tinker://{run.training_run_id}/weights/a"
+    assert run.training_run_id != training.model_id
+    assert (run.base_model, run.lora_rank, run.corrupted) == (MODEL_NAME, 8, False)
+    (checkpoint,) = rest.list_checkpoints(run.training_run_id).result().checkpoints
+    assert (checkpoint.tinker_path, checkpoint.checkpoint_type) == (copied, "training")
+    assert checkpoint.expires_at is not None
+    assert 3500 < (checkpoint.expires_at - datetime.now(UTC)).total_seconds() <= 3600
+    found = rest.list_training_runs(project_id="archive").result().training_runs
+    assert [one.training_run_id for one in found] == [run.training_run_id]
+    assert rest.copy_weights(path, destination_project_id="archive").result() != copied
+
+
+def test_a_copy_that_is_asked_for_again_is_the_same(training: tinker.TrainingClient, rig: Rig) -> None:
+    path = training.save_weights_for_sampler("b").result().path
+    slot = {"source_path": path, "session_id": rig.session(), "model_seq_id": 3}
+    first = rig.ok(rig.post("copy_weights", slot))
+    assert first == {"tinker_path": f"tinker://{slot['session_id']}:train:3/sampler_weights/b"}
+    assert rig.ok(rig.post("copy_weights", slot)) == first
+    other = rig.post("copy_weights", {**slot, "ttl_seconds": 3600})
+    assert (other.status_code, other.json()["error"]) == (400, "sequence_conflict")
+    by_key = {"source_path": path, "destination_project_id": "p"}
+    keyed = [rig.ok(rig.post("copy_weights", by_key, headers={"x-idempotency-key": key})) for key in ("k", "k", "l")]
+    assert keyed[0] == keyed[1] != keyed[2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "word"),
+    [
+        ({}, 400, "destination_project_id"),
+        ({"session_id": "s"}, 400, "model_seq_id"),
+        ({"session_id": "s", "model_seq_id": 1}, 404, "session_id"),
+        ({"session_id": "s", "model_seq_id": 1, "destination_project_id": "p"}, 400, "destination_project_id"),
+        ({"destination_project_id": "p", "ttl_seconds": 3599}, 400, "ttl_seconds"),
+        ({"destination_project_id": "p", "weights_access_token": "t"}, 400, "weights_access_token"),
+        ({"destination_project_id": "p", "source_path": "tinker://m/weights/none"}, 404, "source_path"),
+        ({"destination_project_id": "p", "source_path": "tinker://m/else/a"}, 400, "source_path"),
+        ({"destination_project_id": "p", "source_path": "tinker://m/weights/.."}, 404, "checkpoint"),
+    ],
+)
+def test_a_copy_that_is_wrong_is_refused_by_name(
+    training: tinker.TrainingClient, rig: Rig, fields: dict[str, object], status: int, word: str
+) -> None:
+    path = training.save_state("a").result().path
+    answer = rig.post("copy_weights", {"source_path": path, **fields})
+    assert (answer.status_code, word in answer.json()["detail"]) == (status, True), answer.text

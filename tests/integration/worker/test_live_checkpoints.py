@@ -121,6 +121,25 @@ def test_models_made_from_a_state_repeat_outputs_and_the_next_steps_bit_for_bit(
         assert without[1:] != expected[1:]
 
 
+def test_a_copy_outlives_its_source_and_can_be_trained_on(settings, monkeypatch):
+    with serving(settings, monkeypatch) as sdk:
+        client = sdk.create_lora_training_client(base_model=BASE_MODEL, rank=4, seed=1)
+        train(client, steps=2)
+        rest = sdk.create_rest_client()
+        path = client.save_state("ck").result().path
+        copied = rest.copy_weights(path, destination_project_id="archive").result()
+        frozen = rest.copy_weights(client.save_weights_for_sampler("fr").result().path, "archive").result()
+        saved = outputs(client)
+        rest.delete_checkpoint_from_tinker_path(path).result()
+        restored = sdk.create_training_client_from_state_with_optimizer(copied)
+        assert outputs(restored) == saved
+        assert train(restored, steps=2) == train(client, steps=2)
+        assert say(sdk.create_sampling_client(model_path=frozen))
+        run = rest.get_training_run_by_tinker_path(copied).result()
+        assert run.last_checkpoint is not None
+        assert run.last_checkpoint.tinker_path == copied
+
+
 def test_old_sampler_weights_outlive_their_model_and_the_gang_and_leave_training_alone(settings, monkeypatch):
     with serving(settings, monkeypatch) as sdk:
         client = sdk.create_lora_training_client(base_model=BASE_MODEL, rank=4, seed=1)

@@ -1,15 +1,25 @@
 """The leader deletes checkpoints by itself, of their own tenant only, and again without harm."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from tests.support.worker_jobs import job
 
+from gradstream.engine.checkpoint import copy as copying
 from gradstream.engine.checkpoint.location import parse_uri
-from gradstream.engine.checkpoint.manifest import MANIFEST_VERSION, Manifest, write_manifest
+from gradstream.engine.checkpoint.manifest import MANIFEST_VERSION, Manifest, entries, verify, write_manifest
 from gradstream.shared import codec
 from gradstream.shared.ids import FutureId, TenantId
-from gradstream.shared.wire import DeleteCheckpoint, DeleteCheckpointDone, Failed, LoraSpec
+from gradstream.shared.wire import (
+    CopyCheckpoint,
+    CopyCheckpointDone,
+    DeleteCheckpoint,
+    DeleteCheckpointDone,
+    Failed,
+    LoraSpec,
+)
 from gradstream.worker.storage import Storage
 from gradstream.worker.storage_jobs import storage_outcome
 
@@ -35,7 +45,9 @@ def saved(tmp_path: Path) -> Path:
         step=1,
         has_optimizer=False,
         created_ms=5,
-        files={},
+        files=entries(directory),
+        ttl_seconds=60,
+        user_metadata={"a": "b"},
     )
     write_manifest(directory, manifest)
     return directory
@@ -70,3 +82,72 @@ def test_a_path_that_is_none_fails_the_job(tmp_path: Path, path: str) -> None:
 
 def test_other_jobs_are_left_to_the_engine(tmp_path: Path) -> None:
     assert storage_outcome(job("s:train:0", 1, "optim_step"), Storage(tmp_path)) is None
+
+
+COPY = "tinker://s:train:7/weights/a"
+
+
+def copy(storage: Storage, path: str = COPY, *, source: str = URI, tenant: str = "local") -> object:
+    payload = codec.encode(CopyCheckpoint(source=source, path=path))
+    return storage_outcome(job("s:train:7", 0, "copy_checkpoint", payload=payload, tenant=tenant), storage)
+
+
+def test_a_copy_has_the_same_files_and_a_manifest_of_its_own_and_outlives_its_source(
+    tmp_path: Path, saved: Path
+) -> None:
+    storage = Storage(tmp_path)
+    source = storage.manifest(URI)
+    assert copy(storage) == CopyCheckpointDone(path=COPY)
+    made = storage.manifest(COPY)
+    assert (made.source, made.model, made.job) == (COPY, "s:train:7", "s:train:7:0")
+    assert (made.files, made.lora, made.step, made.user_metadata) == (
+        source.files,
+        source.lora,
+        source.step,
+        source.user_metadata,
+    )
+    assert made.expires_ms is None
+    assert made.created_ms > source.created_ms
+    assert copy(storage) == CopyCheckpointDone(path=COPY)
+    assert storage.manifest(COPY) == made
+    delete(storage)
+    assert not saved.exists()
+    verify(parse_uri(COPY).directory(tmp_path), made, source=COPY)
+
+
+def test_a_file_system_without_hard_links_gets_copied_files(
+    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(copying.os, "link", refuse)
+    storage = Storage(tmp_path)
+    assert copy(storage) == CopyCheckpointDone(path=COPY)
+    verify(parse_uri(COPY).directory(tmp_path), storage.manifest(COPY), source=COPY)
+    assert (saved / "adapter_model.safetensors").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"tenant": "other"}, "unknown_model"),
+        ({"source": "tinker://s:train:0/weights/none"}, "unknown_model"),
+        ({"source": "tinker://samplers/s:sample:0"}, "invalid_request"),
+        ({"path": "tinker://s:train:8/weights/a"}, "invalid_request"),
+        ({"path": "tinker://samplers/s:sample:0"}, "invalid_request"),
+    ],
+)
+def test_a_copy_that_may_not_be_leaves_nothing(tmp_path: Path, saved: Path, change: dict[str, str], code: str) -> None:
+    outcome = copy(Storage(tmp_path), **change)
+    assert isinstance(outcome, Failed)
+    assert outcome.code == code
+    assert [one.source for one in Storage(tmp_path).checkpoints()] == [URI]
+    assert saved.exists()
+
+
+def test_a_copy_counts_against_the_storage_limit(tmp_path: Path, saved: Path) -> None:
+    outcome = copy(Storage(tmp_path, limit_bytes=10_000))
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "storage_limit"
+    assert saved.exists()

@@ -46,6 +46,7 @@ class LeadOptions:
     limits: Limits
     read_ahead_bytes: int
     max_models_per_tenant: int = 256
+    storage_limit_bytes: int | None = None
     acquire_timeout_s: float = 120.0
     operation_timeout_s: float = 1800.0
 
@@ -80,7 +81,7 @@ def lead(
         committer=Committer(feed),
         backlog=Backlog(cursor=cursor),
         models=Models(lost=lost, last_checkpoint=last_checkpoint, max_per_tenant=options.max_models_per_tenant),
-        storage=Storage(options.output_dir),
+        storage=Storage(options.output_dir, limit_bytes=options.storage_limit_bytes),
         watchdog=Watchdog(timeout_s=options.operation_timeout_s, clock=clock),
         clock=clock,
     )

@@ -99,8 +99,7 @@ class Leader:
                 if outcome is None:
                     break
                 job = crew.backlog.take_first(owner)
-                crew.models.learn(job, outcome)
-                answered.append(Executed(job=job, outcome=outcome))
+                answered.append(self._executed(job, outcome))
         if answered:
             future_ids = [executed.job.future_id for executed in answered]
             self._number += 1

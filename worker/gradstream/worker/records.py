@@ -10,6 +10,7 @@ from gradstream.shared import ids
 from gradstream.shared.ids import SamplerId
 from gradstream.shared.joblog.port import RecordKind, RecordWrite
 from gradstream.shared.wire import (
+    CopyCheckpointDone,
     CreateModelDone,
     DeleteCheckpointDone,
     Failed,
@@ -21,6 +22,8 @@ from gradstream.shared.wire import (
     SaveWeightsDone,
     UnloadModelDone,
 )
+
+_COPY = "copy_checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,8 @@ def saved_uri(outcome: Outcome) -> str | None:
     match outcome:
         case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)) | SaveExternalDone(path=path):
             return path
+        case CopyCheckpointDone(path=path):
+            return path
         case SaveForSamplerDone(sampler_id=str(sampler)):
             return sampler_uri(SamplerId(sampler))
         case _:
@@ -59,12 +64,17 @@ def record_writes(executed: Executed) -> list[RecordWrite]:
     match outcome:
         case CreateModelDone() | LoadWeightsDone() if is_creator(job):
             return [_model(job, {"state": "ready"})]
-        case Failed(message=message) if is_creator(job):
-            return [_model(job, {"state": "failed", "error": message})]
+        case Failed(message=message) if is_creator(job) or job.op == _COPY:
+            return [_not_made(job, message)]
         case UnloadModelDone():
             return [_model(job, {"state": "unloaded"})]
-        case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)) | SaveExternalDone(path=path):
-            return [_checkpoint(path, executed), *_last(job, outcome, path)]
+        case (
+            SaveWeightsDone(path=path)
+            | SaveForSamplerDone(path=str(path))
+            | SaveExternalDone(path=path)
+            | CopyCheckpointDone(path=path)
+        ):
+            return [_checkpoint(path, executed), *_last(executed, path)]
         case DeleteCheckpointDone(path=path):
             return [RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=None)]
         case SaveForSamplerDone(sampler_id=str(sampler)):
@@ -73,15 +83,32 @@ def record_writes(executed: Executed) -> list[RecordWrite]:
             return []
 
 
-def _last(job: Job, outcome: Outcome, path: str) -> list[RecordWrite]:
+def _not_made(job: Job, message: str) -> RecordWrite:
+    """What becomes of the model that a job was to make: a copy's run, which was there for the copy alone, is gone."""
+    if job.op == _COPY:
+        return RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields=None)
+    return _model(job, {"state": "failed", "error": message})
+
+
+def _last(executed: Executed, path: str) -> list[RecordWrite]:
     """The model's note of its newest checkpoint, for those kinds that have one."""
-    match outcome:
+    job = executed.job
+    match executed.outcome:
+        case CopyCheckpointDone():
+            return [_model(job, {"state": "unloaded", **_last_copy(executed)})]
         case SaveWeightsDone():
             return [_model(job, {"last_checkpoint": path})]
         case SaveForSamplerDone():
             return [_model(job, {"last_sampler_checkpoint": path})]
         case _:
             return []
+
+
+def _last_copy(executed: Executed) -> dict[str, str]:
+    """The run's note of the copy, as a save of its kind would have left it."""
+    manifest = _manifest(executed)
+    field = {"weights": "last_checkpoint", "sampler_weights": "last_sampler_checkpoint"}.get(manifest.kind)
+    return {} if field is None else {field: manifest.source}
 
 
 def _model(job: Job, fields: dict[str, str]) -> RecordWrite:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from gradstream.engine.checkpoint.budget import size_bytes
+from gradstream.engine.checkpoint.budget import DiskBudget, size_bytes
+from gradstream.engine.checkpoint.copy import CopyOrder, copy_checkpoint
 from gradstream.engine.checkpoint.location import CHECKPOINTS, SAMPLERS, Location, parse_uri
 from gradstream.engine.checkpoint.manifest import Manifest, change_ttl, read_manifest
 from gradstream.shared.errors import StorageFailure, UnknownModel
@@ -14,10 +15,11 @@ _REMOVED = ".removed-"
 
 
 class Storage:
-    """Checkpoints and samplers below one output directory, by their URIs."""
+    """Checkpoints and samplers below one output directory, by their URIs. limit_bytes: what may lie there in all."""
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, *, limit_bytes: int | None = None) -> None:
         self._output_dir = output_dir
+        self._limit_bytes = limit_bytes
 
     def manifest(self, uri: str) -> Manifest:
         """The manifest of a save; raises UnknownModel or StorageFailure as `read_manifest` does."""
@@ -27,6 +29,11 @@ class Storage:
         """See manifest.change_ttl."""
         directory = parse_uri(uri).directory(self._output_dir)
         return change_ttl(directory, created_ms=created_ms, expires_ms=expires_ms, source=uri)
+
+    def copy(self, order: CopyOrder) -> Manifest:
+        """See `copy_checkpoint`; the space is counted against limit_bytes."""
+        budget = DiskBudget(self._output_dir, limit_bytes=self._limit_bytes)
+        return copy_checkpoint(order, self._output_dir, budget=budget)
 
     def checkpoints(self) -> Iterator[Manifest]:
         """The manifest of every named save that can be read."""

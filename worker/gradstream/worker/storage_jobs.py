@@ -1,14 +1,22 @@
 """Jobs that only touch the disk: the leader does them itself, between batches, whether or not their model is loaded."""
 
-from gradstream.engine.checkpoint.location import parse_uri
+from gradstream.engine.checkpoint.copy import CopyOrder
+from gradstream.engine.checkpoint.location import Checkpoint, parse_uri
 from gradstream.shared import codec
-from gradstream.shared.errors import GradstreamError, StorageFailure, UnknownModel
+from gradstream.shared.errors import GradstreamError, InvalidRequest, StorageFailure, UnknownModel
 from gradstream.shared.ids import TenantId
-from gradstream.shared.wire import DeleteCheckpoint, DeleteCheckpointDone, Job, Outcome
+from gradstream.shared.wire import (
+    CopyCheckpoint,
+    CopyCheckpointDone,
+    DeleteCheckpoint,
+    DeleteCheckpointDone,
+    Job,
+    Outcome,
+)
 from gradstream.worker.models import failure
 from gradstream.worker.storage import Storage
 
-_OPS = frozenset({"delete_checkpoint"})
+_OPS = frozenset({"copy_checkpoint", "delete_checkpoint"})
 
 
 def storage_outcome(job: Job, storage: Storage) -> Outcome | None:
@@ -19,10 +27,23 @@ def storage_outcome(job: Job, storage: Storage) -> Outcome | None:
         match codec.decode_payload(job.payload):
             case DeleteCheckpoint(path=path):
                 return _delete(job, path, storage)
+            case CopyCheckpoint() as copy:
+                return _copy(job, copy, storage)
             case _:
                 return None
     except GradstreamError as error:
         return failure(error)
+
+
+def _copy(job: Job, copy: CopyCheckpoint, storage: Storage) -> Outcome:
+    """Raises UnknownModel (no source, or another tenant's), InvalidRequest, CheckpointExists, StorageLimit, StorageFailure."""
+    source, target = parse_uri(copy.source), parse_uri(copy.path)
+    if not isinstance(source, Checkpoint) or not isinstance(target, Checkpoint) or target.model != job.owner:
+        raise InvalidRequest(f"{copy.source} cannot be copied to {copy.path}")
+    storage.copy(
+        CopyOrder(source=source, target=target, job=job.future_id, tenant=job.tenant, ttl_seconds=copy.ttl_seconds)
+    )
+    return CopyCheckpointDone(path=copy.path)
 
 
 def _delete(job: Job, path: str, storage: Storage) -> Outcome:

@@ -22,8 +22,8 @@ from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()
 _ONE = "/training_runs/{run_id}/checkpoints/{checkpoint_id:path}"
-_MIN_TTL_S = 3600
 _MAX_TTL_S = 10 * 366 * 24 * 3600
+LongTtl = Annotated[int, Field(ge=3600, le=_MAX_TTL_S)]
 # A run's checkpoints come in one answer, as the SDK expects; a run has rarely more than some hundreds.
 _MAX_OF_RUN = 10_000
 _NO_CONTENT = 204
@@ -32,7 +32,7 @@ _NO_CONTENT = 204
 class TtlBody(Body):
     """null: the checkpoint stays until it is deleted."""
 
-    ttl_seconds: Annotated[int, Field(ge=_MIN_TTL_S, le=_MAX_TTL_S)] | None
+    ttl_seconds: LongTtl | None
 
 
 class Checkpoints(BaseModel):

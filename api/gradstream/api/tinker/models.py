@@ -19,7 +19,7 @@ from gradstream.shared import codec, ids
 from gradstream.shared.errors import InvalidRequest, Unsupported
 from gradstream.shared.ids import ModelId, SessionId, TenantId
 from gradstream.shared.joblog.port import RecordKind, Submission
-from gradstream.shared.wire import CreateModel, LoadWeights, LoraSpec, UnloadModel
+from gradstream.shared.wire import CopyCheckpoint, CreateModel, LoadWeights, LoraSpec, UnloadModel
 
 router = APIRouter()
 MAX_MODEL_SEQ_ID = 2**31 - 1
@@ -105,7 +105,7 @@ async def create_model(request: Request) -> Answer:
 
 async def submit_creation(
     parts: Parts,
-    payload: CreateModel | LoadWeights,
+    payload: CreateModel | LoadWeights | CopyCheckpoint,
     *,
     session: SessionId,
     model_seq_id: int,
@@ -114,10 +114,11 @@ async def submit_creation(
 ) -> Promise:
     """The promise of job seq 0 of a new model, whose record is made with it."""
     model = ids.model_id(session, model_seq_id)
+    metadata = None if isinstance(payload, CopyCheckpoint) else payload.user_metadata
     record = {
         "session": session,
         "tenant": tenant,
-        "user_metadata": json.dumps(payload.user_metadata or {}),
+        "user_metadata": json.dumps(metadata or {}),
         "created_ms": str(parts.clock.wall_ms()),
         **fields,
     }

@@ -11,6 +11,7 @@ from gradstream.api.tinker.proto import wire_pb2
 from gradstream.api.tinker.sampling_results import sample_json, sample_proto
 from gradstream.shared.columns import Column
 from gradstream.shared.wire import (
+    CopyCheckpointDone,
     CreateModelDone,
     DeleteCheckpointDone,
     Done,
@@ -88,7 +89,7 @@ def _json_result(done: Done) -> dict[str, Any]:
             }
         case OptimStepDone():
             return {"metrics": done.metrics}
-        case SaveWeightsDone() | DeleteCheckpointDone():
+        case SaveWeightsDone() | DeleteCheckpointDone() | CopyCheckpointDone():
             return {"type": done.__struct_config__.tag, "path": done.path}
         case LoadWeightsDone():
             return {"type": "load_weights", "path": done.path, "model_id": done.model_id}

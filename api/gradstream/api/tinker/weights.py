@@ -36,7 +36,7 @@ SAMPLER_KIND = "sampler_weights"
 _MAX_TTL_S = 10 * 366 * 24 * 3600
 Ttl = Annotated[int, Field(ge=1, le=_MAX_TTL_S)]
 # Fields of a checkpoint's record that a model made from it takes over.
-_INHERITED = ("rank", "seed", "train_attn", "train_mlp", "train_unembed")
+INHERITED = ("rank", "seed", "train_attn", "train_mlp", "train_unembed")
 
 
 class SaveWeightsBody(OrderedBody):
@@ -211,7 +211,7 @@ async def _create_from(parts: Parts, body: LoadWeightsBody, *, tenant: TenantId)
         session_id=session,
         user_metadata=text_metadata(body.user_metadata),
     )
-    inherited = {name: checkpoint[name] for name in _INHERITED if name in checkpoint}
+    inherited = {name: checkpoint[name] for name in INHERITED if name in checkpoint}
     return await submit_creation(
         parts,
         payload,

@@ -47,14 +47,14 @@ def save_adapter(
     # A sampler's own weights have no name that a user could take twice.
     replace = order.overwrite or isinstance(location, Ephemeral)
     if directory.exists() and not replace:
-        return _own_save(order, directory)
+        return own_save(location, order.job, directory)
     if budget is not None:
         _ask(budget, adapter, order, directory)
     try:
         with whole_directory(directory, replace=replace) as draft:
             return _write(adapter, order, draft, clock=clock or SystemClock())
     except FileExistsError:
-        return _own_save(order, directory)
+        return own_save(location, order.job, directory)
 
 
 def _ask(budget: DiskBudget, adapter: Adapter, order: SaveOrder, directory: Path) -> None:
@@ -119,14 +119,14 @@ def _check_tenant(adapter: Adapter, location: Location, directory: Path) -> None
             raise CheckpointExists(f"sampler {location.sampler} exists already")
 
 
-def _own_save(order: SaveOrder, directory: Path) -> Manifest:
+def own_save(location: Location, job: FutureId, directory: Path) -> Manifest:
     """The manifest of what this very job had saved before a crash; raises CheckpointExists when the name is another's."""
-    source = order.location.uri()
+    source = location.uri()
     try:
         manifest = read_manifest(directory, source=source)
     except GradstreamError:
         manifest = None
-    if manifest is None or manifest.job != order.job:
+    if manifest is None or manifest.job != job:
         raise CheckpointExists(
             f"checkpoint {source} exists already; choose another name, or set overwrite to replace it"
         )
