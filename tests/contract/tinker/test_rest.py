@@ -334,3 +334,15 @@ def test_a_copy_that_is_wrong_is_refused_by_name(
     path = training.save_state("a").result().path
     answer = rig.post("copy_weights", {"source_path": path, **fields})
     assert (answer.status_code, word in answer.json()["detail"]) == (status, True), answer.text
+
+
+def test_a_sampler_ends_with_its_deleted_checkpoint(
+    sdk: tinker.ServiceClient, rest: RestClient, training: tinker.TrainingClient
+) -> None:
+    path = training.save_weights_for_sampler("gone").result().path
+    sampler = sdk.create_sampling_client(model_path=path)
+    ask = (types.ModelInput.from_ints([1, 2]), 1, types.SamplingParams(max_tokens=2))
+    assert len(sampler.sample(*ask).result().sequences) == 1
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    with pytest.raises(tinker.NotFoundError, match="was deleted"):
+        sampler.sample(*ask).result()

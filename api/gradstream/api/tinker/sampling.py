@@ -25,7 +25,7 @@ from gradstream.api.tinker.sampling_body import SampleBody, parse_sample, sample
 from gradstream.api.tinker.weights import SAMPLER_KIND
 from gradstream.shared import codec, ids
 from gradstream.shared.catalog import EngineCard
-from gradstream.shared.errors import InvalidRequest, SequenceConflict
+from gradstream.shared.errors import InvalidRequest, SequenceConflict, UnknownModel
 from gradstream.shared.ids import SamplerId, TenantId
 from gradstream.shared.joblog.port import RecordKind, Submission
 
@@ -160,11 +160,19 @@ async def _target(parts: Parts, body: SampleBody, request: Request, *, tenant: T
         record = await own_record(
             parts, RecordKind.SAMPLER, body.sampling_session_id, tenant=tenant, field="sampling_session_id"
         )
-        return _Target(
-            owner=SamplerId(body.sampling_session_id), seq=body.seq_id, path=record.get("model_path") or None
-        )
+        path = record.get("model_path") or None
+        await _check_still_there(parts, path)
+        return _Target(owner=SamplerId(body.sampling_session_id), seq=body.seq_id, path=path)
     await _checked_base(parts, body.base_model, body.model_path, tenant=tenant)
     return _Target(owner=_direct_owner(request, body, tenant=tenant), seq=0, path=body.model_path)
+
+
+async def _check_still_there(parts: Parts, path: str | None) -> None:
+    """Raise UnknownModel when a sampler's named checkpoint is gone, also while the gang still has it in memory."""
+    if path is None or f"/{SAMPLER_KIND}/" not in path:
+        return
+    if await parts.intake.record(RecordKind.CHECKPOINT, path) is None:
+        raise UnknownModel(f"sampling_session_id: the checkpoint {path} of this sampler was deleted, or has expired")
 
 
 def _direct_owner(request: Request, body: SampleBody, *, tenant: TenantId) -> SamplerId:
