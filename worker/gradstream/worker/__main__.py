@@ -41,11 +41,14 @@ def main() -> None:
     """Serve until told to stop."""
     parser = argparse.ArgumentParser(prog="python -m gradstream.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True, help="resolved settings, as the launcher writes them")
-    path: Path = parser.parse_args().settings
+    parser.add_argument(
+        "--meet", type=Path, help="file where the ranks of one machine meet; torchrun's address otherwise"
+    )
+    arguments = parser.parse_args()
     end_with_parent()
     try:
-        settings = read_handover(path)
-        _serve(settings)
+        settings = read_handover(arguments.settings)
+        _serve(settings, meet=arguments.meet)
     except (ConfigError, Unsupported) as error:
         _exit_config(str(error))
     except Fenced as error:
@@ -57,8 +60,8 @@ def main() -> None:
         _exit_now(1, f"{type(error).__name__}: {error}")
 
 
-def _serve(settings: Settings) -> None:
-    comm = Comm.from_env(device=settings.device)
+def _serve(settings: Settings, *, meet: Path | None) -> None:
+    comm = Comm.from_env(device=settings.device, meet=meet)
     setup_logging(process=f"rank{comm.rank}", level=settings.log_level)
     model_path = model_directory(settings.model_path)
     engine = Engine.open(engine_config(settings, model_path=model_path), comm)

@@ -1,7 +1,10 @@
 """torchrun with the ranks' exit code as its own: `python -m gradstream.worker.torchrun TORCHRUN_ARGUMENTS`."""
 
 import sys
+import tempfile
+import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -16,8 +19,27 @@ def main(arguments: Sequence[str]) -> int:
     torchrun itself answers 1 for every failure, which hides the difference between a mistake in the config and a crash.
     A rank that a signal killed counts as 1.
     """
+    with tempfile.TemporaryDirectory(prefix="gradstream-ranks-") as folder:
+        return _run(_meeting_in_files(arguments, Path(folder)))
+
+
+def _meeting_in_files(arguments: Sequence[str], folder: Path) -> list[str]:
+    """The arguments with --standalone replaced by a rendezvous in files that only this user can open.
+
+    torchrun's own standalone store listens on every interface, asks nobody who they are, and unpickles what it finds.
+    """
+    if "--standalone" not in arguments:
+        return list(arguments)
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", str(folder / "rendezvous")]
+    rendezvous += ["--rdzv-conf", "store_type=file", "--rdzv-id", uuid.uuid4().hex]
+    others = [argument for argument in arguments if argument != "--standalone"]
+    # What follows the program's name is for the ranks.
+    return [*rendezvous, *others, "--meet", str(folder / "ranks")]
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        run(list(arguments))
+        run(arguments)
     except SignalException:
         return 0
     except ChildFailedError as error:

@@ -1,10 +1,13 @@
 """The collectives that the engine and the worker need, on one process group or on none."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from gradstream.shared.config.machine import launched_place
 
 # A rank may load a large model while its peers wait in their first collective.
 DEFAULT_TIMEOUT_S = 1800.0
@@ -26,15 +29,19 @@ class Comm:
         return cls(rank=0, size=1)
 
     @classmethod
-    def from_env(cls, *, device: str = "cpu", timeout_s: float = DEFAULT_TIMEOUT_S) -> "Comm":
+    def from_env(cls, *, device: str = "cpu", meet: Path | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> "Comm":
         """Join the group that torchrun's environment describes; gloo on CPU, gloo and NCCL on an accelerator.
 
-        Without torchrun's variables, or with one rank, this is `single()`. A collective that waits longer than timeout_s
-        raises (gloo) or ends the process (NCCL). Raises RuntimeError when the rendezvous fails.
+        Without torchrun's variables, or with one rank, this is `single()`. meet: a file that the ranks of one machine share, where
+        they meet instead of at torchrun's address, whose store would listen on every interface. A collective that waits longer
+        than timeout_s raises (gloo) or ends the process (NCCL). Raises RuntimeError when the rendezvous fails.
         """
-        if not dist.is_torchelastic_launched():
+        place = launched_place()
+        if place is None or place.size == 1:
             return cls.single()
-        return cls.join("env://", rank=None, size=None, device=device, timeout_s=timeout_s)
+        if meet is None:
+            return cls.join("env://", rank=None, size=None, device=device, timeout_s=timeout_s)
+        return cls.join(f"file://{meet}", rank=place.rank, size=place.size, device=device, timeout_s=timeout_s)
 
     @classmethod
     def join(

@@ -20,6 +20,21 @@ class Machine:
         return cls(num_cores=_num_cores(), has_cuda=_has_cuda(), cache_dir=_cache_dir())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchedPlace:
+    """What torchrun says of this process: its rank, and how many there are."""
+
+    rank: int
+    size: int
+
+
+def launched_place() -> LaunchedPlace | None:
+    """This process's place in the gang that torchrun started, None when it was not started by torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # noqa: TID251 - this package reads the environment for all
+        return None
+    return LaunchedPlace(rank=int(os.environ["RANK"]), size=int(os.environ["WORLD_SIZE"]))  # noqa: TID251 - as above
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """This process's environment with changes, for a process to be started."""
     return {**os.environ, **changes}  # noqa: TID251 - this package reads the environment for all
