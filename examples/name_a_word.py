@@ -148,7 +148,13 @@ def draw(curve: Curve, title: str, target: Path) -> None:
 def run(server: LocalServer, options: argparse.Namespace, console: Console) -> Curve:
     """The client's part: everything from here on is the stock SDK against the server's URL."""
     with tinker.ServiceClient(base_url=server.url, api_key=API_KEY) as service:
-        base_model = service.create_rest_client().get_server_capabilities().result().supported_models[0].model_name
+        base_model = (
+            tinker.RestClient(base_url=server.url, api_key=API_KEY)
+            .get_server_capabilities()
+            .result()
+            .supported_models[0]
+            .model_name
+        )
         assert base_model is not None
         client = service.create_lora_training_client(base_model=base_model, rank=16, seed=options.seed).result()
         tokenizer = client.get_tokenizer()
@@ -212,6 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"the server answers at {server.url}, its log is {server.log}", highlight=False, soft_wrap=True
             )
             curve = run(server, options, console)
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return 130
     except ServerFailed as error:
         console.print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
         return 2

@@ -15,7 +15,7 @@ def test_ranks_of_one_machine_meet_in_files_and_not_at_a_port():
         "--rdzv-conf",
         "store_type=file",
     ]
-    assert changed[8:] == [*arguments[1:], "--meet", "/private/ranks"]
+    assert changed[8:] == ["--log-dir", "/private/logs", *arguments[1:], "--meet", "/private/ranks"]
 
 
 def test_an_address_that_was_given_is_kept():

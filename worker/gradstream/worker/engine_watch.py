@@ -1,5 +1,6 @@
 """What the launcher can see of a gang from outside: who leads, and whether batches get done."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -7,6 +8,7 @@ import msgspec
 
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
+from gradstream.shared.joblog import lua
 from gradstream.shared.joblog.client import redis_errors, sync_client
 from gradstream.shared.joblog.keys import Keys
 
@@ -25,17 +27,23 @@ class Sight:
 
 
 class EngineWatch:
-    """Reads an engine's state in Redis; never writes."""
+    """Reads an engine's state in Redis; the one thing it writes is the end of a dead gang's lease."""
 
     def __init__(self, url: str, *, engine: str) -> None:
         self._keys = Keys(engine)
         self._client = sync_client(url, num_retries=0)
+        self._lease = self._client.register_script(lua.load("lease").text)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
+
+    def clear_lease(self, owner: str) -> None:
+        """End the owner's lease because its gang is known to be dead; without Redis it ends by itself, later."""
+        with suppress(Unavailable), redis_errors():
+            self._lease(keys=[self._keys.log], args=[self._keys.prefix, "clear", owner, 0, 0])
 
     def look(self) -> Sight | None:
         """The engine as it is now, None while Redis cannot be asked."""

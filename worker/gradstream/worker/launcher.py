@@ -41,7 +41,7 @@ class CannotStart(Exception):
 
 
 class Stop:
-    """SIGTERM and SIGINT as a flag. Signals after the first one change nothing."""
+    """SIGTERM, SIGINT and SIGHUP (a closed terminal) as a flag. Signals after the first one change nothing."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -49,7 +49,7 @@ class Stop:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals over for the duration of the block."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         before = {number: signal.signal(number, lambda _number, _frame: self._event.set()) for number in numbers}
         try:
             yield
@@ -127,6 +127,8 @@ class Shift:
 
     def run(self, stop: Stop) -> None:
         """Start the crew and look after everything until stop is requested. Raises CannotStart when a child cannot be configured."""
+        # What a killed launcher's gang left: nobody must take the server for ready because of it.
+        self._watch.clear_lease(self._settings.lease_owner)
         self._sight = self._watch.look() or Sight()
         self._crew.start()
         while not stop.is_requested:
@@ -139,6 +141,8 @@ class Shift:
     def _tick(self) -> None:
         for member in self._crew.members:
             if member.check():
+                if member is self._crew.gang:
+                    self._watch.clear_lease(self._settings.lease_owner)
                 self._mourn(member)
         for tail in self._tails:
             for line in tail.read():

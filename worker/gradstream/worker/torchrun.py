@@ -31,7 +31,7 @@ def _meeting_in_files(arguments: Sequence[str], folder: Path) -> list[str]:
     if "--standalone" not in arguments:
         return list(arguments)
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", str(folder / "rendezvous")]
-    rendezvous += ["--rdzv-conf", "store_type=file", "--rdzv-id", uuid.uuid4().hex]
+    rendezvous += ["--rdzv-conf", "store_type=file", "--rdzv-id", uuid.uuid4().hex, "--log-dir", str(folder / "logs")]
     others = [argument for argument in arguments if argument != "--standalone"]
     # What follows the program's name is for the ranks.
     return [*rendezvous, *others, "--meet", str(folder / "ranks")]

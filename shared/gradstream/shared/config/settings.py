@@ -101,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "cpu", "cuda"], Meta(description="Where the engine computes. auto = cuda where there is one.")
     ] = "auto"
     torch_threads: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
+        Annotated[int, Meta(ge=1, le=1024)] | None,
         Meta(description="CPU threads of each rank. null = the cores divided by the ranks."),
     ] = None
     seed: Annotated[int, Meta(ge=0, description="Seed of everything whose client gave none.")] = 42

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Take, prolong or give back the right to work. The fence is the epoch; the lease's expiry only lets another owner in.
 -- KEYS  1 log
--- ARGV  1 prefix  2 acquire|renew|release  3 owner  4 ttl_ms  5 epoch (renew, release)
+-- ARGV  1 prefix  2 acquire|renew|release|clear  3 owner  4 ttl_ms  5 epoch (renew, release)
+-- clear takes an owner's lease away whatever its epoch, when the owner knows that its gang is no more.
 -- Reply acquire: {ok, epoch} | {taken, owner, ms left}
 --       renew, release: {ok} | {fenced, current epoch}
 
@@ -15,6 +16,10 @@ if verb == 'acquire' then
   -- A group that only shows the worker's position in XINFO GROUPS; nothing is delivered through it.
   redis.pcall('XGROUP', 'CREATE', P .. 'log', 'worker', '0', 'MKSTREAM')
   return { 'ok', epoch }
+end
+if verb == 'clear' then
+  if redis.call('GET', lease) == owner then redis.call('DEL', lease) end
+  return { 'ok' }
 end
 local epoch = redis.call('GET', P .. 'epoch')
 if epoch ~= ARGV[5] then return { 'fenced', epoch or '0' } end
