@@ -69,7 +69,8 @@ class Driver:
         plan = Plan(
             kind=jobs[0].op, future_ids=[job.future_id for job in jobs], row_budget_tokens=self.row_budget_tokens
         )
-        return self.engine.execute(Batch(number=self._number, epoch=1, plan=plan, jobs=jobs))
+        outcomes = self.engine.execute(Batch(number=self._number, epoch=1, plan=plan, jobs=jobs))
+        return [outcomes[job.future_id] for job in jobs]
 
     def done(self, model: str, payload: Payload) -> Outcome:
         """The outcome of one job, which must not fail."""

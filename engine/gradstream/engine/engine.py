@@ -11,12 +11,14 @@ from gradstream.engine.losses._base import LOSSES, REFUSED
 from gradstream.engine.models.build import load_base
 from gradstream.engine.numerics import configure, fingerprint, resolve_dtype
 from gradstream.engine.ops.registry import OPS, OpJob, failed
+from gradstream.engine.ops.sample import sample
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.registry import import_siblings
 from gradstream.engine.state import EngineState
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.codec import decode_payload
 from gradstream.shared.errors import GradstreamError, InvalidRequest
+from gradstream.shared.ids import FutureId
 from gradstream.shared.wire import Batch, Outcome, Payload
 
 import_siblings(ops)
@@ -59,20 +61,31 @@ class Engine:
             refused_losses={name: REFUSED[name] for name in REFUSED},
         )
 
-    def execute(self, batch: Batch) -> list[Outcome]:
-        """One outcome for each job, in the batch's order; the batch's jobs share one op.
+    def execute(self, batch: Batch) -> dict[FutureId, Outcome]:
+        """One outcome for each job of the batch; its jobs share one op.
+
+        Samples are the exception: a batch of them (none, perhaps) joins the samples that run, and the outcomes are of those that
+        ended within the plan's num_steps, whichever batch brought them.
 
         A job's own error is its Failed outcome and leaves the state as it was before the job. Anything else is raised: the state
         can no longer be trusted, and the process must end.
         """
         decoded = [_decode(job.payload) for job in batch.jobs]
-        jobs = [
+        # Any: the payload types are told apart by the ops.
+        jobs: list[OpJob[Any]] = [
             OpJob(job, payload, batch.plan)
             for job, payload in zip(batch.jobs, decoded, strict=True)
             if not isinstance(payload, GradstreamError)
         ]
-        served = iter(self._serve(jobs))
-        return [failed(payload) if isinstance(payload, GradstreamError) else next(served) for payload in decoded]
+        outcomes: dict[FutureId, Outcome] = {
+            job.future_id: failed(payload)
+            for job, payload in zip(batch.jobs, decoded, strict=True)
+            if isinstance(payload, GradstreamError)
+        }
+        if batch.plan.kind == "sample":
+            return outcomes | sample(self.state, jobs, num_steps=batch.plan.num_steps)
+        served = zip(jobs, self._serve(jobs), strict=True)
+        return outcomes | {job.job.future_id: outcome for job, outcome in served}
 
     def _serve(self, jobs: Sequence[OpJob[Any]]) -> list[Outcome]:  # Any: the payload types are told apart here
         if not jobs:

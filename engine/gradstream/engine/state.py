@@ -7,6 +7,7 @@ from gradstream.engine.checkpoint.budget import DiskBudget
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.sampler.decoding import Decoding
 from gradstream.engine.sampler.store import SamplerStore
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import ModelId
@@ -16,6 +17,7 @@ from gradstream.shared.wire import Job
 @dataclass(slots=True, kw_only=True)
 class EngineState:
     """The same on every rank after every batch. adapters: the trainable models by id. samplers: frozen adapters.
+    decoding: the samples that are running; they hold their own frozen adapters.
 
     disk is asked on rank 0 only, where saves are written.
     """
@@ -25,9 +27,11 @@ class EngineState:
     base: BaseModel
     adapters: dict[ModelId, Adapter] = field(default_factory=dict)
     samplers: SamplerStore = field(default_factory=SamplerStore)
+    decoding: Decoding = field(init=False)
     disk: DiskBudget = field(init=False)
 
     def __post_init__(self) -> None:
+        self.decoding = Decoding(base=self.base, rank=self.comm.rank, num_ranks=self.comm.size)
         self.disk = DiskBudget(self.config.output_dir, limit_bytes=self.config.storage_limit_bytes)
 
     @property

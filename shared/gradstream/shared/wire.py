@@ -309,11 +309,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     kind is the op that every job of the batch shares. row_budget_tokens bounds one forward pass; the rows that follow from it are
     a pure function of (jobs, row_budget_tokens), so a replay with the same plan packs alike.
+
+    A `sample` batch lets its jobs, which may be none, join the samples that are running, and continues all of those by at most
+    num_steps tokens; 0 continues them to their ends. The plan of a commit names the samples that ended, with num_steps 0: a sample's
+    answer depends on nothing but its job, so a replay of that plan gives the same ones.
     """
 
     kind: str
     future_ids: list[FutureId]
     row_budget_tokens: int
+    num_steps: int = 0
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -38,6 +38,28 @@ async def test_a_started_sample_goes_on(bench: Bench) -> None:
     assert not await bench.intake.cancel(future, tenant=LOCAL_TENANT)
 
 
+async def test_a_sample_that_a_gang_left_undone_on_a_clean_stop_counts_no_start_and_can_be_cancelled(
+    bench: Bench,
+) -> None:
+    future = await submit(bench)
+    bench.feed.mark_started([future], epoch=bench.epoch)
+    for _ in range(2):
+        bench.feed.mark_stopped([future], epoch=bench.epoch)
+    assert [entry.starts for entry in bench.log()] == [0]
+    assert await bench.intake.cancel(future, tenant=LOCAL_TENANT)
+
+
+async def test_a_clean_stop_takes_back_no_start_of_an_earlier_gang(bench: Bench) -> None:
+    future = await submit(bench)
+    bench.feed.mark_started([future], epoch=bench.epoch)
+    bench.epoch = bench.feed.acquire(owner="test-gang")
+    bench.feed.mark_stopped([future], epoch=bench.epoch)
+    assert [entry.starts for entry in bench.log()] == [1]
+    bench.feed.mark_started([future], epoch=bench.epoch)
+    bench.feed.mark_stopped([future], epoch=bench.epoch)
+    assert [entry.starts for entry in bench.log()] == [1]
+
+
 async def test_the_worker_learns_of_a_cancelled_sample_that_it_had_read(bench: Bench) -> None:
     kept, gone = await submit(bench, 0), await submit(bench, 1)
     await bench.intake.cancel(gone, tenant=LOCAL_TENANT)

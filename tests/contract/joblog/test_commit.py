@@ -83,6 +83,7 @@ async def test_an_older_epoch_changes_nothing(bench: Bench) -> None:
         lambda: bench.feed.publish_card(card, epoch=old),
         lambda: bench.feed.lost_models(epoch=old),
         lambda: bench.feed.mark_started([], epoch=old),
+        lambda: bench.feed.mark_stopped([], epoch=old),
         lambda: bench.feed.renew(old),
         lambda: bench.feed.release(old),
     ):

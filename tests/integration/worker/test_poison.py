@@ -8,6 +8,7 @@ from tests.support.gang import Client
 
 from gradstream.shared import codec
 from gradstream.shared.clock import SystemClock
+from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Batch, Failed, Outcome, SampleDone
@@ -36,13 +37,13 @@ class Engine:
         self._stop = stop
         self._left = last
 
-    def execute(self, batch: Batch) -> list[Outcome]:
+    def execute(self, batch: Batch) -> dict[FutureId, Outcome]:
         for job in batch.jobs:
             if codec.decode_payload(job.payload).path == POISON:
                 raise Broken
         self._left -= len(batch.jobs)
         self._stop.asked = self._left <= 0
-        return [SampleDone(sequences=[]) for _ in batch.jobs]
+        return {job.future_id: SampleDone(sequences=[]) for job in batch.jobs}
 
 
 def run_gang(feed: RedisFeed, directory: Path, *, last: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tests.support.engine_builders import Driver, cross_entropy, open_engine, random_data
 
 from gradstream.shared.columns import Column
+from gradstream.shared.ids import FutureId
 from gradstream.shared.wire import Batch, Failed, ForwardBackward, ForwardBackwardDone, Plan
 
 
@@ -92,9 +93,9 @@ def test_bad_input_fails_its_own_job_only(case: str, driver: Driver) -> None:
 
 def test_bytes_that_are_no_payload_fail_their_job_only(driver: Driver) -> None:
     job = driver._job("m", _base(), "local")  # type: ignore[arg-type]
-    broken = msgspec.structs.replace(job, payload=job.payload[:-3])
+    broken = msgspec.structs.replace(job, future_id=FutureId("m:9"), payload=job.payload[:-3])
     plan = Plan(kind="forward_backward", future_ids=[job.future_id], row_budget_tokens=100)
-    bad, good = driver.engine.execute(Batch(number=1, epoch=1, plan=plan, jobs=[broken, job]))
+    bad, good = driver.engine.execute(Batch(number=1, epoch=1, plan=plan, jobs=[broken, job])).values()
     assert isinstance(bad, Failed)
     assert bad.code == "invalid_request"
     assert isinstance(good, ForwardBackwardDone)

@@ -1,4 +1,4 @@
-"""The jobs that were read and have not run: one queue per owner, in order of turn, and the cursor behind the oldest of them."""
+"""The jobs that were read and have no outcome: those that wait, by owner and in order of turn, those that run, and the cursor."""
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,13 @@ from gradstream.worker.plan import Lane, Turn
 class Backlog:
     """Holds entries from reading until their commit. One thread.
 
-    An entry is *waiting* until a turn takes it, then *running* until `settle`. The cursor is the id of the last entry before
+    An entry is *waiting* until a turn takes it, then *running* until `settle`; samples run for several turns. The cursor is the id of the last entry before
     the oldest one that is not settled, so that reading from it sees every open job again.
     """
 
     def __init__(self, *, cursor: str) -> None:
         self._queues: dict[OwnerId, deque[Job]] = {}
+        self._running: dict[FutureId, Job] = {}
         # Entry id to the id of the entry before it.
         self._unsettled: OrderedDict[str, str] = OrderedDict()
         self._entry_of: dict[FutureId, str] = {}
@@ -38,6 +39,11 @@ class Backlog:
         """Each owner's waiting jobs, none empty, the owners in order of turn."""
         return self._queues
 
+    @property
+    def running(self) -> Mapping[FutureId, Job]:
+        """The jobs that were taken and not settled, in the order in which they were taken."""
+        return self._running
+
     def add(self, entry: LogEntry) -> None:
         """Put an entry behind its owner's others; a new owner comes last in turn. A closed entry only moves the cursor."""
         before, self._last_seen = self._last_seen, entry.entry_id
@@ -53,9 +59,12 @@ class Backlog:
     def take(self, turn: Turn) -> list[Job]:
         """The turn's jobs in the plan's order; its owners, and the tenant that led, go to the end of their turns."""
         self.last_lane = turn.lane
-        self.last_led[turn.lane, turn.tenant] = self._num_turns
-        self._num_turns += 1
-        return [job for owner, count in turn.num_taken.items() for job in self._take_front(owner, count)]
+        if turn.tenant is not None:
+            self.last_led[turn.lane, turn.tenant] = self._num_turns
+            self._num_turns += 1
+        jobs = [job for owner, count in turn.num_taken.items() for job in self._take_front(owner, count)]
+        self._running.update((job.future_id, job) for job in jobs)
+        return jobs
 
     def take_first(self, owner: OwnerId) -> Job:
         """The owner's first job, without a change of turn."""
@@ -70,6 +79,7 @@ class Backlog:
         for job in jobs:
             del self._unsettled[self._entry_of.pop(job.future_id)]
             self.starts.pop(job.future_id, None)
+            self._running.pop(job.future_id, None)
         return next(iter(self._unsettled.values()), self._last_seen)
 
     def _take_front(self, owner: OwnerId, count: int) -> list[Job]:

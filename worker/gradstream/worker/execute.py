@@ -1,29 +1,38 @@
-"""One batch through the engine: as many outcomes as jobs."""
+"""One batch through the engine: the outcomes that it gave."""
 
 from typing import Protocol
 
 from gradstream.shared.errors import GradstreamError
+from gradstream.shared.ids import FutureId
 from gradstream.shared.wire import Batch, Outcome
 from gradstream.worker.models import failure
+from gradstream.worker.plan import Lane, lane_of
 
 
 class Executor(Protocol):
     """What the gang needs of the engine (`gradstream.engine.engine.Engine`)."""
 
-    def execute(self, batch: Batch) -> list[Outcome]:
-        """The outcome of each job. Collective: every rank calls it with the same batch; that of rank 0 counts."""
+    def execute(self, batch: Batch) -> dict[FutureId, Outcome]:
+        """The outcome of each job; of a batch of samples those of the samples that ended, be they of this batch or of an earlier one.
+
+        Collective: every rank calls it with the same batch; what it returns on rank 0 counts.
+        """
         ...
 
 
-def execute(engine: Executor, batch: Batch) -> list[Outcome]:
-    """The outcome of each job, in the batch's order.
+def execute(engine: Executor, batch: Batch) -> dict[FutureId, Outcome]:
+    """The outcomes that the batch gave.
 
-    A GradstreamError of the whole batch (which every rank raises alike) fails each of its jobs. Every other exception propagates:
-    the engine's state cannot be trusted after it, so the process must end.
+    A GradstreamError of a whole batch of training (which every rank raises alike) fails each of its jobs. Every other exception
+    propagates: the engine's state cannot be trusted after it, so the process must end.
     """
+    if lane_of(batch.plan.kind) is Lane.SAMPLE:
+        return engine.execute(batch)
     try:
         outcomes = engine.execute(batch)
     except GradstreamError as error:
-        return [failure(error) for _ in batch.jobs]
-    assert len(outcomes) == len(batch.jobs), f"{len(outcomes)} outcomes for {len(batch.jobs)} jobs"
+        return {job.future_id: failure(error) for job in batch.jobs}
+    assert outcomes.keys() == {job.future_id for job in batch.jobs}, (
+        f"{len(outcomes)} outcomes for {len(batch.jobs)} jobs"
+    )
     return outcomes

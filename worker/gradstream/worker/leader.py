@@ -60,7 +60,10 @@ class Leader:
         self._number = 0
 
     def run(self) -> None:
-        """Serve until asked to stop, then wait for the last commit. Whatever is not a job's own error propagates."""
+        """Serve until asked to stop, then wait for the last commit. Whatever is not a job's own error propagates.
+
+        Samples that run then are left to the next gang, which runs them again with the same random numbers.
+        """
         backlog = self._crew.backlog
         while not self._stop.asked:
             self._take_in()
@@ -71,14 +74,18 @@ class Leader:
                 last_lane=backlog.last_lane,
                 last_led=backlog.last_led,
                 suspects=backlog.starts.keys(),
+                running=backlog.running.values(),
             )
             if turn is not None:
                 self._run_turn(turn)
         self._crew.committer.flush(on_tick=self._crew.control.idle)
+        if unfinished := list(backlog.running):
+            self._patiently(lambda: self._crew.feed.mark_stopped(unfinished, epoch=self._epoch))
+            _log.info("samples_left_to_the_next_gang", num_jobs=len(unfinished))
 
     def _take_in(self) -> None:
         crew = self._crew
-        timeout_s = 0.0 if crew.backlog.waiting else IDLE_TICK_S
+        timeout_s = 0.0 if crew.backlog.waiting or crew.backlog.running else IDLE_TICK_S
         entries = crew.reader.get(timeout_s=timeout_s)
         for entry in entries:
             crew.backlog.add(entry)
@@ -110,7 +117,7 @@ class Leader:
         crew = self._crew
         start_s = crew.clock.monotonic_s()
         jobs = self._started(crew.backlog.take(turn))
-        if not jobs:
+        if not crew.backlog.running:
             return
         plan = msgspec.structs.replace(turn.plan, future_ids=[job.future_id for job in jobs])
         self._number += 1
@@ -118,13 +125,24 @@ class Leader:
         with crew.watchdog.watch(plan.kind):
             crew.control.run(batch)
             outcomes = execute(crew.engine, batch)
-        self._commit([self._executed(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)], plan)
-        _log.info(
+        ended = [job for job in crew.backlog.running.values() if job.future_id in outcomes]
+        assert len(ended) == len(outcomes), "an outcome is of no job that runs"
+        if ended:
+            journaled = Plan(
+                kind=plan.kind,
+                future_ids=[job.future_id for job in ended],
+                row_budget_tokens=plan.row_budget_tokens,
+            )
+            self._commit([self._executed(job, outcomes[job.future_id]) for job in ended], journaled)
+        log = _log.info if jobs or ended else _log.debug
+        log(
             "batch",
             kind=plan.kind,
             number=batch.number,
             num_jobs=len(jobs),
-            num_failed=sum(isinstance(outcome, Failed) for outcome in outcomes),
+            num_ended=len(ended),
+            num_running=len(crew.backlog.running),
+            num_failed=sum(isinstance(outcome, Failed) for outcome in outcomes.values()),
             num_tokens=sum(job.num_tokens for job in jobs),
             elapsed_ms=round(1000 * (crew.clock.monotonic_s() - start_s), 1),
         )

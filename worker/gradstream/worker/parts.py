@@ -8,6 +8,10 @@ from gradstream.shared.config import Settings
 from gradstream.worker.gang import LeadOptions
 from gradstream.worker.plan import Limits
 
+# What the cache of one rank's sampler holds (`SamplerLimits`), with one sequence a job.
+RUNNING_JOBS_PER_RANK = 64
+RUNNING_TOKENS_PER_RANK = 131_072
+
 _ATTENTION = {"eager": "reference", "sdpa": "segment_sdpa", "native": "varlen"}
 
 
@@ -57,6 +61,8 @@ def lead_options(settings: Settings) -> LeadOptions:
             batch_jobs=settings.batch_max_jobs,
             row_budget_tokens=row_budget_tokens(settings),
             is_strict=settings.batch_isolation == "strict",
+            running_jobs=RUNNING_JOBS_PER_RANK * settings.num_ranks,
+            running_tokens=RUNNING_TOKENS_PER_RANK * settings.num_ranks,
         ),
         # Payloads are stored compressed, tokens to about a quarter.
         read_ahead_bytes=4 * settings.max_queued_bytes,

@@ -10,14 +10,19 @@ The rules:
 - Only leading moves a tenant to the end of the turn, while any service moves an owner there (`backlog.py`). So with N waiting tenants
   a tenant waits for less than N batches of its lane, and one of its M owners for less than N * M, whatever the others send.
 - Training and sampling are two lanes that alternate while both wait, so neither waits for the whole queue of the other.
-- A suspect, a job that was running when a gang died, runs alone, so that a second death convicts the right one.
+- A batch of samples is a slice: its jobs join the samples that run, and all of those are continued by a bounded number of tokens.
+  The sample in turn joins as soon as there is room for it. Until then none joins, so that small ones cannot keep a large one out.
+- A suspect, a job that was running when a gang died, runs alone, so that a second death convicts the right one. A suspected sample
+  starts when no other runs, and no training runs before it has ended.
 """
 
 import heapq
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
+
+import msgspec
 
 from gradstream.shared.ids import FutureId, OwnerId, TenantId
 from gradstream.shared.wire import Job, Plan
@@ -35,22 +40,33 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. is_strict: one owner a batch."""
+    """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. is_strict: one owner a batch.
+
+    running_jobs, running_tokens: of all samples that run at a time; one alone may exceed them. slice_steps: tokens by which a slice
+    continues each of them while another job waits, long_slice_steps while none does.
+    """
 
     batch_tokens: int
     batch_jobs: int
     row_budget_tokens: int
     is_strict: bool = False
+    running_jobs: int = 64
+    running_tokens: int = 131_072
+    slice_steps: int = 16
+    long_slice_steps: int = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """The next batch: its plan, how many jobs it takes from the front of each owner's queue, its lane, and whose turn it was."""
+    """The next batch: its plan, how many jobs it takes from the front of each owner's queue, its lane, and whose turn it was.
+
+    tenant None: a slice that no sample joins.
+    """
 
     plan: Plan
     num_taken: Mapping[OwnerId, int]
     lane: Lane
-    tenant: TenantId
+    tenant: TenantId | None
 
 
 # When each tenant led a batch of each lane last, as a number that grows; who never did is absent.
@@ -69,15 +85,30 @@ def next_turn(
     last_lane: Lane | None = None,
     last_led: LastLed | None = None,
     suspects: Collection[FutureId] = (),
+    running: Collection[Job] = (),
 ) -> Turn | None:
-    """The next batch, or None when nothing waits.
+    """The next batch, or None when nothing waits or runs.
 
-    waiting: each owner's jobs in order, none of them empty, the owners in order of turn.
+    waiting: each owner's jobs in order, none of them empty, the owners in order of turn. running: samples that have not ended.
     """
-    lane = _next_lane(waiting, last_lane)
+    if any(job.future_id in suspects for job in running):
+        return _slice(None, waiting, limits)
+    lane = _next_lane(waiting, last_lane, is_sampling=bool(running))
     if lane is None:
         return None
     heads = _in_turn(waiting, lane, last_led or {})
+    if lane is Lane.TRAIN:
+        return _batch(heads, waiting, limits, suspects)
+    lead = waiting[heads[0]][0] if heads else None
+    if lead is None or not _may_join(lead, running, limits, suspects):
+        return _slice(None, waiting, limits)
+    return _slice(_batch(heads, waiting, _room(limits, running), suspects), waiting, limits)
+
+
+def _batch(
+    heads: Sequence[OwnerId], waiting: Mapping[OwnerId, Sequence[Job]], limits: Limits, suspects: Collection[FutureId]
+) -> Turn:
+    """The batch that the first of these owners leads."""
     lead = waiting[heads[0]][0]
     if lead.future_id in suspects or lead.op not in _SEVERAL_OWNERS:
         num_taken = {lead.owner: 1}
@@ -86,7 +117,41 @@ def next_turn(
         num_taken = _fill({owner: waiting[owner] for owner in owners}, lead.op, limits, suspects)
     future_ids = [job.future_id for owner, count in num_taken.items() for job in islice(waiting[owner], count)]
     plan = Plan(kind=lead.op, future_ids=future_ids, row_budget_tokens=limits.row_budget_tokens)
-    return Turn(plan=plan, num_taken=num_taken, lane=lane, tenant=lead.tenant)
+    return Turn(plan=plan, num_taken=num_taken, lane=lane_of(lead.op), tenant=lead.tenant)
+
+
+def _slice(joining: Turn | None, waiting: Mapping[OwnerId, Sequence[Job]], limits: Limits) -> Turn:
+    """A batch of samples, or none, as a slice."""
+    if joining is None:
+        plan = Plan(kind="sample", future_ids=[], row_budget_tokens=limits.row_budget_tokens)
+        joining = Turn(plan=plan, num_taken={}, lane=Lane.SAMPLE, tenant=None)
+    num_left = sum(map(len, waiting.values())) - len(joining.plan.future_ids)
+    num_steps = limits.slice_steps if num_left else limits.long_slice_steps
+    return replace(joining, plan=msgspec.structs.replace(joining.plan, num_steps=num_steps))
+
+
+def _may_join(lead: Job, running: Collection[Job], limits: Limits, suspects: Collection[FutureId]) -> bool:
+    """True when there is room for a sample beside those that run."""
+    if not running:
+        return True
+    if lead.future_id in suspects or (limits.is_strict and any(job.owner != lead.owner for job in running)):
+        return False
+    room = _room(limits, running)
+    return room.batch_jobs >= 1 and _cost(lead) <= limits.running_tokens - sum(map(_cost, running))
+
+
+def _room(limits: Limits, running: Collection[Job]) -> Limits:
+    """Bounds of the batch that may join those that run."""
+    num_tokens = limits.running_tokens - sum(map(_cost, running))
+    return replace(
+        limits,
+        batch_jobs=min(limits.batch_jobs, limits.running_jobs - len(running)),
+        batch_tokens=min(limits.batch_tokens, num_tokens),
+    )
+
+
+def _cost(job: Job) -> int:
+    return max(job.num_tokens, 1)
 
 
 def _in_turn(waiting: Mapping[OwnerId, Sequence[Job]], lane: Lane, last_led: LastLed) -> list[OwnerId]:
@@ -95,8 +160,10 @@ def _in_turn(waiting: Mapping[OwnerId, Sequence[Job]], lane: Lane, last_led: Las
     return sorted(heads, key=lambda owner: last_led.get((lane, waiting[owner][0].tenant), -1))
 
 
-def _next_lane(waiting: Mapping[OwnerId, Sequence[Job]], last_lane: Lane | None) -> Lane | None:
+def _next_lane(waiting: Mapping[OwnerId, Sequence[Job]], last_lane: Lane | None, *, is_sampling: bool) -> Lane | None:
     lanes = [lane_of(jobs[0].op) for jobs in waiting.values()]
+    if is_sampling:
+        lanes.append(Lane.SAMPLE)
     if not lanes:
         return None
     others = [lane for lane in lanes if lane != last_lane]
@@ -135,7 +202,7 @@ def _fill(
         share = heapq.heappop(tenant.owners)
         job = _at(waiting[share.owner], num_taken[share.owner])
         if job is not None and job.op == op and job.future_id not in suspects:
-            cost = max(job.num_tokens, 1)
+            cost = _cost(job)
             if not total_jobs or total_tokens + cost <= limits.batch_tokens:
                 num_taken[share.owner] += 1
                 total_jobs += 1

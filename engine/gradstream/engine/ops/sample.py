@@ -1,4 +1,4 @@
-"""Continuations of prompts. All samples of a batch run together; with several ranks each takes a share of them."""
+"""Continuations of prompts. New requests join those that run; each slice continues all of them by a bounded number of tokens."""
 
 from collections.abc import Sequence
 
@@ -8,41 +8,47 @@ from gradstream.engine.adapters.adapter import FrozenAdapter
 from gradstream.engine.checkpoint.location import Ephemeral, parse_uri
 from gradstream.engine.checkpoint.shared import load_frozen
 from gradstream.engine.files import mark_used
-from gradstream.engine.ops.registry import OPS, OpJob, failed
+from gradstream.engine.ops.registry import OpJob, failed
 from gradstream.engine.sampler.answer import to_wire
 from gradstream.engine.sampler.intake import to_request
-from gradstream.engine.sampler.pieces import joined, pieces_of
-from gradstream.engine.sampler.request import Finished, SampleRequest
-from gradstream.engine.sampler.scheduler import SamplerEngine
 from gradstream.engine.sampler.store import Resident
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import GradstreamError
-from gradstream.shared.ids import TenantId
-from gradstream.shared.wire import Failed, Outcome, Sample, SampleDone
+from gradstream.shared.ids import FutureId, TenantId
+from gradstream.shared.wire import Failed, Sample, SampleDone
 
-_Answers = dict[int, SampleDone | Failed]
+_Answers = dict[FutureId, SampleDone | Failed]
 
 
-@OPS.register(Sample)
-def sample(state: EngineState, jobs: Sequence[OpJob[Sample]]) -> list[Outcome]:
-    """Serve all jobs. Each may fail with InvalidRequest, UnknownModel, Unsupported, NonFinite or StorageFailure."""
-    requests: dict[int, SampleRequest] = {}
-    answers: _Answers = {}
-    for index, job in enumerate(jobs):
+def sample(state: EngineState, jobs: Sequence[OpJob[Sample]], *, num_steps: int) -> _Answers:
+    """Admit the jobs, continue everything that runs by at most num_steps tokens (0: to the end), and answer what ended.
+
+    The answers are those of these or of earlier jobs, the same on every rank; collective. A job may fail with InvalidRequest,
+    UnknownModel, Unsupported, NonFinite or StorageFailure, which leaves the others as they are.
+    """
+    refused: _Answers = {}
+    for job in jobs:
         try:
-            requests[index] = _request(state, job)
+            _admit(state, job)
         except GradstreamError as error:
-            answers[index] = failed(error)
-    share = {index: requests[index] for index in _shares(requests, state.comm.size)[state.comm.rank]}
-    answers |= _gathered(state, _run(state, share, jobs))
-    return [answers[index] for index in range(len(jobs))]
+            refused[job.job.future_id] = failed(error)
+    ended: _Answers = {}
+    for admitted, finished in state.decoding.run(num_steps=num_steps):
+        ended[admitted.future_id] = (
+            to_wire(finished, targets=admitted.targets) if finished.error is None else failed(finished.error)
+        )
+    ended = _gathered(state, ended)
+    for future_id in ended:
+        state.decoding.settle(future_id)
+    return refused | ended
 
 
-def _request(state: EngineState, job: OpJob[Sample]) -> SampleRequest:
-    """The sampler's view of a job; collective where the adapter has to be read."""
+def _admit(state: EngineState, job: OpJob[Sample]) -> None:
+    """Check a job and let it run; collective where the adapter has to be read."""
     path = job.payload.path
     adapter = None if path is None else _adapter(state, path, job.job.tenant)
-    return to_request(state, job.job, job.payload, adapter)
+    request = to_request(state, job.job, job.payload, adapter)
+    state.decoding.admit(job.job.future_id, request, targets=job.payload.target_prompt_logprobs)
 
 
 def _adapter(state: EngineState, path: str, tenant: TenantId) -> FrozenAdapter:
@@ -54,36 +60,6 @@ def _adapter(state: EngineState, path: str, tenant: TenantId) -> FrozenAdapter:
         adapter = load_frozen(state, location, tenant=tenant)
         state.samplers.put(location.uri(), Resident(adapter=adapter, tenant=tenant))
     return adapter
-
-
-def _shares(requests: dict[int, SampleRequest], num_ranks: int) -> list[list[int]]:
-    """The requests of each rank: the costliest first, each to the rank with the least to do so far."""
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    costs = {index: len(one.prompt) + one.num_samples * one.max_tokens for index, one in requests.items()}
-    for index in sorted(costs, key=lambda index: (-costs[index], index)):
-        rank = loads.index(min(loads))
-        shares[rank].append(index)
-        loads[rank] += costs[index]
-    return [sorted(share) for share in shares]
-
-
-def _run(state: EngineState, requests: dict[int, SampleRequest], jobs: Sequence[OpJob[Sample]]) -> _Answers:
-    """Answers by index; this rank's work alone, nothing collective."""
-    engine = SamplerEngine(base=state.base)
-    pieces = {index: pieces_of(request, engine.limits) for index, request in requests.items()}
-    for parts in pieces.values():
-        for part in parts:
-            engine.add(part)
-    done: dict[int, Finished] = {}
-    while engine.has_work():
-        done |= {id(finished.request): finished for finished in engine.step()}
-    answers: _Answers = {}
-    for index, request in requests.items():
-        finished = joined(request, [done[id(part)] for part in pieces[index]])
-        targets = jobs[index].payload.target_prompt_logprobs
-        answers[index] = to_wire(finished, targets=targets) if finished.error is None else failed(finished.error)
-    return answers
 
 
 def _gathered(state: EngineState, answers: _Answers) -> _Answers:

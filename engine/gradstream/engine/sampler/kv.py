@@ -33,16 +33,25 @@ class KVCache:
         self._capacity = 0
         self._layers = {}
 
-    def reserve(self, *, num_rows: int, num_tokens: int) -> None:
-        """Make room for num_rows sequences of num_tokens; what is there stays."""
+    @property
+    def num_places(self) -> int:
+        """Tokens that the rows have room for together."""
+        return self._num_rows * self._capacity
+
+    def reserve(self, *, num_rows: int, num_tokens: int, max_places: int) -> None:
+        """Make room for num_rows sequences of num_tokens each, the ones that are kept among them.
+
+        Room of former sequences is kept for later ones, unless the whole would then be above max_places.
+        """
         if num_rows <= self._num_rows and num_tokens <= self._capacity:
             return
         rows, capacity = max(num_rows, self._num_rows), self._capacity
         if num_tokens > capacity:
-            wanted = max(num_tokens, capacity + capacity // 2)
-            capacity = -(-wanted // _BLOCK_TOKENS) * _BLOCK_TOKENS
+            capacity = _whole_blocks(max(num_tokens, capacity + capacity // 2))
+        if rows * capacity > max_places:
+            rows, capacity = num_rows, _whole_blocks(num_tokens)
         for layer, old in self._layers.items():
-            self._layers[layer] = _Buffers(*(_grown(buffer, rows, capacity) for buffer in old))
+            self._layers[layer] = _Buffers(*(_resized(buffer, rows, capacity) for buffer in old))
         self._num_rows, self._capacity = rows, capacity
 
     def layer(self, layer: int, like_GTK: Tensor) -> "_Buffers":
@@ -67,11 +76,16 @@ class _Buffers(NamedTuple):
     values: Tensor
 
 
-def _grown(buffer_SGCK: Tensor, num_rows: int, capacity: int) -> Tensor:
+def _whole_blocks(num_tokens: int) -> int:
+    return -(-num_tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
+
+
+def _resized(buffer_SGCK: Tensor, num_rows: int, capacity: int) -> Tensor:
     rows, num_heads, tokens, head_size = buffer_SGCK.shape
-    grown = buffer_SGCK.new_zeros(num_rows, num_heads, capacity, head_size)
-    grown[:rows, :, :tokens] = buffer_SGCK
-    return grown
+    resized = buffer_SGCK.new_zeros(num_rows, num_heads, capacity, head_size)
+    rows, tokens = min(rows, num_rows), min(tokens, capacity)
+    resized[:rows, :, :tokens] = buffer_SGCK[:rows, :, :tokens]
+    return resized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,8 +126,12 @@ class SamplerEngine:
                 spans.append(span)
             start += len(request.prompt)
             row += request.num_rows
-        self.cache.reserve(num_rows=row, num_tokens=max((span.length for span in spans), default=0))
+        lengths = [span.length for span in spans] + [sequence.num_cached for sequence in self.live]
+        self._reserve(num_rows=row, num_tokens=max(lengths, default=0))
         return spans
+
+    def _reserve(self, *, num_rows: int, num_tokens: int) -> None:
+        self.cache.reserve(num_rows=num_rows, num_tokens=num_tokens, max_places=self.limits.max_cache_tokens)
 
     def _score(self, progress: Progress, hidden_TD: Tensor, tokens_T: Tensor) -> None:
         request = progress.request
@@ -140,7 +144,7 @@ class SamplerEngine:
         row_of = {id(sequence): row for row, sequence in enumerate(self.live)}
         sequences = _grouped(self.live, [sequence.owner.request.adapter for sequence in self.live])
         lengths_N = [sequence.num_cached for sequence in sequences]
-        self.cache.reserve(num_rows=len(self.live), num_tokens=max(lengths_N) + 1)
+        self._reserve(num_rows=len(self.live), num_tokens=max(lengths_N) + 1)
         device = self.base.device
         adapters = self._adapters([sequence.owner.request.adapter for sequence in sequences], [1] * len(sequences))
         hidden_ND = self.base.hidden(

@@ -267,6 +267,13 @@ class Feed(Protocol):
         """
         ...
 
+    def mark_stopped(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
+        """Take back this epoch's mark on jobs that it leaves undone on a clean stop: that they ran says nothing against them.
+
+        Idempotent. Raises Fenced.
+        """
+        ...
+
     def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         """All fields of a record, or None."""
         ...

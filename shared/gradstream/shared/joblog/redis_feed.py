@@ -21,7 +21,7 @@ from gradstream.shared.joblog.port import Commit, Fenced, FutureStatus, LogEntry
 from gradstream.shared.wire import Failed, Job
 
 _log = structlog.get_logger(__name__)
-_SCRIPTS = ("lease", "commit", "card", "lost_models", "mark_started")
+_SCRIPTS = ("lease", "commit", "card", "lost_models", "mark_started", "mark_stopped")
 # With delays growing to one second: a restart of Redis is ridden out inside a call.
 _NUM_RETRIES = 30
 _Entry = tuple[bytes, dict[bytes, bytes]]
@@ -95,6 +95,9 @@ class RedisFeed:
     def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> list[FutureId]:
         reply = self._eval("mark_started", [epoch, *future_ids], epoch=epoch)
         return [FutureId(future.decode()) for future in reply[1:]]
+
+    def mark_stopped(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
+        self._eval("mark_stopped", [epoch, *future_ids], epoch=epoch)
 
     def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         with redis_errors():

@@ -236,3 +236,22 @@ def test_the_cache_is_given_back_when_nothing_is_left(base):
     while engine.has_work():
         engine.step()
     assert engine.cache._layers == {}
+
+
+def test_a_cache_that_is_never_empty_stays_within_its_bound(base):
+    limits = SamplerLimits(max_rows=8, max_cache_tokens=8 * 128)
+    engine = SamplerEngine(base=base, limits=limits)
+    requests = [request(PROMPTS[1], max_tokens=300, seed=1)]
+    requests += [request(PROMPTS[0], num_samples=8, max_tokens=20 + 40 * turn, seed=turn) for turn in range(3)]
+    expected = [run(base, [one])[0] for one in requests]
+    answers = {}
+    for one in [*requests[1:], requests[0], *requests[1:3]]:
+        engine.add(one)
+    sizes = []
+    while engine.has_work():
+        for answer in engine.step():
+            answers[id(answer.request)] = answer
+        sizes.append(engine.cache.num_places)
+    assert max(sizes) <= limits.max_cache_tokens
+    for one, wanted in zip(requests, expected, strict=True):
+        assert [s.tokens for s in answers[id(one)].sequences] == [s.tokens for s in wanted.sequences]
