@@ -159,6 +159,10 @@ class Client:
         payload = Sample(
             path=path, prompt=prompt, params=SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=1)
         )
+        return await self.sample_as(payload, seq)
+
+    async def sample_as(self, payload: Sample, seq: int) -> FutureId:
+        """The future of this sample."""
         return await self._submit(ids.sampler_id(self.session, 9), seq, payload, ordered=False)
 
     async def outcome(self, future: FutureId) -> Outcome:

@@ -123,3 +123,19 @@ def test_requests_beyond_the_caches_rows_wait_and_are_answered(driver):
         assert len(sampler.live) <= 2
     for future, payload in zip(futures, payloads, strict=True):
         assert tokens(answers[future]) == tokens(alone(driver, payload))
+
+
+def test_a_request_in_pieces_lets_a_later_one_in_between_them(driver):
+    sampler = driver.engine.state.decoding._engine
+    expected = tokens(alone(driver, sample(max_tokens=6, num_samples=7)))
+    sampler.limits = replace(sampler.limits, max_rows=2)
+    run = Slices(driver)
+    (many,), _ = run(1, sample(max_tokens=6, num_samples=7))
+    (one,), answers = run(1, sample(max_tokens=3, seed=8))
+    order = []
+    while len(answers) < 2:
+        ended = run(1)[1]
+        order += ended
+        answers |= ended
+    assert order == [one, many]
+    assert tokens(answers[many]) == expected
