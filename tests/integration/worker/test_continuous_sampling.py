@@ -25,7 +25,7 @@ class Log:
     """What Redis knows of the jobs of one engine."""
 
     def __init__(self, url: str, engine: str) -> None:
-        self._redis = redis.asyncio.Redis.from_url(url, decode_responses=True)
+        self._redis = redis.asyncio.Redis.from_url(url)
         self._keys = Keys(engine)
 
     async def starts(self, future: FutureId) -> int:
@@ -40,7 +40,7 @@ class Log:
     async def commits(self) -> list[list[str]]:
         """The futures of every commit, in order."""
         entries = await self._redis.xrange(self._keys.journal)
-        return [fields["futures"].split() for _, fields in entries]
+        return [fields[b"futures"].decode().split() for _, fields in entries]
 
     async def close(self) -> None:
         await self._redis.aclose()
