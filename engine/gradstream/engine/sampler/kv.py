@@ -33,11 +33,6 @@ class KVCache:
         self._capacity = 0
         self._layers = {}
 
-    @property
-    def num_places(self) -> int:
-        """Tokens that the rows have room for together."""
-        return self._num_rows * self._capacity
-
     def reserve(self, *, num_rows: int, num_tokens: int, max_places: int) -> None:
         """Make room for num_rows sequences of num_tokens each, the ones that are kept among them.
 

@@ -251,7 +251,7 @@ def test_a_cache_that_is_never_empty_stays_within_its_bound(base):
     while engine.has_work():
         for answer in engine.step():
             answers[id(answer.request)] = answer
-        sizes.append(engine.cache.num_places)
+        sizes.append(engine.cache._num_rows * engine.cache._capacity)
     assert max(sizes) <= limits.max_cache_tokens
     for one, wanted in zip(requests, expected, strict=True):
         assert [s.tokens for s in answers[id(one)].sequences] == [s.tokens for s in wanted.sequences]
