@@ -13,12 +13,9 @@ from gradstream.api.body import Body, parse_small, small_bytes
 from gradstream.api.parts import Parts, parts_of
 from gradstream.shared import codec, ids
 from gradstream.shared.errors import InvalidRequest, UnknownModel, UserError
-from gradstream.shared.ids import FutureId, ModelId, TenantId
+from gradstream.shared.ids import UNLOAD_SEQ, FutureId, ModelId, TenantId
 from gradstream.shared.joblog.port import Submission
 from gradstream.shared.wire import Payload
-
-# seq_id is an int32 on the protobuf wire; 0 makes the model, and the last one is kept for unload_model, which has none.
-UNLOAD_SEQ = 2**31 - 1
 
 
 class OrderedBody(Body):

@@ -13,6 +13,10 @@ OwnerId = ModelId | SamplerId
 
 LOCAL_TENANT = TenantId("local")
 
+# The seq of a model's unload, which stands outside its order: it goes to the end of the log, behind everything accepted, and being
+# fixed makes every repetition, by whomever, the same future. seq_id is an int32 on the protobuf wire; clients' seqs stay below it.
+UNLOAD_SEQ = 2**31 - 1
+
 # Ids become parts of Redis keys and of paths, so they are checked where they enter.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

@@ -15,6 +15,7 @@ from tests.support.saved import write_save
 from gradstream.engine.checkpoint.location import ephemeral
 from gradstream.shared import ids
 from gradstream.shared.clock import ManualClock, SystemClock
+from gradstream.shared.ids import UNLOAD_SEQ
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.joblog.redis_intake import RedisIntake
@@ -23,7 +24,6 @@ from gradstream.worker.collect import KEEP_SNAPSHOTS, UNUSED_S
 from gradstream.worker.housekeeping import TASKS, Ticker, enqueue, queue_for
 from gradstream.worker.records import checkpoint_fields
 from gradstream.worker.retention import RETENTION_S
-from gradstream.worker.sweeps import UNLOAD_SEQ
 
 NOW_MS = 0
 

@@ -12,15 +12,12 @@ import structlog
 
 from gradstream.engine.checkpoint.location import ephemeral
 from gradstream.shared import codec
-from gradstream.shared.ids import ModelId, SamplerId, TenantId
+from gradstream.shared.ids import UNLOAD_SEQ, ModelId, SamplerId, TenantId
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.port import Intake, RecordKind, Submission
 from gradstream.shared.wire import UnloadModel
 from gradstream.worker.storage import Storage
 
-# The unload of a model stands outside its seq order: it goes to the end of the log, behind everything accepted, and its fixed seq
-# makes every repetition, by whomever, the same future.
-UNLOAD_SEQ = 2**31 - 1
 _IN_MEMORY = frozenset({"creating", "ready"})
 
 _log = structlog.get_logger(__name__)

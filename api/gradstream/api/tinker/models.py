@@ -11,13 +11,13 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.catalog import check_base_model
 from gradstream.api.errors import require
-from gradstream.api.ordered import UNLOAD_SEQ, Promise
+from gradstream.api.ordered import Promise
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import open_session, own_record, text_metadata
 from gradstream.api.tinker.answers import Answer
 from gradstream.shared import codec, ids
 from gradstream.shared.errors import InvalidRequest, Unsupported
-from gradstream.shared.ids import ModelId, SessionId, TenantId
+from gradstream.shared.ids import UNLOAD_SEQ, ModelId, SessionId, TenantId
 from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.wire import CopyCheckpoint, CreateModel, LoadWeights, LoraSpec, UnloadModel
 
