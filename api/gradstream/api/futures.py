@@ -8,6 +8,7 @@ from gradstream.api.parts import Parts
 from gradstream.shared import ids
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import FutureId, TenantId
+from gradstream.shared.joblog.keys import next_seq_field
 from gradstream.shared.joblog.port import FutureStatus, FutureView, RecordKind
 
 
@@ -67,9 +68,11 @@ async def poll(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finish
 
 async def _pending(parts: Parts, view: FutureView) -> Pending:
     if view.status is FutureStatus.HELD:
+        assert view.waiting_for_seq is not None
+        awaited = ids.seq_text(view.waiting_for_seq)
         return Pending(
             state=QueueState.PAUSED_CAPACITY,
-            reason=f"held until the request with seq_id {view.waiting_for_seq} of the same model arrives",
+            reason=f"held until the request with seq_id {awaited} of the same model arrives",
         )
     if not await parts.intake.is_worker_alive():
         return Pending(state=QueueState.PAUSED_CAPACITY, reason="no worker is running now; the job waits in the queue")
@@ -89,6 +92,6 @@ async def _existed(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> bo
         return False
     model = await parts.intake.record(RecordKind.MODEL, owner)
     if model is not None:
-        return model.get("tenant") == tenant and int(seq) < int(model.get("next_seq", "0"))
+        return model.get("tenant") == tenant and int(seq) < int(model.get(next_seq_field(int(seq)), "0"))
     sampler = await parts.intake.record(RecordKind.SAMPLER, owner)
     return sampler is not None and sampler.get("tenant") == tenant

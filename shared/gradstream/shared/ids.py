@@ -17,6 +17,11 @@ LOCAL_TENANT = TenantId("local")
 # fixed makes every repetition, by whomever, the same future. seq_id is an int32 on the protobuf wire; clients' seqs stay below it.
 UNLOAD_SEQ = 2**31 - 1
 
+# Processes that train one model together each number their own requests, in a lane of their own: a block of this many of the model's
+# seqs, more than seq_ids there are. Lane 0 is that of clients that name none.
+LANE_SEQS = 10**10
+MAX_LANE = 999
+
 # Ids become parts of Redis keys and of paths, so they are checked where they enter.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -45,6 +50,22 @@ def sampler_id(session: SessionId, sampling_session_seq_id: int) -> SamplerId:
 def session_of_sampler(sampler: SamplerId) -> SessionId:
     """The session that a sampler's id names."""
     return SessionId(sampler.rsplit(":sample:", 1)[0])
+
+
+def seq_in_lane(lane: int, seq_id: int) -> int:
+    """The seq of a lane's seq_id; lane 0's seqs are its seq_ids."""
+    return lane * LANE_SEQS + seq_id
+
+
+def lane_of(seq: int) -> int:
+    """The lane that a model's seq lies in."""
+    return seq // LANE_SEQS
+
+
+def seq_text(seq: int) -> str:
+    """A model's seq for a person to read: the seq_id, and the lane unless it is 0."""
+    lane, seq_id = divmod(seq, LANE_SEQS)
+    return f"{seq_id} of lane {lane}" if lane else str(seq_id)
 
 
 def future_id(owner: OwnerId, seq: int) -> FutureId:

@@ -15,7 +15,7 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import documents
 from gradstream.api.budgets import check_storage_room
 from gradstream.api.files import file_path, files_of, tar_size, tar_stream
-from gradstream.api.ordered import OrderedBody, ordered_body, refusing, submit_at
+from gradstream.api.ordered import LANED, OrderedBody, ordered_body, refusing, submit_at
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import any_checkpoint_path, checkpoint_name, own_record
 from gradstream.api.tinker.answers import Answer
@@ -55,7 +55,7 @@ class _Target(msgspec.Struct, frozen=True):
     created_ms: str
 
 
-@router.post("/save_weights_external", openapi_extra=documents(SaveExternalBody))
+@router.post("/save_weights_external", openapi_extra=documents(SaveExternalBody) | LANED)
 async def save_weights_external(request: Request) -> Answer:
     """Saves the adapter for download, in peft's format. The same (model_id, seq_id) with the same content is the same future."""
     parts = parts_of(request)
@@ -66,7 +66,7 @@ async def save_weights_external(request: Request) -> Answer:
                 "age_encryption_recipients: encryption of exports is not offered here; leave it out, and reach the server by TLS"
             )
         await check_storage_room(parts, place)
-        name = f"{place.seq:06d}" if body.path is None else checkpoint_name(body.path)
+        name = place.checkpoint if body.path is None else checkpoint_name(body.path)
     return Answer(await submit_at(parts, place, SaveExternal(name=name, ttl_seconds=body.ttl_seconds)))
 
 

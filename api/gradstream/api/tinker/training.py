@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
-from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, is_protobuf, offloaded, raw_body
 from gradstream.api.ordered import (
+    LANED,
+    Caller,
     OrderedBody,
     Place,
     Promise,
+    caller_of,
     ordered_body,
     place_in_json,
     place_of,
@@ -27,7 +29,6 @@ from gradstream.api.training_data import TrainingData, to_payload
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest, Unsupported
-from gradstream.shared.ids import TenantId
 from gradstream.shared.wire import AdamParams, OptimStep
 
 router = APIRouter()
@@ -43,48 +44,48 @@ class _Packed:
     num_tokens: int
 
 
-@router.post("/forward_backward", openapi_extra=documents(protobuf=_PROTOBUF_BODY))
+@router.post("/forward_backward", openapi_extra=documents(protobuf=_PROTOBUF_BODY) | LANED)
 async def forward_backward(request: Request) -> Answer:
     """Loss and gradients of some datums; only the loss with forward_only. Protobuf, or the JSON of older SDKs.
 
     The same (model_id, seq_id) with the same content is the same future, in whatever encoding it came.
     """
-    parts, tenant = parts_of(request), tenant_of(request)
+    parts, caller = parts_of(request), caller_of(request)
     if is_protobuf(request):
         async with raw_body(request, parts, max_bytes=parts.config.max_body_bytes) as raw:
-            return Answer(await _from_protobuf(parts, raw, tenant=tenant))
+            return Answer(await _from_protobuf(parts, raw, caller=caller))
     async with raw_body(request, parts, max_bytes=parts.config.max_json_body_bytes) as raw:
-        return Answer(await _from_json(parts, raw, tenant=tenant, backward=True))
+        return Answer(await _from_json(parts, raw, caller=caller, backward=True))
 
 
-@router.post("/forward")
+@router.post("/forward", openapi_extra=LANED)
 async def forward(request: Request) -> Answer:
     """Only the loss; JSON of older SDKs. Newer ones send forward_backward with forward_only."""
-    parts = parts_of(request)
+    parts, caller = parts_of(request), caller_of(request)
     async with raw_body(request, parts, max_bytes=parts.config.max_json_body_bytes) as raw:
-        return Answer(await _from_json(parts, raw, tenant=tenant_of(request), backward=False))
+        return Answer(await _from_json(parts, raw, caller=caller, backward=False))
 
 
-async def _from_protobuf(parts: Parts, raw: bytes, *, tenant: TenantId) -> Promise:
+async def _from_protobuf(parts: Parts, raw: bytes, *, caller: Caller) -> Promise:
     message = await offloaded(
         lambda: training_proto.parse_request(raw, max_datums=parts.config.max_datums), size_bytes=len(raw)
     )
-    place = place_of(message.model_id, message.seq_id, tenant=tenant)
+    place = place_of(message.model_id, message.seq_id, caller=caller)
     return await _submit(parts, place, lambda: training_proto.training_data(message), size_bytes=len(raw))
 
 
-async def _from_json(parts: Parts, raw: bytes, *, tenant: TenantId, backward: bool) -> Promise:
+async def _from_json(parts: Parts, raw: bytes, *, caller: Caller, backward: bool) -> Promise:
     size_bytes = len(raw)
-    readable = await offloaded(lambda: place_in_json(raw, tenant=tenant), size_bytes=size_bytes)
+    readable = await offloaded(lambda: place_in_json(raw, caller=caller), size_bytes=size_bytes)
     async with refusing(parts, readable):
         if backward:
             both = await offloaded(lambda: training_json.parse_forward_backward(raw), size_bytes=size_bytes)
             content = both.forward_backward_input
-            place = place_of(both.model_id, both.seq_id, tenant=tenant)
+            place = place_of(both.model_id, both.seq_id, caller=caller)
         else:
             only = await offloaded(lambda: training_json.parse_forward(raw), size_bytes=size_bytes)
             content = only.forward_input
-            place = place_of(only.model_id, only.seq_id, tenant=tenant)
+            place = place_of(only.model_id, only.seq_id, caller=caller)
     return await _submit(
         parts,
         place,
@@ -131,7 +132,7 @@ class OptimStepBody(OrderedBody):
     type: Literal["optim_step"] = "optim_step"
 
 
-@router.post("/optim_step", openapi_extra=documents(OptimStepBody))
+@router.post("/optim_step", openapi_extra=documents(OptimStepBody) | LANED)
 async def optim_step(request: Request) -> Answer:
     """Applies the accumulated gradient once. The same (model_id, seq_id) with the same parameters is the same future."""
     parts = parts_of(request)

@@ -11,9 +11,11 @@ from gradstream.api.budgets import check_sampler_room, check_storage_room
 from gradstream.api.catalog import base_model_name
 from gradstream.api.errors import require
 from gradstream.api.ordered import (
+    LANED,
     OrderedBody,
     Place,
     Promise,
+    caller_of,
     ordered_body,
     place_in_json,
     place_of,
@@ -93,7 +95,7 @@ class WeightsInfo(BaseModel):
     train_attn: bool
 
 
-@router.post("/save_weights", openapi_extra=documents(SaveWeightsBody))
+@router.post("/save_weights", openapi_extra=documents(SaveWeightsBody) | LANED)
 async def save_weights(request: Request) -> Answer:
     """Saves adapter and optimizer. The same (model_id, seq_id) with the same content is the same future."""
     parts = parts_of(request)
@@ -101,7 +103,7 @@ async def save_weights(request: Request) -> Answer:
     async with refusing(parts, place):
         await check_storage_room(parts, place)
         payload = SaveWeights(
-            name=f"{place.seq:06d}" if body.path is None else checkpoint_name(body.path),
+            name=place.checkpoint if body.path is None else checkpoint_name(body.path),
             overwrite=body.overwrite,
             ttl_seconds=body.ttl_seconds,
             user_metadata=text_metadata(body.user_metadata),
@@ -109,7 +111,7 @@ async def save_weights(request: Request) -> Answer:
     return Answer(await submit_at(parts, place, payload))
 
 
-@router.post("/save_weights_for_sampler", openapi_extra=documents(SaveForSamplerBody))
+@router.post("/save_weights_for_sampler", openapi_extra=documents(SaveForSamplerBody) | LANED)
 async def save_weights_for_sampler(request: Request) -> Answer:
     """Freezes the adapter for sampling. The same (model_id, seq_id) with the same content is the same future."""
     parts = parts_of(request)
@@ -130,7 +132,7 @@ async def _save_for_sampler(parts: Parts, body: SaveForSamplerBody, place: Place
                 name=checkpoint_name(path), session_id=session, ttl_seconds=body.ttl_seconds, user_metadata=metadata
             )
         case None, int(seq):
-            sampler = ids.sampler_id(session, seq)
+            sampler = ids.sampler_id(session, _sampler_number(seq, lane=place.lane))
             await check_sampler_room(parts, sampler, tenant=place.tenant, place=place)
             return SaveForSampler(
                 sampler_id=sampler,
@@ -143,6 +145,15 @@ async def _save_for_sampler(parts: Parts, body: SaveForSamplerBody, place: Place
                 "path, sampling_session_seq_id: send exactly one; path names a checkpoint, sampling_session_seq_id makes a "
                 "sampler without one"
             )
+
+
+def _sampler_number(seq: int, *, lane: int) -> int:
+    """Each process counts its samplers from 0, and all are named in the session of the model, so they need their lane too."""
+    require(
+        lane == 0 or seq < ids.LANE_SEQS,
+        f"sampling_session_seq_id: {seq} is more than {ids.LANE_SEQS - 1}, the largest in a lane other than 0",
+    )
+    return ids.seq_in_lane(lane, seq)
 
 
 @router.post("/weights_info", openapi_extra=documents(WeightsInfoBody))
@@ -163,12 +174,12 @@ async def weights_info(request: Request) -> WeightsInfo:
     )
 
 
-@router.post("/load_weights", openapi_extra=documents(LoadWeightsBody))
+@router.post("/load_weights", openapi_extra=documents(LoadWeightsBody) | LANED)
 async def load_weights(request: Request) -> Answer:
     """Puts a checkpoint into a model, or makes a model from one. The same request is the same future."""
-    parts, tenant = parts_of(request), tenant_of(request)
+    parts, caller = parts_of(request), caller_of(request)
     raw = await small_bytes(request)
-    async with refusing(parts, place_in_json(raw, tenant=tenant)):
+    async with refusing(parts, place_in_json(raw, caller=caller)):
         body = parse_small(raw, LoadWeightsBody)
         _check_target(body)
         if body.weights_access_token is not None:
@@ -178,9 +189,9 @@ async def load_weights(request: Request) -> Answer:
         checkpoint_path(body.path, kind=TRAINING_KIND, field="path")
         check_optimizer(body.optimizer_config)
     if body.model_id is not None:
-        place = place_of(body.model_id, body.seq_id, tenant=tenant)
+        place = place_of(body.model_id, body.seq_id, caller=caller)
         return Answer(await submit_at(parts, place, LoadWeights(path=body.path, with_optimizer=body.optimizer)))
-    return Answer(await _create_from(parts, body, tenant=tenant))
+    return Answer(await _create_from(parts, body, tenant=caller.tenant))
 
 
 def _check_target(body: LoadWeightsBody) -> None:

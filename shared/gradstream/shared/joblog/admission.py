@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gradstream.shared import codec
 from gradstream.shared.errors import GradstreamError, PayloadTooLarge, QueueFull, SequenceConflict, UnknownModel
-from gradstream.shared.ids import FutureId, OwnerId, future_id, is_valid_id
+from gradstream.shared.ids import FutureId, OwnerId, future_id, is_valid_id, seq_text
 from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.keys import Keys
 from gradstream.shared.joblog.limits import Limits
@@ -113,7 +113,7 @@ def refusal(reply: Sequence[bytes | int], owner: OwnerId, seq: int, limits: Limi
         case "closed":
             return UnknownModel(f"model {owner} was unloaded; create a new one or load a checkpoint")
         case "conflict":
-            return SequenceConflict(f"seq_id {seq} of {owner} {_CONFLICTS[details[0]]}")
+            return SequenceConflict(f"seq_id {seq_text(seq)} of {owner} {_CONFLICTS[details[0]]}")
         case "full":
             budget, used, limit, retry_ms = details
             retry_after_s = min(max(float(retry_ms) / 1000, limits.min_retry_after_s), limits.max_retry_after_s)

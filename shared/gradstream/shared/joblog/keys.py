@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gradstream.shared.ids import FutureId, SamplerId, TenantId, is_valid_name
+from gradstream.shared.ids import FutureId, SamplerId, TenantId, is_valid_name, lane_of
 from gradstream.shared.joblog.port import RecordKind
 
 
@@ -87,6 +87,12 @@ class Keys:
     def child_list(self, kind: RecordKind, parent: str) -> str:
         """Sorted set of a session's models or samplers, or of a model's checkpoints."""
         return f"{self.prefix}list:{kind}:in:{parent}"
+
+
+def next_seq_field(seq: int) -> str:
+    """The field of a model's record that holds the next seq of seq's lane; lane_field of the Lua scripts."""
+    lane = lane_of(seq)
+    return f"next_seq:{lane}" if lane else "next_seq"
 
 
 def record_fields(raw: dict[bytes, bytes]) -> dict[str, str] | None:

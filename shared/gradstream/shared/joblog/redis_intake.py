@@ -10,12 +10,12 @@ import redis.asyncio
 
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
-from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId
+from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId, lane_of, seq_in_lane
 from gradstream.shared.joblog import admission, lua
 from gradstream.shared.joblog.batcher import Command, CommandBatcher, Reply, Value
 from gradstream.shared.joblog.client import async_client, redis_errors
 from gradstream.shared.joblog.done import MAX_COMPLETIONS, block_name, completions_of, entry_id
-from gradstream.shared.joblog.keys import Keys, record_fields
+from gradstream.shared.joblog.keys import Keys, next_seq_field, record_fields
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import Completions, FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.waiters import NoteTail
@@ -25,7 +25,7 @@ _MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
 # Above this, compressing and hashing leave the event loop.
 _THREAD_ABOVE_BYTES = 64 * 1024
-_VIEW_FIELDS = ("op", "tenant", "status", "outcome", "owner")
+_VIEW_FIELDS = ("op", "tenant", "status", "outcome", "owner", "seq")
 
 
 class RedisIntake:
@@ -99,14 +99,13 @@ class RedisIntake:
 
     async def future(self, future_id: FutureId) -> FutureView | None:
         reply = (await self._run(("HMGET", self._keys.future(future_id), *_VIEW_FIELDS)))[0]
-        op, tenant, status_text, outcome, owner = reply
+        op, tenant, status_text, outcome, owner, seq = reply
         if status_text is None:
             return None
         status = FutureStatus(status_text.decode())
         waiting_for: int | None = None
         if status is FutureStatus.HELD:
-            next_seq = (await self._run(("HGET", f"{self._keys.prefix}model:{owner.decode()}", "next_seq")))[0]
-            waiting_for = None if next_seq is None else int(next_seq)
+            waiting_for = await self._next_seq(ModelId(owner.decode()), int(seq))
         return FutureView(
             future_id=future_id,
             op=op.decode(),
@@ -115,6 +114,12 @@ class RedisIntake:
             outcome=outcome,
             waiting_for_seq=waiting_for,
         )
+
+    async def _next_seq(self, model: ModelId, seq: int) -> int:
+        """The seq that seq's lane of a model waits for."""
+        key = self._keys.record(RecordKind.MODEL, model)
+        next_seq = (await self._run(("HGET", key, next_seq_field(seq))))[0]
+        return seq_in_lane(lane_of(seq), 1) if next_seq is None else int(next_seq)
 
     async def wait(self, future_id: FutureId, *, timeout_s: float) -> FutureView | None:
         assert self._tail is not None, "open() was not called"

@@ -46,7 +46,10 @@ for i = 1, num_outcomes do
     finish(futures[i], statuses[i], ARGV[13 + (i - 1) * 4 + 2], digests[i], 'queued', ARGV[7], ARGV[8])
     local model = P .. 'model:' .. f[2]
     local applied = f[4] == '1' and redis.call('HGET', model, 'applied')
-    if applied and tonumber(f[3]) > tonumber(applied) then redis.call('HSET', model, 'applied', f[3]) end
+    if applied then
+      local field = lane_field('applied', f[3])
+      if tonumber(f[3]) > (tonumber(redis.call('HGET', model, field)) or -1) then redis.call('HSET', model, field, f[3]) end
+    end
     started = math.min(started, tonumber(f[5]))
     num_new = num_new + 1
   elseif f[6] ~= digests[i] and not f[7] then
@@ -58,7 +61,7 @@ local function remove_model(model)
   local woken = {}
   for _, seq in ipairs(redis.call('ZRANGE', P .. 'held:' .. model, 0, -1)) do
     local future = model .. ':' .. seq
-    local message = 'model ' .. model .. ' was removed while job seq ' .. seq .. ' was held for an earlier one'
+    local message = 'model ' .. model .. ' was removed while job seq ' .. seq_text(seq) .. ' was held for an earlier one'
     finish(future, 'failed', failure('unknown_model', 'user', message), '', 'held', ARGV[7], ARGV[8])
     woken[#woken + 1] = future
   end

@@ -15,6 +15,31 @@ end
 
 local NOW = now_ms()
 
+-- A model's seqs come in lanes, blocks of 10^10 with an order of their own: lane 0 has 1, 2, ..., lane 3 has 30000000001, ...
+local LANE_SEQS = 10000000000
+
+local function lane_of(seq)
+  return math.floor(tonumber(seq) / LANE_SEQS)
+end
+
+-- The model's field that holds a position (next_seq, applied) of the lane of seq.
+local function lane_field(name, seq)
+  local lane = lane_of(seq)
+  return lane == 0 and name or name .. ':' .. int(lane)
+end
+
+-- The next seq of the lane of seq; stored is its field's value, false when the lane is new.
+local function next_in_lane(stored, seq)
+  return tonumber(stored) or lane_of(seq) * LANE_SEQS + 1
+end
+
+-- A seq as a person reads it, like seq_text in ids.py.
+local function seq_text(seq)
+  local lane = lane_of(seq)
+  local seq_id = int(tonumber(seq) - lane * LANE_SEQS)
+  return lane == 0 and seq_id or seq_id .. ' of lane ' .. int(lane)
+end
+
 -- Append a job to the log; f holds its plain fields by name. Returns the entry id. Ids are 1-0, 2-0, ... without a gap.
 local function append(future, f)
   local id = int(redis.call('HINCRBY', P .. 'stat', 'log', 1)) .. '-0'
@@ -42,7 +67,7 @@ local function update_gap(model)
   end
 end
 
--- Move held jobs to the log from next_seq on, stepping over used-up seqs, until a seq is missing.
+-- Move held jobs of one lane to the log from next_seq on, stepping over used-up seqs, until a seq is missing.
 local function drain(model, next_seq, keep_seqs)
   local moved = 0
   while true do
@@ -62,7 +87,7 @@ local function drain(model, next_seq, keep_seqs)
     next_seq = next_seq + 1
   end
   local key = P .. 'model:' .. model
-  redis.call('HSET', key, 'next_seq', int(next_seq), 'used_ms', int(NOW))
+  redis.call('HSET', key, lane_field('next_seq', next_seq), int(next_seq), 'used_ms', int(NOW))
   if moved > 0 then
     redis.call('HINCRBY', key, 'held', -moved)
     redis.call('HINCRBY', key, 'queued', moved)

@@ -5,9 +5,9 @@
 -- Reply {ok} | {unknown} | {full, window, ahead, limit, retry_ms}
 
 local model, seq = ARGV[2], ARGV[3]
-local record = redis.call('HMGET', P .. 'model:' .. model, 'tenant', 'next_seq')
+local record = redis.call('HMGET', P .. 'model:' .. model, 'tenant', lane_field('next_seq', seq))
 if record[1] ~= ARGV[4] then return { 'unknown' } end
-local next_seq = tonumber(record[2])
+local next_seq = next_in_lane(record[2], seq)
 local ahead = tonumber(seq) - next_seq
 if ahead < 0 then return { 'ok' } end
 if ahead >= tonumber(ARGV[5]) then return { 'full', 'window', int(ahead), ARGV[5], '1000' } end

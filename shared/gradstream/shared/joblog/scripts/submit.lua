@@ -18,7 +18,7 @@ local future_key, model_key, seqs_key = P .. 'future:' .. future, P .. 'model:' 
 
 local model = { false, false, false, false, false }
 if ordered then
-  model = redis.call('HMGET', model_key, 'tenant', 'state', 'next_seq', 'queued', 'held')
+  model = redis.call('HMGET', model_key, 'tenant', 'state', lane_field('next_seq', seq), 'queued', 'held')
   if model[1] and model[1] ~= tenant then return { 'unknown' } end
 end
 
@@ -40,7 +40,7 @@ if ordered then
     if model[1] then return { 'conflict', 'exists' } end
   else
     if model[2] == 'unloaded' then return { 'closed' } end
-    local ahead = tonumber(seq) - tonumber(model[3])
+    local ahead = tonumber(seq) - next_in_lane(model[3], seq)
     if ahead < 0 then return { 'conflict', 'old' } end
     is_held = ahead > 0
     if ahead >= tonumber(ARGV[14]) then return { 'full', 'window', int(ahead), ARGV[14], '1000' } end
