@@ -18,7 +18,8 @@ from hypothesis.stateful import (
 from tests.support.joblog_bench import Bench, ready
 
 from gradstream.shared.errors import QueueFull, SequenceConflict
-from gradstream.shared.ids import ModelId, TenantId
+from gradstream.shared.ids import ModelId, TenantId, lane_of, seq_in_lane
+from gradstream.shared.joblog.keys import next_seq_field
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import Fenced, FutureStatus
 from gradstream.shared.wire import OptimStepDone
@@ -29,7 +30,8 @@ WINDOW = 8
 # Whoever is held at fail_gaps has been held for too long.
 LIMITS = Limits(max_queued_jobs_per_model=MAX_JOBS, hold_window=WINDOW, hold_timeout_s=0.0)
 
-seqs = st.integers(0, 14)
+LANES = (0, 1)
+seqs = st.integers(0, 14) | st.integers(1, 12).map(lambda seq_id: seq_in_lane(1, seq_id))
 models = st.sampled_from(MODELS)
 payloads = st.sampled_from([b"a", b"b"])
 
@@ -38,7 +40,7 @@ payloads = st.sampled_from([b"a", b"b"])
 class ModelOf:
     """What should be true of one model."""
 
-    next_seq: int = 1
+    next_seq: dict[int, int] = field(default_factory=lambda: {lane: seq_in_lane(lane, 1) for lane in LANES})
     jobs: dict[int, bytes] = field(default_factory=lambda: {0: b"create"})
     dead: set[int] = field(default_factory=set)
     held: set[int] = field(default_factory=set)
@@ -46,11 +48,15 @@ class ModelOf:
     outcomes: dict[int, float | None] = field(default_factory=dict)
 
     def drain(self) -> None:
-        while self.next_seq in self.held or self.next_seq in self.dead:
-            if self.next_seq in self.held:
-                self.held.remove(self.next_seq)
-                self.order.append(self.next_seq)
-            self.next_seq += 1
+        for lane in LANES:
+            while self.next_seq[lane] in self.held | self.dead:
+                if self.next_seq[lane] in self.held:
+                    self.held.remove(self.next_seq[lane])
+                    self.order.append(self.next_seq[lane])
+                self.next_seq[lane] += 1
+
+    def ahead(self, seq: int) -> int:
+        return seq - self.next_seq[lane_of(seq)]
 
     @property
     def num_open(self) -> int:
@@ -83,7 +89,7 @@ class JobLogMachine(RuleBasedStateMachine):
     def submit(self, name: ModelId, seq: int, payload: bytes) -> None:
         model = self.models[name]
         call = self.bench.submit(seq, payload, model=name)
-        ahead = seq - model.next_seq
+        ahead = model.ahead(seq)
         room = MAX_JOBS * 3 / 4 if ahead > 0 else MAX_JOBS
         if seq in model.jobs or seq in model.dead:
             if model.jobs.get(seq) != payload:
@@ -106,12 +112,12 @@ class JobLogMachine(RuleBasedStateMachine):
     def refuse(self, name: ModelId, seq: int) -> None:
         model = self.models[name]
         call = self.bench.intake.refuse(model=name, seq=seq, tenant=TenantId("local"))
-        if seq - model.next_seq >= WINDOW:
+        if model.ahead(seq) >= WINDOW:
             with pytest.raises(QueueFull):
                 self.loop.run_until_complete(call)
             return
         self.loop.run_until_complete(call)
-        if seq not in model.jobs and seq >= model.next_seq:
+        if seq not in model.jobs and model.ahead(seq) >= 0:
             model.dead.add(seq)
         model.drain()
 
@@ -120,12 +126,14 @@ class JobLogMachine(RuleBasedStateMachine):
         want = sum(len(model.held) for model in self.models.values())
         assert self.loop.run_until_complete(self.bench.intake.fail_gaps()) == want
         for model in self.models.values():
-            for seq in range(model.next_seq, max(model.held, default=-1) + 1):
-                if seq in model.held:
-                    model.outcomes[seq] = None
-                    model.next_seq = seq + 1
-                else:
-                    model.dead.add(seq)
+            for lane in LANES:
+                last = max((seq for seq in model.held if lane_of(seq) == lane), default=-1)
+                for seq in range(model.next_seq[lane], last + 1):
+                    if seq in model.held:
+                        model.outcomes[seq] = None
+                        model.next_seq[lane] = seq + 1
+                    else:
+                        model.dead.add(seq)
             model.held.clear()
             model.drain()
 
@@ -172,7 +180,9 @@ class JobLogMachine(RuleBasedStateMachine):
         num_open = 0
         for name, model in self.models.items():
             record = self.loop.run_until_complete(self.bench.record(name))
-            assert int(record["next_seq"]) == model.next_seq
+            for lane in LANES:
+                stored = record.get(next_seq_field(seq_in_lane(lane, 1)), seq_in_lane(lane, 1))
+                assert int(stored) == model.next_seq[lane]
             assert int(record["held"]) == len(model.held)
             assert int(record["queued"]) == model.num_open - len(model.held)
             num_open += model.num_open
