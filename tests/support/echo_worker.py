@@ -18,7 +18,7 @@ from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.columns import Column
 from gradstream.shared.ids import ModelId
-from gradstream.shared.joblog.port import Commit, LogEntry, RecordKind, RecordWrite
+from gradstream.shared.joblog.port import Commit, Ended, LogEntry, RecordKind, RecordWrite
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.wire import (
     CopyCheckpoint,
@@ -132,7 +132,7 @@ class EchoWorker:
         return Commit(
             epoch=epoch,
             number=number,
-            outcomes=[(job, outcome)],
+            outcomes=[Ended.of(job, outcome)],
             plan=msgspec.msgpack.encode(plan),
             cursor=entry.entry_id,
             records=list(_records(job, payload, outcome, output_dir=self._output_dir)),

@@ -59,6 +59,7 @@ class Driver:
     def __init__(self, engine: Engine, *, row_budget_tokens: int = 8192) -> None:
         self.engine = engine
         self.row_budget_tokens = row_budget_tokens
+        self.isolate_jobs = False
         self._number = 0
         self._seqs: dict[str, int] = {}
 
@@ -67,7 +68,10 @@ class Driver:
         jobs = [self._job(model, payload, tenant) for model, payload in work]
         self._number += 1
         plan = Plan(
-            kind=jobs[0].op, future_ids=[job.future_id for job in jobs], row_budget_tokens=self.row_budget_tokens
+            kind=jobs[0].op,
+            future_ids=[job.future_id for job in jobs],
+            row_budget_tokens=self.row_budget_tokens,
+            isolate_jobs=self.isolate_jobs,
         )
         outcomes = self.engine.execute(Batch(number=self._number, epoch=1, plan=plan, jobs=jobs))
         return [outcomes[job.future_id] for job in jobs]

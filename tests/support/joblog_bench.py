@@ -10,7 +10,18 @@ from gradstream.shared import codec
 from gradstream.shared.ids import LOCAL_TENANT, ModelId, TenantId
 from gradstream.shared.joblog.keys import Keys
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.port import Commit, FutureView, LogEntry, Receipt, RecordKind, RecordWrite, Submission
+from gradstream.shared.joblog.port import (
+    BatchId,
+    Commit,
+    Covered,
+    Ended,
+    FutureView,
+    LogEntry,
+    Receipt,
+    RecordKind,
+    RecordWrite,
+    Submission,
+)
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Failed, OptimStepDone, Outcome
@@ -78,12 +89,15 @@ class Bench:
         if number is None:
             self.number += 1
         result = outcome or OptimStepDone(metrics={"loss": 0.5})
+        batch = BatchId(self.epoch if epoch is None else epoch, self.number if number is None else number)
+        cursor = cursor or (entries[-1].entry_id if entries else self.feed.cursor())
         commit = Commit(
-            epoch=self.epoch if epoch is None else epoch,
-            number=self.number if number is None else number,
-            outcomes=[(entry.job, result) for entry in entries],
+            epoch=batch.epoch,
+            number=batch.number,
+            covered=Covered(batch=batch, entry_id=cursor),
+            outcomes=[Ended.of(entry.job, result) for entry in entries],
             plan=b"plan",
-            cursor=cursor or (entries[-1].entry_id if entries else self.feed.cursor()),
+            cursor=cursor,
             records=records or [],
         )
         self.feed.commit(commit)

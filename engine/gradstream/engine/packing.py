@@ -1,6 +1,6 @@
 """Which sequences share a row, and which rank runs which row; pure functions of lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -24,20 +24,28 @@ class Row:
         return sum(placement.length for placement in self.placements)
 
 
-def pack(lengths: Sequence[Sequence[int]], *, budget_tokens: int, num_ranks: int = 1) -> list[Row]:
+def pack(
+    lengths: Sequence[Sequence[int]], *, budget_tokens: int, num_ranks: int = 1, isolate_jobs: bool = False
+) -> list[Row]:
     """Rows of at most budget_tokens from the datum lengths of each job; a longer datum has a row of its own.
 
     Order is kept: rows filled one after the other give back all datums job by job. With several ranks the budget is lowered to
-    an equal share, so that each rank gets work.
+    an equal share, so that each rank gets work. isolate_jobs: the rows of each job are those that it would have alone.
     """
     if budget_tokens < 1:
         raise ValueError(f"budget_tokens is {budget_tokens}; it must be at least 1")
-    total = sum(sum(job) for job in lengths)
+    if isolate_jobs:
+        return [row for job, one in enumerate(lengths) for row in _rows({job: one}, budget_tokens, num_ranks)]
+    return _rows(dict(enumerate(lengths)), budget_tokens, num_ranks)
+
+
+def _rows(lengths: Mapping[int, Sequence[int]], budget_tokens: int, num_ranks: int) -> list[Row]:
+    total = sum(sum(job) for job in lengths.values())
     budget = min(budget_tokens, -(-total // num_ranks)) if num_ranks > 1 else budget_tokens
     rows: list[Row] = []
     open_row: list[Placement] = []
     used = 0
-    for job, job_lengths in enumerate(lengths):
+    for job, job_lengths in lengths.items():
         for datum, length in enumerate(job_lengths):
             if open_row and used + length > budget:
                 rows.append(Row(tuple(open_row)))

@@ -160,6 +160,20 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     prompt_alt_tokens_k: int = 0
 
 
+class RestoreSnapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="restore_snapshot"):
+    """Put models of a snapshot into the gang's memory. Rank 0 makes this job itself at a take-over; no client can ask for it.
+
+    directory: of the snapshot store, as rank 0 sees it. epoch, number: of the cut. model_ids: None for all of the cut's models.
+    drop_others: models in memory that are not restored are forgotten.
+    """
+
+    directory: str
+    epoch: int
+    number: int
+    model_ids: list[ModelId] | None = None
+    drop_others: bool = False
+
+
 Payload = (
     CreateModel
     | ForwardBackward
@@ -172,6 +186,7 @@ Payload = (
     | Sample
     | DeleteCheckpoint
     | CopyCheckpoint
+    | RestoreSnapshot
 )
 
 
@@ -224,6 +239,21 @@ class DeleteCheckpointDone(msgspec.Struct, frozen=True, kw_only=True, omit_defau
 
 class CopyCheckpointDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="copy_checkpoint"):
     path: str
+
+
+class RestoredModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """step: optimizer steps that the model had taken."""
+
+    model_id: ModelId
+    tenant: TenantId
+    step: int
+
+
+class RestoreSnapshotDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="restore_snapshot"):
+    """failed: models that do not fit this engine, with the reason; they are not restored."""
+
+    models: list[RestoredModel]
+    failed: dict[ModelId, str] = {}
 
 
 class TopK(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -284,6 +314,7 @@ Done = (
     | SampleDone
     | DeleteCheckpointDone
     | CopyCheckpointDone
+    | RestoreSnapshotDone
 )
 Outcome = Done | Failed
 
@@ -308,7 +339,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which jobs run together, in execution order, and the packing decisions that change floating-point bits.
 
     kind is the op that every job of the batch shares. row_budget_tokens bounds one forward pass; the rows that follow from it are
-    a pure function of (jobs, row_budget_tokens), so a replay with the same plan packs alike.
+    a pure function of (jobs, row_budget_tokens, isolate_jobs), so a replay with the same plan packs alike. isolate_jobs: no row holds
+    datums of two jobs, so that a job's bits do not depend on what else was waiting.
 
     A `sample` batch lets its jobs, which may be none, join the samples that are running, and continues all of those by at most
     num_steps tokens; 0 continues them to their ends. The plan of a commit names the samples that ended, with num_steps 0: a sample's
@@ -319,6 +351,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     future_ids: list[FutureId]
     row_budget_tokens: int
     num_steps: int = 0
+    isolate_jobs: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

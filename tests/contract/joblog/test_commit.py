@@ -8,8 +8,9 @@ from tests.support.joblog_bench import MODEL, Bench, ready
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
+from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.port import Fenced, FutureStatus, RecordKind, RecordWrite
+from gradstream.shared.joblog.port import BatchId, Commit, Covered, Ended, Fenced, FutureStatus, RecordKind, RecordWrite
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.wire import Failed, OptimStepDone
 
@@ -81,7 +82,8 @@ async def test_an_older_epoch_changes_nothing(bench: Bench) -> None:
     for attempt in (
         lambda: bench.commit(bench.log()[1:], epoch=old, records=[ready()]),
         lambda: bench.feed.publish_card(card, epoch=old),
-        lambda: bench.feed.lost_models(epoch=old),
+        lambda: bench.feed.adopt([], lost={}, epoch=old),
+        lambda: bench.feed.point({"cut": "1-1"}, epoch=old),
         lambda: bench.feed.mark_started([], epoch=old),
         lambda: bench.feed.mark_stopped([], epoch=old),
         lambda: bench.feed.renew(old),
@@ -114,15 +116,72 @@ async def test_an_expired_lease_lets_another_owner_in_and_renewing_keeps_it(jobl
         assert await bench.intake.is_worker_alive()
 
 
-async def test_models_of_a_dead_gang_are_lost_and_those_being_made_are_not(bench: Bench) -> None:
+async def test_models_that_a_gang_does_not_adopt_are_lost_and_those_being_made_are_not(bench: Bench) -> None:
     await bench.ready()
     await bench.create("s1:train:1")
-    assert bench.feed.lost_models(epoch=bench.epoch) == []
     bench.epoch = bench.feed.acquire(owner="test-gang")
-    assert bench.feed.lost_models(epoch=bench.epoch) == [MODEL]
-    assert bench.feed.lost_models(epoch=bench.epoch) == [MODEL]
-    assert (await bench.record())["state"] == "lost"
+    for _ in range(2):
+        assert bench.feed.adopt([], lost={MODEL: "it diverged"}, epoch=bench.epoch).lost == [MODEL]
+    record = await bench.record()
+    assert (record["state"], record["error"]) == ("lost", "it diverged")
     assert (await bench.record("s1:train:1"))["state"] == "creating"
+
+
+async def test_an_adopted_model_is_the_new_epochs_and_one_that_is_gone_is_named(bench: Bench) -> None:
+    await bench.ready()
+    bench.epoch = bench.feed.acquire(owner="test-gang")
+    gone = ModelId("s1:train:7")
+    adoption = bench.feed.adopt([MODEL, gone], lost={}, epoch=bench.epoch)
+    assert (adoption.needless, adoption.lost) == ([gone], [])
+    record = await bench.record()
+    assert (record["state"], record["epoch"]) == ("ready", str(bench.epoch))
+
+
+async def test_an_epoch_is_above_what_the_disk_knows(bench: Bench) -> None:
+    assert bench.feed.acquire(owner="test-gang", above=40) == 41
+    assert bench.feed.acquire(owner="test-gang", above=7) == 42
+
+
+async def test_a_batch_that_a_dead_gang_logged_is_committed_by_its_successor(bench: Bench) -> None:
+    await bench.ready()
+    await bench.submit(1)
+    (entry,) = bench.log()[1:]
+    old, bench.epoch = bench.epoch, bench.feed.acquire(owner="test-gang")
+    commit = Commit(
+        epoch=bench.epoch,
+        number=0,
+        batch=BatchId(old, 2),
+        outcomes=[Ended.of(entry.job, OptimStepDone(metrics={}))],
+        plan=b"plan",
+        cursor=entry.entry_id,
+    )
+    for _ in range(2):
+        bench.feed.commit(commit)
+    assert (await bench.view(1)).status is FutureStatus.DONE
+    assert bench.feed.last_batch() == BatchId(old, 2)
+    assert bench.raw.xlen(bench.keys.journal) == 2
+
+
+async def test_nothing_is_trimmed_that_no_snapshot_covers(joblog_url: str, engine_name: str) -> None:
+    limits = Limits(keep_log_entries=0, keep_journal_entries=0)
+    async with Bench.running(joblog_url, engine_name, limits) as bench:
+        await bench.ready()
+        for seq in range(1, 600):
+            await bench.submit(seq)
+            (entry,) = (one for one in bench.log() if one.is_open)
+            bench.feed.commit(
+                Commit(
+                    epoch=bench.epoch,
+                    number=seq + 1,
+                    outcomes=[Ended.of(entry.job, OptimStepDone(metrics={}))],
+                    plan=b"plan",
+                    cursor=entry.entry_id,
+                    covered=Covered(batch=BatchId(bench.epoch, 300), entry_id="300-0"),
+                )
+            )
+        for key in (bench.keys.journal, bench.keys.log):
+            ((first, _),) = bench.raw.xrange(key, count=1)
+            assert 1 < int(first.split("-")[1 if key == bench.keys.journal else 0]) <= 300, key
 
 
 async def test_a_start_is_counted_once_per_epoch_and_not_after_the_outcome(bench: Bench) -> None:

@@ -90,6 +90,18 @@ def test_chunked_calls_accumulate_to_one_big_call(driver: Driver) -> None:
     torch.testing.assert_close(driver.grad("batch"), driver.grad("whole"), rtol=1e-4, atol=1e-4)
 
 
+def test_isolated_jobs_of_a_batch_give_the_bits_that_they_give_alone(driver: Driver) -> None:
+    parts = [random_data([9, 14, 3], seed=seed) for seed in range(5)]
+    driver.isolate_jobs = True
+    for name in ("batch", "alone"):
+        driver.create(name)
+        randomize(driver, name)
+    together = driver.run(*(("batch", cross_entropy(part)) for part in parts))
+    alone = [driver.done("alone", cross_entropy(part)) for part in parts]
+    assert together == alone
+    assert torch.equal(driver.grad("batch"), driver.grad("alone"))
+
+
 def test_a_packed_batch_gives_what_unpadded_single_runs_give(driver: Driver) -> None:
     data = random_data([3, 40, 17, 17, 1, 8])
     driver.create("packed")

@@ -65,7 +65,7 @@ def lead(
         return
     keeper = LeaseKeeper(feed, epoch=epoch)
     keeper.start()
-    lost = feed.lost_models(epoch=epoch)
+    lost = feed.adopt([], lost={}, epoch=epoch).lost
     feed.publish_card(engine.card(epoch=epoch), epoch=epoch)
     _log.info("leading", epoch=epoch, owner=options.owner, num_ranks=control.num_ranks, num_lost_models=len(lost))
 

@@ -10,7 +10,7 @@ import structlog
 from gradstream.shared import codec
 from gradstream.shared.clock import Clock
 from gradstream.shared.errors import Unavailable
-from gradstream.shared.joblog.port import Commit, Feed
+from gradstream.shared.joblog.port import BatchId, Commit, Covered, Ended, Feed
 from gradstream.shared.wire import Batch, Failed, Job, Outcome, Plan
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.commit import Committer
@@ -166,13 +166,15 @@ class Leader:
 
     def _commit(self, executed: Sequence[Executed], plan: Plan) -> None:
         crew = self._crew
+        cursor = crew.backlog.settle([one.job for one in executed])
         commit = Commit(
             epoch=self._epoch,
             number=self._number,
-            outcomes=[(one.job, one.outcome) for one in executed],
+            outcomes=[Ended.of(one.job, one.outcome) for one in executed],
             plan=codec.encode(plan),
-            cursor=crew.backlog.settle([one.job for one in executed]),
+            cursor=cursor,
             records=[write for one in executed for write in record_writes(one)],
+            covered=Covered(batch=BatchId(self._epoch, self._number), entry_id=cursor),
         )
         crew.committer.put(commit, on_tick=crew.control.idle)
         crew.reader.release(sum(len(one.job.payload) for one in executed))

@@ -40,7 +40,8 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. is_strict: one owner a batch.
+    """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. is_strict: one owner a batch,
+    and rows of one job each.
 
     running_jobs, running_tokens: of all samples that run at a time; one alone may exceed them. slice_steps: tokens by which a slice
     continues each of them while another job waits, long_slice_steps while none does.
@@ -116,7 +117,12 @@ def _batch(
         owners = heads[:1] if limits.is_strict else heads
         num_taken = _fill({owner: waiting[owner] for owner in owners}, lead.op, limits, suspects)
     future_ids = [job.future_id for owner, count in num_taken.items() for job in islice(waiting[owner], count)]
-    plan = Plan(kind=lead.op, future_ids=future_ids, row_budget_tokens=limits.row_budget_tokens)
+    plan = Plan(
+        kind=lead.op,
+        future_ids=future_ids,
+        row_budget_tokens=limits.row_budget_tokens,
+        isolate_jobs=limits.is_strict,
+    )
     return Turn(plan=plan, num_taken=num_taken, lane=lane_of(lead.op), tenant=lead.tenant)
 
 

@@ -20,7 +20,7 @@ from gradstream.engine.rows import JobTensors, run_row
 from gradstream.engine.state import EngineState
 from gradstream.shared.columns import Column
 from gradstream.shared.errors import GradstreamError, NonFinite
-from gradstream.shared.wire import ForwardBackward, ForwardBackwardDone, Outcome
+from gradstream.shared.wire import ForwardBackward, ForwardBackwardDone, Outcome, Plan
 
 import_siblings(losses)
 
@@ -41,9 +41,7 @@ def forward_backward(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]])
         except GradstreamError as error:
             outcomes[number] = failed(error)
     if work:
-        tensors = _run(
-            state, work, [jobs[number].payload.backward for number in accepted], jobs[0].plan.row_budget_tokens
-        )
+        tensors = _run(state, work, [jobs[number].payload.backward for number in accepted], jobs[0].plan)
         for number, job_tensors in zip(accepted, tensors, strict=True):
             outcomes[number] = _finish(job_tensors)
     return [outcome for outcome in outcomes if outcome is not None]
@@ -54,11 +52,16 @@ def _datums(state: EngineState, payload: ForwardBackward) -> Datums:
 
 
 def _run(
-    state: EngineState, work: Sequence[tuple[Adapter, Datums]], backward: Sequence[bool], budget_tokens: int
+    state: EngineState, work: Sequence[tuple[Adapter, Datums]], backward: Sequence[bool], plan: Plan
 ) -> list[JobTensors]:
     """Every job's gradient and outputs, complete on every rank."""
     buffer, tensors = _allocate(state, work, backward)
-    rows = pack([datums.lengths for _, datums in work], budget_tokens=budget_tokens, num_ranks=state.comm.size)
+    rows = pack(
+        [datums.lengths for _, datums in work],
+        budget_tokens=plan.row_budget_tokens,
+        num_ranks=state.comm.size,
+        isolate_jobs=plan.isolate_jobs,
+    )
     for row, rank in zip(rows, assign(rows, num_ranks=state.comm.size), strict=True):
         if rank == state.comm.rank:
             run_row(state.base, row, tensors)

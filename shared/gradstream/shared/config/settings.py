@@ -199,7 +199,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_isolation: Annotated[
         Literal["shared", "strict"],
         Meta(
-            description="strict = one model a batch, so that its numbers do not depend on its neighbours to the last bit."
+            description="strict = one model a batch and rows of one job each, so that to the last bit a job's numbers do not "
+            "depend on what else was waiting."
         ),
     ] = "shared"
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, TenantId
-from gradstream.shared.wire import Job, Outcome
+from gradstream.shared.wire import Failed, Job, Outcome
 
 
 class FutureStatus(StrEnum):
@@ -199,13 +200,16 @@ class Intake(Protocol):
 class LogEntry:
     """A job as read from the log. entry_id is the stream's id; is_open says that it had no outcome yet when it was read.
 
-    starts: how many gangs had marked it as started; more than one run without an outcome makes it a suspect.
+    starts: how many gangs had marked it as started; more than one run without an outcome makes it a suspect. ordered: it has a
+    place in its model's order. at_ms: when it was accepted.
     """
 
     entry_id: str
     job: Job
     is_open: bool = True
     starts: int = 0
+    ordered: bool = True
+    at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,20 +221,71 @@ class RecordWrite:
     fields: Mapping[str, str] | None
 
 
+class BatchId(NamedTuple):
+    """The place of a batch in the journal: numbers start at 1 in each epoch."""
+
+    epoch: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> "BatchId":
+        """The batch of a text like 3-17; raises ValueError."""
+        epoch, number = text.split("-")
+        return cls(int(epoch), int(number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A job with its outcome as it is stored. data: msgpack; digest: of data."""
+
+    job: Job
+    status: FutureStatus
+    data: bytes
+    digest: str
+
+    @classmethod
+    def of(cls, job: Job, outcome: Outcome) -> "Ended":
+        data = codec.encode(outcome)
+        status = FutureStatus.FAILED if isinstance(outcome, Failed) else FutureStatus.DONE
+        return cls(job=job, status=status, data=data, digest=codec.digest(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Covered:
+    """Up to where a kept snapshot makes the log and the journal dispensable: a batch, and the log entry before its oldest open job."""
+
+    batch: BatchId
+    entry_id: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """Everything that becomes visible when a batch is done.
 
     outcomes: in execution order. cursor: the entry id before the oldest entry that has no outcome after this commit.
-    plan: msgpack of the Plan, as journaled.
+    plan: msgpack of the Plan, as journaled. batch: None is (epoch, number); a take-over gives the earlier epoch's batch that it makes up
+    for. Nothing is trimmed that covered does not cover.
     """
 
     epoch: int
     number: int
-    outcomes: Sequence[tuple[Job, Outcome]]
+    outcomes: Sequence[Ended]
     plan: bytes
     cursor: str
     records: Sequence[RecordWrite] = field(default_factory=tuple)
+    batch: BatchId | None = None
+    covered: Covered | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adoption:
+    """needless: models that the gang holds and that are unloaded or gone. lost: every lost model on record."""
+
+    needless: Sequence[ModelId]
+    lost: Sequence[ModelId]
 
 
 class Fenced(Exception):
@@ -240,8 +295,11 @@ class Fenced(Exception):
 class Feed(Protocol):
     """Rank 0's side of the job log. Blocking; one thread."""
 
-    def acquire(self, *, owner: str) -> int:
-        """The new epoch. The same owner may take over its own lease; another owner's live lease raises Unavailable."""
+    def acquire(self, *, owner: str, above: int = 0) -> int:
+        """The new epoch, higher than every one before and than above.
+
+        The same owner may take over its own lease; another owner's live lease raises Unavailable.
+        """
         ...
 
     def renew(self, epoch: int) -> None:
@@ -289,6 +347,14 @@ class Feed(Protocol):
         """Replace the engine's card. Raises Fenced."""
         ...
 
-    def lost_models(self, *, epoch: int) -> list[ModelId]:
-        """Models whose state was in the memory of an earlier epoch; they are marked lost here. Raises Fenced."""
+    def adopt(self, models: Sequence[ModelId], *, lost: Mapping[ModelId, str], epoch: int) -> Adoption:
+        """Say which models this gang holds; every other one that was ready is marked lost here, with the reason given. Raises Fenced."""
+        ...
+
+    def point(self, snapshot: Mapping[str, str], *, epoch: int) -> None:
+        """Name the newest snapshot. Raises Fenced, so that the holder of an older epoch removes nothing."""
+        ...
+
+    def last_batch(self) -> BatchId | None:
+        """The newest batch in the journal, None when nothing was ever committed."""
         ...

@@ -1,7 +1,7 @@
 """Rank 0's side of the job log on Redis."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, cast
 
 import msgspec
@@ -17,11 +17,11 @@ from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.client import BLOCK_MS, redis_errors, sync_client
 from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.port import Commit, Fenced, FutureStatus, LogEntry, RecordKind
-from gradstream.shared.wire import Failed, Job
+from gradstream.shared.joblog.port import Adoption, BatchId, Commit, Fenced, FutureStatus, LogEntry, RecordKind
+from gradstream.shared.wire import Job
 
 _log = structlog.get_logger(__name__)
-_SCRIPTS = ("lease", "commit", "card", "lost_models", "mark_started", "mark_stopped")
+_SCRIPTS = ("lease", "commit", "card", "adopt", "snapshot", "mark_started", "mark_stopped")
 # With delays growing to one second: a restart of Redis is ridden out inside a call.
 _NUM_RETRIES = 30
 _Entry = tuple[bytes, dict[bytes, bytes]]
@@ -58,8 +58,8 @@ class RedisFeed:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def acquire(self, *, owner: str) -> int:
-        reply = self._eval("lease", ["acquire", owner, self._lease_ms, 0])
+    def acquire(self, *, owner: str, above: int = 0) -> int:
+        reply = self._eval("lease", ["acquire", owner, self._lease_ms, above])
         if reply[0] == b"taken":
             raise Unavailable(
                 f"another worker, {reply[1].decode()!r}, serves this engine; its lease ends in {int(reply[2]) / 1000:.1f} s "
@@ -106,31 +106,42 @@ class RedisFeed:
 
     def commit(self, commit: Commit) -> None:
         limits = self._limits
-        args: list[Value] = [commit.epoch, commit.number, commit.cursor, commit.plan]
-        args += [" ".join(job.op for job, _ in commit.outcomes), limits.unread_ttl_s, limits.keep_blob_s]
+        batch = commit.batch or BatchId(commit.epoch, commit.number)
+        args: list[Value] = [commit.epoch, batch.number, commit.cursor, commit.plan]
+        args += [" ".join(ended.job.op for ended in commit.outcomes), limits.unread_ttl_s, limits.keep_blob_s]
         args += [limits.keep_log_entries, limits.keep_journal_entries, limits.keep_notes, len(commit.outcomes)]
-        for job, outcome in commit.outcomes:
-            data = codec.encode(outcome)
-            status = FutureStatus.FAILED if isinstance(outcome, Failed) else FutureStatus.DONE
-            args += [job.future_id, status.value, data, codec.digest(data)]
+        covered = commit.covered
+        args += [batch.epoch, str(covered.batch) if covered else "0-0", covered.entry_id if covered else "0-0"]
+        for ended in commit.outcomes:
+            args += [ended.job.future_id, ended.status.value, ended.data, ended.digest]
         for record in commit.records:
             args += [record.kind.value, record.record_id, -1 if record.fields is None else len(record.fields)]
             for name, value in (record.fields or {}).items():
                 args += [name, value]
         reply = self._eval("commit", args, epoch=commit.epoch)
         if reply[0] == b"order":
-            raise ValueError(
-                f"batch {commit.number} of epoch {commit.epoch} does not come after batch {reply[1].decode()}"
-            )
+            raise ValueError(f"batch {batch} does not come after batch {reply[1].decode()}")
         if reply[0] == b"ok" and (reply[1] or reply[2]):
-            _log.warning("commit_met_finished_jobs", batch=commit.number, num_gone=reply[1], num_other_outcome=reply[2])
+            _log.warning("commit_met_finished_jobs", batch=str(batch), num_gone=reply[1], num_other_outcome=reply[2])
 
     def publish_card(self, card: EngineCard, *, epoch: int) -> None:
         self._eval("card", [epoch, msgspec.json.encode(card)], epoch=epoch)
 
-    def lost_models(self, *, epoch: int) -> list[ModelId]:
-        reply = self._eval("lost_models", [epoch], epoch=epoch)
-        return [ModelId(model.decode()) for model in reply[1:]]
+    def adopt(self, models: Sequence[ModelId], *, lost: Mapping[ModelId, str], epoch: int) -> Adoption:
+        reasons = [text for pair in lost.items() for text in pair]
+        reply = self._eval("adopt", [epoch, len(models), *models, *reasons], epoch=epoch)
+        num_needless = int(reply[1])
+        named = [ModelId(model.decode()) for model in reply[2:]]
+        return Adoption(needless=named[:num_needless], lost=named[num_needless:])
+
+    def point(self, snapshot: Mapping[str, str], *, epoch: int) -> None:
+        fields = [text for pair in snapshot.items() for text in pair]
+        self._eval("snapshot", [epoch, *fields], epoch=epoch)
+
+    def last_batch(self) -> BatchId | None:
+        with redis_errors():
+            value = cast("bytes | None", self._redis.hget(self._keys.stat, "journal"))
+        return BatchId.parse(value.decode()) if value else None
 
     @property
     def _redis(self) -> redis.Redis:
@@ -153,16 +164,23 @@ class RedisFeed:
     def _entries(self, raw: list[_Entry]) -> list[LogEntry]:
         with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
             for _, fields in raw:
-                pipe.hmget(self._keys.future(FutureId(fields[b"future"].decode())), "status", "starts")
+                pipe.hmget(self._keys.future(FutureId(fields[b"future"].decode())), "status", "starts", "ordered")
                 pipe.get(fields[b"blob"]) if b"blob" in fields else pipe.echo("")
             replies = pipe.execute()
         entries: list[LogEntry] = []
         for i, (entry_id, fields) in enumerate(raw):
             stored = replies[2 * i + 1] if b"blob" in fields else fields[b"payload"]
-            status, starts = replies[2 * i]
+            status, starts, ordered = replies[2 * i]
             job = self._job(fields, stored)
             entries.append(
-                LogEntry(entry_id=entry_id.decode(), job=job, is_open=status in _OPEN, starts=int(starts or 0))
+                LogEntry(
+                    entry_id=entry_id.decode(),
+                    job=job,
+                    is_open=status in _OPEN,
+                    starts=int(starts or 0),
+                    ordered=ordered == b"1",
+                    at_ms=int(fields[b"at_ms"]),
+                )
             )
         return entries
 

@@ -3,6 +3,8 @@
 -- KEYS  1 log
 -- ARGV  1 prefix  2 epoch  3 batch number  4 cursor  5 plan (msgpack)  6 ops, space-separated  7 unread_ttl_s
 --       8 keep_blob_s  9 log entries kept behind the cursor  10 journal entries kept  11 notes kept  12 number of outcomes
+--       13 epoch of the batch, which is an earlier one when a take-over commits what a dead gang had only logged
+--       14 batch and 15 entry up to which a snapshot covers everything; nothing after them is trimmed
 --       then per outcome: future, status (done|failed), outcome (msgpack), digest
 --       then per record: kind, id, number of fields (-1 removes the record), field and value in turn
 -- Reply {ok, futures without a record, futures that had another outcome} | {same} | {fenced, current epoch}
@@ -15,14 +17,15 @@ if current ~= epoch then return { 'fenced', current or '0' } end
 
 local futures, statuses, digests = {}, {}, {}
 for i = 1, num_outcomes do
-  local at = 13 + (i - 1) * 4
+  local at = 16 + (i - 1) * 4
   futures[i], statuses[i], digests[i] = ARGV[at], ARGV[at + 1], ARGV[at + 3]
 end
-local batch = epoch .. '-' .. number
+local batch = ARGV[13] .. '-' .. number
 local last = redis.call('HGET', P .. 'stat', 'journal')
 if last then
   local last_epoch, last_number = string.match(last, '^(%d+)-(%d+)$')
-  if last_epoch == epoch and tonumber(number) <= tonumber(last_number) then
+  local ahead = tonumber(ARGV[13]) - tonumber(last_epoch)
+  if ahead < 0 or (ahead == 0 and tonumber(number) <= tonumber(last_number)) then
     local entry = redis.call('XRANGE', P .. 'journal', batch, batch)[1]
     if entry and entry[2][6] == table.concat(futures, ' ') then return { 'same' } end
     return { 'order', last }
@@ -30,10 +33,13 @@ if last then
 end
 
 -- First, since it is the one write that can fail (an id that is not above the stream's last).
-redis.call('XADD', P .. 'journal', 'MAXLEN', '~', ARGV[10], batch, 'batch', number, 'epoch', epoch,
+redis.call('XADD', P .. 'journal', batch, 'batch', number, 'epoch', ARGV[13],
   'futures', table.concat(futures, ' '), 'ops', ARGV[6], 'statuses', table.concat(statuses, ' '),
   'digests', table.concat(digests, ' '), 'at_ms', int(NOW), 'plan', ARGV[5])
 redis.call('HSET', P .. 'stat', 'journal', batch)
+if redis.call('XLEN', P .. 'journal') > tonumber(ARGV[10]) then
+  redis.call('XTRIM', P .. 'journal', 'MINID', '~', ARGV[14])
+end
 
 local num_missing, num_other, num_new = 0, 0, 0
 local started = NOW
@@ -43,7 +49,7 @@ for i = 1, num_outcomes do
   if not f[1] then
     num_missing = num_missing + 1
   elseif f[1] == 'queued' then
-    finish(futures[i], statuses[i], ARGV[13 + (i - 1) * 4 + 2], digests[i], 'queued', ARGV[7], ARGV[8])
+    finish(futures[i], statuses[i], ARGV[16 + (i - 1) * 4 + 2], digests[i], 'queued', ARGV[7], ARGV[8])
     local model = P .. 'model:' .. f[2]
     local applied = f[4] == '1' and redis.call('HGET', model, 'applied')
     if applied then
@@ -73,7 +79,7 @@ local function remove_model(model)
   redis.call('SREM', P .. 'models', model)
 end
 
-local at = 13 + num_outcomes * 4
+local at = 16 + num_outcomes * 4
 while at <= #ARGV do
   local kind, id, num_fields = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   at = at + 3
@@ -103,7 +109,7 @@ local position = tonumber(string.match(cursor, '^(%d+)-'))
 if position > (tonumber(string.match(redis.call('GET', P .. 'cursor') or '0-0', '^(%d+)-'))) then
   redis.call('SET', P .. 'cursor', cursor)
   redis.pcall('XGROUP', 'SETID', P .. 'log', 'worker', cursor, 'ENTRIESREAD', int(position))
-  local oldest = position - tonumber(ARGV[9])
+  local oldest = math.min(position - tonumber(ARGV[9]), tonumber(string.match(ARGV[15], '^(%d+)-')))
   if oldest > 0 then redis.call('XTRIM', P .. 'log', 'MINID', '~', int(oldest) .. '-0') end
 end
 if num_outcomes > 0 then notify(table.concat(futures, ' '), ARGV[11]) end

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Take, prolong or give back the right to work. The fence is the epoch; the lease's expiry only lets another owner in.
 -- KEYS  1 log
--- ARGV  1 prefix  2 acquire|renew|release|clear  3 owner  4 ttl_ms  5 epoch (renew, release)
+-- ARGV  1 prefix  2 acquire|renew|release|clear  3 owner  4 ttl_ms  5 epoch (renew, release), or one that the new epoch must be above
+--       (acquire: the log on disk may know of epochs that a lost Redis does not)
 -- clear takes an owner's lease away whatever its epoch, when the owner knows that its gang is no more.
 -- Reply acquire: {ok, epoch} | {taken, owner, ms left}
 --       renew, release: {ok} | {fenced, current epoch}
@@ -11,7 +12,9 @@ local lease = P .. 'lease'
 if verb == 'acquire' then
   local holder = redis.call('GET', lease)
   if holder and holder ~= owner then return { 'taken', holder, redis.call('PTTL', lease) } end
-  local epoch = redis.call('INCR', P .. 'epoch')
+  local before = math.max(tonumber(redis.call('GET', P .. 'epoch') or '0'), tonumber(ARGV[5]))
+  local epoch = before + 1
+  redis.call('SET', P .. 'epoch', int(epoch))
   redis.call('SET', lease, owner, 'PX', ttl_ms)
   -- A group that only shows the worker's position in XINFO GROUPS; nothing is delivered through it.
   redis.pcall('XGROUP', 'CREATE', P .. 'log', 'worker', '0', 'MKSTREAM')
