@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 from tests.support.api_server import api_server
 from tests.support.rig import FAST, LIMITS, Rig
 
@@ -44,6 +45,17 @@ def test_the_client_config_turns_compression_on_and_bounds_chunks(rig: Rig) -> N
     assert config["pjwt_auth_enabled"] is False
     assert config["fwdbwd_max_chunk_len"] == FAST.max_datums
     assert rig.ok(rig.post("client/dynamic_config", {"sdk_version": "0.38.0"}))["refresh_interval_sec"] >= 10
+
+
+@pytest.mark.parametrize(
+    ("python", "uses_pyqwest"),
+    [("3.11.7", False), ("3.10.14", False), ("3.12.0", True), ("3.14.0rc1", True), ("unknown", True), ("", True)],
+)
+def test_clients_whose_python_loses_cancellations_get_the_plain_transport(
+    rig: Rig, python: str, uses_pyqwest: bool
+) -> None:
+    answer = rig.http.post("/api/v1/client/config", json={}, headers={"X-Stainless-Runtime-Version": python})
+    assert rig.ok(answer)["use_pyqwest_transport"] is uses_pyqwest
 
 
 def test_telemetry_is_counted_and_dropped(rig: Rig) -> None:

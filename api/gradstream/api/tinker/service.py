@@ -32,6 +32,7 @@ class ClientConfig(BaseModel):
     sample_use_retrieve_futures: bool = True
     custom_loss_server_side: bool = False
     sample_join_sampling_session: bool = True
+    use_pyqwest_transport: bool
 
 
 class ClientDynamicConfig(BaseModel):
@@ -75,7 +76,19 @@ async def client_config(request: Request) -> ClientConfig:
     """Flags for the SDK. A 404 here is fatal for it."""
     await small_body(request, ClientConfigBody)
     max_datums = parts_of(request).config.max_datums
-    return ClientConfig(fwdbwd_max_chunk_len=min(_CHUNK_DATUMS, max_datums))
+    return ClientConfig(
+        fwdbwd_max_chunk_len=min(_CHUNK_DATUMS, max_datums),
+        use_pyqwest_transport=not _loses_cancellations(request.headers.get("x-stainless-runtime-version", "")),
+    )
+
+
+def _loses_cancellations(python_version: str) -> bool:
+    """True for a Python before 3.12, whose asyncio.wait_for drops a cancellation that comes together with a result.
+
+    The SDK's pyqwest transport awaits every answer there, so closing a client could wait for ever for a poller that missed its end.
+    """
+    major, _, rest = python_version.partition(".")
+    return major == "3" and (minor := rest.partition(".")[0]).isdecimal() and int(minor) < 12
 
 
 @router.post("/client/dynamic_config", openapi_extra=documents(ClientConfigBody))
