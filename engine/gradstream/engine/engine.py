@@ -1,6 +1,6 @@
 """The training engine of one rank: open it, ask what it offers, let it execute batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from gradstream.engine.ops.registry import OPS, OpJob, failed
 from gradstream.engine.ops.sample import sample
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.registry import import_siblings
+from gradstream.engine.snapshot.state import ModelState, capture
 from gradstream.engine.state import EngineState
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.codec import decode_payload
 from gradstream.shared.errors import GradstreamError, InvalidRequest
-from gradstream.shared.ids import FutureId
+from gradstream.shared.ids import FutureId, ModelId
 from gradstream.shared.wire import Batch, Outcome, Payload
 
 import_siblings(ops)
@@ -60,6 +61,10 @@ class Engine:
             losses=[loss.card for loss in LOSSES.values()],
             refused_losses={name: REFUSED[name] for name in REFUSED},
         )
+
+    def capture(self, model_ids: Iterable[ModelId]) -> list[ModelState]:
+        """Copies of these models for a snapshot; not collective. Raises UnknownModel when one is not here."""
+        return capture(self.state, model_ids)
 
     def execute(self, batch: Batch) -> dict[FutureId, Outcome]:
         """One outcome for each job of the batch; its jobs share one op.

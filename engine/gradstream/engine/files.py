@@ -13,6 +13,8 @@ from gradstream.shared.errors import StorageFailure
 
 DIRECTORY_MODE = 0o755
 FILE_MODE = 0o644
+# What crashed writers leave has this suffix and is never read.
+DRAFT_SUFFIX = ".tmp"
 
 # renameat2(2) on Linux.
 _AT_FDCWD = -100
@@ -40,7 +42,7 @@ def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not replace:
             raise FileExistsError(target)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=DRAFT_SUFFIX, dir=target.parent))
     try:
         with storage_errors(f"cannot write {target}"):
             yield draft
@@ -49,6 +51,38 @@ def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def write_whole_file(target: Path, data: bytes) -> None:
+    """Make a file that does not exist yet appear with its content and survive a power cut; its directory exists.
+
+    A crash leaves no target or all of it. Raises FileExistsError, StorageFailure.
+    """
+    with storage_errors(f"cannot write {target}"):
+        if target.exists():
+            raise FileExistsError(target)
+        descriptor, draft = tempfile.mkstemp(prefix=f".{target.name}.", suffix=DRAFT_SUFFIX, dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), FILE_MODE)
+                os.fsync(file.fileno())
+            Path(draft).rename(target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                Path(draft).unlink()
+            raise
+        sync_directory(target.parent)
+
+
+def make_directories(target: Path) -> None:
+    """Make target and its parents, those that are missing, in a way that survives a power cut. Raises OSError."""
+    if target.is_dir():
+        return
+    make_directories(target.parent)
+    target.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+    sync_directory(target.parent)
 
 
 @contextmanager

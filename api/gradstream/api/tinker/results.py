@@ -18,6 +18,7 @@ from gradstream.shared.wire import (
     ForwardBackwardDone,
     LoadWeightsDone,
     OptimStepDone,
+    RestoreSnapshotDone,
     SampleDone,
     SaveExternalDone,
     SaveForSamplerDone,
@@ -99,6 +100,8 @@ def _json_result(done: Done) -> dict[str, Any]:
             return {"type": "save_weights_external", "path": done.path, "size_bytes": done.size_bytes}
         case SampleDone():
             return sample_json(done)
+        case RestoreSnapshotDone():
+            raise TypeError("the gang's own job was taken for a client's")
 
 
 def _json_outputs(outputs: Mapping[str, Column]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 Legend: R rank, I in features, O out features, E experts.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -84,6 +85,13 @@ class AdapterLayout:
     @cached_property
     def num_params(self) -> int:
         return sum(self.sizes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, hex, of the names and shapes in order: flat tensors of equal digests mean the same parameters."""
+        names = [name for site in self.sites for name in (f"{site.name}.a", f"{site.name}.b")]
+        lines = [f"{name} {'x'.join(map(str, shape))}\n" for name, shape in zip(names, self.shapes, strict=True)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def pairs(self, flat: Tensor) -> dict[int, LoraPair]:
         """Views into a flat tensor [num_params], by site index."""

@@ -35,7 +35,7 @@ class Checkpoint:
         return f"{_SCHEME}{self.model}/{self.kind}/{self.name}"
 
     def directory(self, output_dir: Path) -> Path:
-        return output_dir / CHECKPOINTS / _path_part(self.model) / self.kind / self.name
+        return output_dir / CHECKPOINTS / path_part(self.model) / self.kind / self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Ephemeral:
     @property
     def directory_name(self) -> str:
         """The last part of the directory."""
-        return _path_part(self.sampler)
+        return path_part(self.sampler)
 
 
 Location = Checkpoint | Ephemeral
@@ -91,6 +91,6 @@ def parse_uri(uri: str) -> Location:
             )
 
 
-def _path_part(identifier: str) -> str:
+def path_part(identifier: str) -> str:
     """A valid id as one path part. '+' is no character of ids, so two ids never share a directory."""
     return identifier.replace(":", "+")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -143,14 +144,22 @@ class _Version(msgspec.Struct):
 
 def verify(directory: Path, manifest: Manifest, *, source: str) -> None:
     """Raise StorageFailure, naming the file, unless every file is as the manifest says."""
-    for name, entry in manifest.files.items():
+    damage = damage_of(directory, manifest.files)
+    if damage is not None:
+        raise StorageFailure(f"checkpoint {source} is damaged: {damage}")
+
+
+def damage_of(directory: Path, files: Mapping[str, FileEntry]) -> str | None:
+    """What is wrong with the first of these files below directory that is not as its entry says; None when all are."""
+    for name, entry in files.items():
         path = directory / name
         try:
             is_same = path.stat().st_size == entry.size_bytes and _sha256(path) == entry.sha256
         except OSError as error:
-            raise StorageFailure(f"checkpoint {source} is damaged: {name} cannot be read ({error.strerror})") from error
+            return f"{name} cannot be read ({error.strerror})"
         if not is_same:
-            raise StorageFailure(f"checkpoint {source} is damaged: {name} does not have the digest in its manifest")
+            return f"{name} does not have the digest in its manifest"
+    return None
 
 
 def _sha256(path: Path) -> str:

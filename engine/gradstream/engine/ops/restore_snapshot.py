@@ -1,0 +1,99 @@
+"""Models of a snapshot put into every rank's memory, as they were: weights, optimizer, accumulated gradient and step."""
+
+from pathlib import Path
+
+import msgspec
+import torch
+
+from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.adapters.layout import AdapterLayout, layout_for
+from gradstream.engine.checkpoint.snapshot import to_bytes, to_tensor
+from gradstream.engine.ops.registry import OPS, OpJob, each
+from gradstream.engine.parallel.agree import on_leader
+from gradstream.engine.snapshot.cut import Cut
+from gradstream.engine.snapshot.state import ModelState, to_adapter
+from gradstream.engine.snapshot.store import SnapshotStore
+from gradstream.engine.state import EngineState
+from gradstream.shared.errors import GradstreamError, StorageFailure
+from gradstream.shared.ids import ModelId
+from gradstream.shared.wire import RestoredModel, RestoreSnapshot, RestoreSnapshotDone
+
+
+@OPS.register(RestoreSnapshot)
+@each
+def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> RestoreSnapshotDone:
+    """Rank 0 verifies and reads; every rank then holds the same adapters. A model that is here already is replaced.
+
+    A model that does not fit the base model is not restored, and told in `failed`. Raises StorageFailure, with all models in memory
+    as they were, when the cut or one of its files is missing or damaged.
+    """
+    payload = job.payload
+    store = SnapshotStore(Path(payload.directory))
+    cut = _find(state, store, payload)
+    restored: dict[ModelId, Adapter] = {}
+    failed: dict[ModelId, str] = {}
+    for model_id in cut.models:
+        try:
+            layout = _layout(state, cut, model_id)
+        except StorageFailure as failure:
+            failed[model_id] = failure.message
+            continue
+        restored[model_id] = _restore(state, store, cut, model_id, layout)
+    state.adapters = restored if payload.drop_others else state.adapters | restored
+    models = [
+        RestoredModel(model_id=model_id, tenant=adapter.tenant, step=adapter.step)
+        for model_id, adapter in restored.items()
+    ]
+    return RestoreSnapshotDone(models=models, failed=failed)
+
+
+def _find(state: EngineState, store: SnapshotStore, payload: RestoreSnapshot) -> Cut:
+    """The cut with the models that are asked for, all of their files verified; collective."""
+
+    def work() -> bytes:
+        cut = store.find((payload.epoch, payload.number))
+        wanted = list(cut.models) if payload.model_ids is None else payload.model_ids
+        if missing := [model_id for model_id in wanted if model_id not in cut.models]:
+            raise StorageFailure(f"snapshot {cut.name} holds no model {missing[0]}")
+        store.verify(cut, wanted)
+        models = {model_id: cut.models[model_id] for model_id in wanted}
+        return msgspec.msgpack.encode(Cut(head=cut.head, models=models))
+
+    return msgspec.msgpack.decode(on_leader(state.comm, work), type=Cut)
+
+
+def _layout(state: EngineState, cut: Cut, model_id: ModelId) -> AdapterLayout:
+    """Where the model's values belong in this base model; raises StorageFailure, naming the model, when it does not fit."""
+    entry = cut.models[model_id]
+    what = f"snapshot {cut.name}: model {model_id}"
+    if entry.kind != "lora" or entry.spec is None:
+        raise StorageFailure(f"{what} is of kind {entry.kind!r}, which this engine cannot train")
+    try:
+        layout = layout_for(state.base.sites, entry.spec)
+    except GradstreamError as error:
+        raise StorageFailure(f"{what} does not fit this base model: {error.message}") from error
+    if layout.digest != entry.layout_digest:
+        raise StorageFailure(
+            f"{what} does not fit this base model: its adapter (rank {entry.spec.rank}) is of weights with other names or shapes"
+        )
+    return layout
+
+
+def _restore(state: EngineState, store: SnapshotStore, cut: Cut, model_id: ModelId, layout: AdapterLayout) -> Adapter:
+    """The model as it was, on every rank; collective. Raises StorageFailure when a file cannot be read."""
+    entry = cut.models[model_id]
+
+    def work() -> bytes:
+        model = store.read(cut, model_id)
+        return msgspec.msgpack.encode({name: to_bytes(tensor) for name, tensor in model.tensors.items()})
+
+    data = msgspec.msgpack.decode(on_leader(state.comm, work), type=dict[str, bytes])
+    model = ModelState(
+        owner=entry.owner(model_id),
+        scale=entry.scale,
+        step=entry.step,
+        has_grad=entry.has_grad,
+        layout_digest=entry.layout_digest,
+        tensors={name: to_tensor(values, device=torch.device("cpu")) for name, values in data.items()},
+    )
+    return to_adapter(model, layout, device=state.base.device)

@@ -1,0 +1,95 @@
+"""One model's training state in host memory, apart from the engine that goes on training it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gradstream.engine.adapters.adapter import Adapter, Owner
+from gradstream.engine.adapters.layout import AdapterLayout
+from gradstream.engine.state import EngineState
+from gradstream.shared.errors import UnknownModel
+from gradstream.shared.ids import ModelId
+
+ModelKind = Literal["lora", "full"]
+WEIGHTS = "weights"
+EXP_AVG = "exp_avg"
+EXP_AVG_SQ = "exp_avg_sq"
+GRAD = "grad"
+MOMENTS = (EXP_AVG, EXP_AVG_SQ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """A copy of one model between two batches; it shares no memory with the model.
+
+    owner.spec has its seed resolved. tensors: weights, exp_avg, exp_avg_sq, and grad only if has_grad; fp32 on the CPU, for a
+    "lora" model flat [num_params] in its layout. layout_digest: the digest of that layout.
+    """
+
+    owner: Owner
+    scale: float
+    step: int
+    has_grad: bool
+    layout_digest: str
+    tensors: dict[str, Tensor]
+    kind: ModelKind = "lora"
+
+    @property
+    def model_id(self) -> ModelId:
+        return self.owner.model_id
+
+    @property
+    def size_bytes(self) -> int:
+        """All tensors together."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def capture(state: EngineState, model_ids: Iterable[ModelId]) -> list[ModelState]:
+    """Copies of these models as they are now, in this order; not collective, and to be called between batches.
+
+    Raises UnknownModel, naming the model, when one is not held by this engine.
+    """
+    return [_copy(_held(state, model_id)) for model_id in model_ids]
+
+
+def _held(state: EngineState, model_id: ModelId) -> Adapter:
+    adapter = state.adapters.get(model_id)
+    if adapter is None:
+        raise UnknownModel(f"model {model_id} is not held by this engine, so it cannot be copied")
+    return adapter
+
+
+def _copy(adapter: Adapter) -> ModelState:
+    tensors = {WEIGHTS: adapter.weights, EXP_AVG: adapter.exp_avg, EXP_AVG_SQ: adapter.exp_avg_sq}
+    if adapter.has_grad:
+        tensors[GRAD] = adapter.grad
+    return ModelState(
+        owner=adapter.owner,
+        scale=adapter.scale,
+        step=adapter.step,
+        has_grad=adapter.has_grad,
+        layout_digest=adapter.layout.digest,
+        tensors={name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()},
+    )
+
+
+def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device) -> Adapter:
+    """A trainable adapter with exactly the contents of a "lora" model; layout has the model's layout_digest."""
+    assert model.kind == "lora"
+    assert model.layout_digest == layout.digest
+    adapter = Adapter(
+        owner=model.owner,
+        layout=layout,
+        scale=model.scale,
+        weights=model.tensors[WEIGHTS].to(device, copy=True),
+    )
+    adapter.exp_avg.copy_(model.tensors[EXP_AVG])
+    adapter.exp_avg_sq.copy_(model.tensors[EXP_AVG_SQ])
+    if model.has_grad:
+        adapter.grad.copy_(model.tensors[GRAD])
+    adapter.step = model.step
+    adapter.has_grad = model.has_grad
+    return adapter
