@@ -1,0 +1,31 @@
+"""What can be wrong with a log on disk."""
+
+from pathlib import Path
+
+from gradstream.shared.errors import StorageFailure
+
+_WHAT_TO_DO = (
+    "Put the file back from a copy of the directory, or move the directory away and start without it: models come back as far as"
+    " their checkpoints go. `gradstream log verify` shows what is whole, and `log export --stop` saves what lies before the damage"
+)
+
+
+class LogDamaged(StorageFailure):
+    """A segment is missing, or bytes that were written once no longer read. Never raised for the torn end that a kill leaves."""
+
+    def __init__(self, path: Path, offset: int, reason: str) -> None:
+        super().__init__(f"the job log on disk is damaged: {path} at byte {offset}: {reason}. {_WHAT_TO_DO}")
+        self.path = path
+        self.offset = offset
+        self.reason = reason
+
+
+class UnknownPosition(ValueError):
+    """A position that is not on the log: its segment is gone, or a later epoch does not count what stands there."""
+
+
+class SyncFailed(Exception):
+    """The system could not say that what was written is on disk, and will not say so later either.
+
+    The process must end: its successor reads what is really there.
+    """
