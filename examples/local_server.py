@@ -6,8 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from gradstream.shared.embedded import child as shim
 
 HOST = "127.0.0.1"
 STOP_TIMEOUT_S = 60.0
+KILL_TIMEOUT_S = 10.0
 POLL_S = 0.2
 
 
@@ -76,22 +75,22 @@ def tail(log: Path, lines: int = 25) -> str:
 
 
 def _wait_until_ready(server: LocalServer, process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Return when the server says itself that it is ready: at its address another one could answer. Raises ServerFailed."""
+    announcement = f" at {server.url},"
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        if announcement in server.log.read_text(encoding="utf-8", errors="replace"):
+            return
         if process.poll() is not None:
             raise ServerFailed(f"the server ended with exit code {process.returncode}:\n{tail(server.log)}")
-        try:
-            with opener.open(f"{server.url}/api/v1/healthz", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            pass
         time.sleep(POLL_S)
-    raise ServerFailed(f"the server was not ready within {timeout_s:.0f} s:\n{tail(server.log)}")
+    raise ServerFailed(
+        f"the server did not say within {timeout_s:.0f} s that it is ready at {server.url}:\n{tail(server.log)}"
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server, at the latest STOP_TIMEOUT_S and KILL_TIMEOUT_S from now. Raises ServerFailed when even a kill does not end it."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)
@@ -99,5 +98,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         sys.stderr.write(f"the server did not stop within {STOP_TIMEOUT_S:.0f} s and is killed\n")
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.wait(KILL_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise ServerFailed(f"process {process.pid} did not end within {KILL_TIMEOUT_S:.0f} s of its kill") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.example_runs import run_example
 
 from examples.local_server import local_server
 
@@ -29,14 +30,7 @@ def shouted(source: Path, target: Path, *, turns: int) -> Path:
 
 
 def run_demo(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "examples.speak_shakespeare", "--model", "tiny", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return run_example("examples.speak_shakespeare", "--model", "tiny", *arguments)
 
 
 def processes_that_name(folder: Path) -> list[str]:
@@ -68,8 +62,20 @@ def test_the_demo_lowers_the_held_out_loss_and_leaves_a_checkpoint_and_no_proces
 def test_the_demo_says_that_nothing_was_learned(tmp_path):
     done = run_demo("--steps", "1", "--learning-rate", "0", "--test-turns", "4", "--output-dir", str(tmp_path))
 
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stdout + done.stderr
     assert "did not fall" in done.stdout
+
+
+def test_an_example_that_does_not_end_shows_its_stacks_and_the_servers_logs(tmp_path):
+    arguments = ["--steps", "100000", "--learning-rate", "0", "--test-turns", "4", "--output-dir", str(tmp_path)]
+
+    with pytest.raises(pytest.fail.Exception, match="did not end within 15 s") as failure:
+        run_example("examples.speak_shakespeare", "--model", "tiny", *arguments, timeout_s=15.0)
+
+    assert "speak_shakespeare.py" in failure.value.msg
+    for shown in ("--- server.log", "--- logs/gang.log", "--- logs/api.log", "Current thread"):
+        assert shown in failure.value.msg
+    assert processes_that_name(tmp_path) == []
 
 
 def test_the_demo_shows_why_the_server_did_not_start(tmp_path):

@@ -1,10 +1,10 @@
 """The RL demo, run as a user runs it, on the tiny model and its small rule; and the rule of the real one."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.support.example_runs import run_example
 from transformers import AutoTokenizer
 
 from examples.word_rewards import ALMOST, LETTERS, NameAWord, Prompt
@@ -15,14 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def run_demo(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "examples.name_a_word", "--model", "tiny", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return run_example("examples.name_a_word", "--model", "tiny", *arguments)
 
 
 @pytest.mark.e2e

@@ -60,13 +60,14 @@ def restart_policy(settings: Settings, *, healthy_after_s: float | None) -> Rest
 class Crew:
     """The supervised processes in the order of their start: gang, housekeeping, API."""
 
-    def __init__(self, *, gang: Supervised, others: tuple[Supervised, ...]) -> None:
+    def __init__(self, *, gang: Supervised, housekeeping: Supervised, api: Supervised) -> None:
         self.gang = gang
-        self._others = others
+        self.housekeeping = housekeeping
+        self.api = api
 
     @property
     def members(self) -> tuple[Supervised, ...]:
-        return (self.gang, *self._others)
+        return (self.gang, self.housekeeping, self.api)
 
     def start(self) -> None:
         for member in self.members:

@@ -3,7 +3,7 @@
 import re
 import signal
 import socket
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
@@ -41,16 +41,19 @@ class CannotStart(Exception):
 
 
 class Stop:
-    """SIGTERM, SIGINT and SIGHUP (a closed terminal) as a flag. Signals after the first one change nothing."""
+    """SIGTERM, SIGINT and SIGHUP (a closed terminal) as a flag. Signals after the first one change nothing.
+
+    A plain flag: a handler that took the lock of an event, which its own thread may hold, would wait for ever.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._is_requested = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals over for the duration of the block."""
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {number: signal.signal(number, lambda _number, _frame: self._event.set()) for number in numbers}
+        before = {number: signal.signal(number, lambda _number, _frame: self.request()) for number in numbers}
         try:
             yield
         finally:
@@ -58,14 +61,16 @@ class Stop:
                 signal.signal(number, handler)
 
     def request(self) -> None:
-        self._event.set()
+        self._is_requested = True
 
     @property
     def is_requested(self) -> bool:
-        return self._event.is_set()
+        return self._is_requested
 
     def wait(self, timeout_s: float) -> None:
-        self._event.wait(timeout_s)
+        """Return after timeout_s; at once when a stop is requested already."""
+        if not self._is_requested:
+            time.sleep(timeout_s)
 
 
 def serve(settings: Settings, *, console: Console, stop: Stop, meet: Rendezvous, clock: Clock | None = None) -> None:
@@ -165,9 +170,12 @@ class Shift:
         self._check_gang(sight)
         self._sight = sight
         is_leading = self._has_reported and sight.card_epoch == sight.epoch
-        if is_leading and not self._is_ready and self._api_answers():
-            self._is_ready = True
-            self._announce()
+        if is_leading and not self._is_ready:
+            if self._api_answers():
+                self._is_ready = True
+                self._announce()
+            else:
+                self._check_api()
 
     def _check_gang(self, sight: Sight) -> None:
         """Start a gang anew that does not take the lease in time. Once it has, the lease is its own business."""
@@ -183,6 +191,17 @@ class Shift:
             f"A model that takes longer to load needs a higher value. Log: {gang.spec.log_file}"
         )
         gang.restart(timeout_s=self._settings.stop_timeout_s)
+
+    def _check_api(self) -> None:
+        """Start an API anew that does not answer in time although there is a gang to serve."""
+        api, limit_s = self._crew.api, self._settings.worker_connection_timeout
+        if api.pid is None or api.age_s < limit_s:
+            return
+        self._say(
+            f"the API did not answer within worker_connection_timeout: {limit_s:g} s; it is started again. "
+            f"Log: {api.spec.log_file}"
+        )
+        api.restart(timeout_s=self._settings.stop_timeout_s)
 
     def _mourn(self, member: Supervised) -> None:
         is_outage = member is self._crew.gang and member.num_failures > self._settings.worker_max_retries
@@ -248,10 +267,8 @@ def _crew(settings: Settings, run_dir: RunDir, *, meet: Rendezvous, clock: Clock
     gang = gang_spec(path, run_dir, settings=settings, meet=meet)
     return Crew(
         gang=Supervised(gang, policy=gang_policy, clock=clock),
-        others=tuple(
-            Supervised(spec, policy=policy, clock=clock)
-            for spec in (housekeeping_spec(path, run_dir), api_spec(path, run_dir))
-        ),
+        housekeeping=Supervised(housekeeping_spec(path, run_dir), policy=policy, clock=clock),
+        api=Supervised(api_spec(path, run_dir), policy=policy, clock=clock),
     )
 
 

@@ -20,6 +20,7 @@ _log = structlog.get_logger(__name__)
 
 # sysexits.h: a mistake in the configuration; starting again cannot help.
 EXIT_CONFIG = 78
+_KILLED_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +184,17 @@ class Supervised:
         except subprocess.TimeoutExpired:
             _log.warning("child_killed", child=self.spec.name, pid=self._process.pid, waited_s=timeout_s)
             self._signal(signal.SIGKILL)
-            self._process.wait()
+            self._await_kill()
         # Helpers of its group must not outlive it.
         self._signal(signal.SIGKILL)
+
+    def _await_kill(self) -> None:
+        assert self._process is not None
+        try:
+            self._process.wait(_KILLED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            # Only the kernel can hold it now, for instance in a read of a file system that is gone.
+            _log.error("child_survives_kill", child=self.spec.name, pid=self._process.pid, waited_s=_KILLED_WITHIN_S)
 
     def _signal(self, number: signal.Signals) -> None:
         """SIGTERM goes to the child, which knows how to stop its own; SIGKILL to its whole process group."""

@@ -24,6 +24,7 @@ from gradstream.shared.embedded.config import EmbeddedConfig, config_text
 _log = structlog.get_logger(__name__)
 _POLL_S = 0.01
 _PING_TIMEOUT_S = 2.0
+_KILLED_WITHIN_S = 10.0
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 10.0
 # After this long the next crash is a new story.
@@ -98,7 +99,11 @@ class EmbeddedServer:
             except subprocess.TimeoutExpired:
                 _log.warning("queue_server_killed", pid=self._process.pid)
                 self._process.kill()
-                self._process.wait()
+                try:
+                    self._process.wait(_KILLED_WITHIN_S)
+                except subprocess.TimeoutExpired:
+                    # Only the kernel can hold it now, for instance in a write to a file system that is gone.
+                    _log.error("queue_server_survives_kill", pid=self._process.pid, waited_s=_KILLED_WITHIN_S)
         self._process = None
         if self._lock is not None:
             if self._config.port is None:
