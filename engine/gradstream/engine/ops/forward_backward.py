@@ -24,6 +24,10 @@ from gradstream.shared.wire import ForwardBackward, ForwardBackwardDone, Outcome
 
 import_siblings(losses)
 
+# Matrix products may differ in the last bit with the alignment of what they write to. Each view of the batch's buffer begins at a
+# multiple of 64 bytes, as torch's own tensors do, so that a job's numbers do not depend on the sizes of the jobs before it.
+_ALIGN_ELEMENTS = 16
+
 
 @OPS.register(ForwardBackward)
 def forward_backward(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]]) -> list[Outcome]:
@@ -79,8 +83,9 @@ def _allocate(
     for (adapter, datums), is_backward in zip(work, backward, strict=True):
         num_outputs = datums.num_tokens * datums.num_candidates
         sizes += [adapter.layout.num_params if is_backward else 0, num_outputs, num_outputs]
-    buffer = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
-    parts = torch.split(buffer, sizes)
+    padded = [-(-size // _ALIGN_ELEMENTS) * _ALIGN_ELEMENTS for size in sizes]
+    buffer = torch.zeros(sum(padded), dtype=torch.float32, device=device)
+    parts = [part[:size] for part, size in zip(torch.split(buffer, padded), sizes, strict=True)]
     tensors = []
     for number, ((adapter, datums), is_backward) in enumerate(zip(work, backward, strict=True)):
         grad, logprobs, elementwise = parts[3 * number : 3 * number + 3]
