@@ -4,17 +4,17 @@ from pathlib import Path
 
 from gradstream.shared.errors import StorageFailure
 
-_WHAT_TO_DO = (
+_LOG_ADVICE = (
     "Put the file back from a copy of the directory, or move the directory away and start without it: models come back as far as"
-    " their checkpoints go. `gradstream log verify` shows what is whole, and `log export --stop` saves what lies before the damage"
+    " their checkpoints go. `gradstream log verify` shows what is whole, and `gradstream log export --stop` saves what lies before"
 )
 
 
 class LogDamaged(StorageFailure):
     """A segment is missing, or bytes that were written once no longer read. Never raised for the torn end that a kill leaves."""
 
-    def __init__(self, path: Path, offset: int, reason: str) -> None:
-        super().__init__(f"the job log on disk is damaged: {path} at byte {offset}: {reason}. {_WHAT_TO_DO}")
+    def __init__(self, path: Path, offset: int, reason: str, *, advice: str = _LOG_ADVICE) -> None:
+        super().__init__(f"the job log on disk is damaged: {path} at byte {offset}: {reason}. {advice}")
         self.path = path
         self.offset = offset
         self.reason = reason

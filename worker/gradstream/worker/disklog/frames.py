@@ -110,8 +110,8 @@ class LoggedBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="selection"):
     """The first frame of an exported file: where it comes from and what was taken.
 
-    models: owners of the jobs in it, None for all. start and stop: first and last batch asked for, as epoch-number; None is open.
-    asked_models: what the user named, when neighbours came with them. salt: as in SegmentHead.
+    owners: models and samplers whose jobs are in it, None for all; asked: those that were named, when neighbours came with them. start and
+    stop: first and last batch asked for, as epoch-number; None is open. salt: as in SegmentHead.
     """
 
     version: int
@@ -119,13 +119,18 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     fingerprint: str
     created_ms: int
     salt: int
-    models: list[str] | None = None
-    asked_models: list[str] | None = None
+    owners: list[str] | None = None
+    asked: list[str] | None = None
     start: str | None = None
     stop: str | None = None
-    num_jobs: int = 0
-    num_batches: int = 0
-    num_partial: int = 0
+
+
+class SelectionEnd(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="end"):
+    """The last frame of an exported file, which without it is not whole. num_partial: of the batches, those marked partial."""
+
+    num_jobs: int
+    num_batches: int
+    num_partial: int
 
 
 Frame = SegmentHead | LoggedJob | Started | Dropped | Stopped | LoggedBatch

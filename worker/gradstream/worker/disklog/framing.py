@@ -16,7 +16,7 @@ import msgspec
 
 from gradstream.shared import codec
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge
-from gradstream.worker.disklog.frames import Frame, Selection
+from gradstream.worker.disklog.frames import Frame, Selection, SelectionEnd
 
 PREFIX = struct.Struct("<IIB")
 # Of a body, as stored and unpacked; a job's payload is far below it.
@@ -30,7 +30,7 @@ _BEFORE_FLAGS_BYTES = PREFIX.size - 1
 _LOOK_BYTES = _BEFORE_FLAGS_BYTES + 6
 _CHUNK_BYTES = 1024**2
 
-AnyFrame = Frame | Selection
+AnyFrame = Frame | Selection | SelectionEnd
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
 

@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 from gradstream.worker.disklog import framing
 from gradstream.worker.disklog.chain import Link, resolve
 from gradstream.worker.disklog.errors import LogDamaged, UnknownPosition
-from gradstream.worker.disklog.frames import Frame, Position, Selection
+from gradstream.worker.disklog.frames import Frame, Position, Selection, SelectionEnd
 from gradstream.worker.disklog.framing import BadFrame, Raw, StrangeFrame
 from gradstream.worker.disklog.segments import epoch_of, segment_paths
 from gradstream.worker.disklog.tail import Tail, TailBuilder
@@ -16,7 +16,9 @@ from gradstream.worker.disklog.tail import Tail, TailBuilder
 _BUFFER_BYTES = 1024**2
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
+    """A frame, where it starts and where it ends."""
+
     position: Position
     frame: Frame
     end: Position
@@ -51,7 +53,7 @@ class DiskLog:
         paths = segment_paths(self._directory)
         return builder.build(end=end, epoch=epoch_of(paths[-1].name) if paths else 0)
 
-    def _walk(self, start: Position | None) -> Iterator[_Step]:
+    def _walk(self, start: Position | None) -> Iterator[Step]:
         links = resolve(self._directory)
         offset = 0
         if start is not None:
@@ -61,12 +63,12 @@ class DiskLog:
             links = links[names.index(start.segment) :]
             offset = start.offset
         for link in links:
-            yield from _frames(link, offset)
+            yield from segment_frames(link, offset)
             offset = 0
 
 
-def _frames(link: Link, offset: int) -> Iterator[_Step]:
-    """The frames of one segment from an offset on."""
+def segment_frames(link: Link, offset: int) -> Iterator[Step]:
+    """The frames of one segment from an offset on. Raises LogDamaged, UnknownPosition when offset is behind the end."""
     segment = link.segment
     with segment.path.open("rb", buffering=_BUFFER_BYTES) as file:
         end = _limit(file, link)
@@ -76,7 +78,7 @@ def _frames(link: Link, offset: int) -> Iterator[_Step]:
         while (raw := _next(file, link, offset)) is not None:
             position = Position(segment.name, offset)
             offset += raw.num_bytes
-            yield _Step(position, _decoded(raw, segment.path, position.offset), Position(segment.name, offset))
+            yield Step(position, _decoded(raw, segment.path, position.offset), Position(segment.name, offset))
 
 
 def _limit(file: BinaryIO, link: Link) -> int:
@@ -122,6 +124,6 @@ def _decoded(raw: Raw, path: Path, offset: int) -> Frame:
         frame = raw.decode()
     except StrangeFrame as error:
         raise LogDamaged(path, offset, str(error)) from error
-    if isinstance(frame, Selection):
-        raise LogDamaged(path, offset, "the head of an exported file stands in the middle of the log")
+    if isinstance(frame, Selection | SelectionEnd):
+        raise LogDamaged(path, offset, "a frame of an exported file stands in the middle of the log")
     return frame
