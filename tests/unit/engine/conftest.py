@@ -1,6 +1,8 @@
 """Tiny models and engines for the engine's unit tests."""
 
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_path(llama: Path) -> Callable[[str], Path]:
     """A model directory by family name."""
     return {"qwen3": DENSE, "qwen3_moe": MOE, "llama": llama}.__getitem__
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 128 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", place]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("a small file system needs the right to mount one")
+    yield place
+    subprocess.run(["umount", place], check=True)

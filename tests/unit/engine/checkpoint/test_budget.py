@@ -1,8 +1,5 @@
 """Saves that have no room: refused with numbers before anything is written, or by the disk itself."""
 
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,18 +103,6 @@ def test_what_others_wrote_meanwhile_is_seen_after_a_minute(tmp_path):
     clock.advance(61)
     with pytest.raises(StorageLimit):
         budget.admit(20, what="second")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for 128 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", place]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("a small file system needs the right to mount one")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 @pytest.mark.parametrize("location", LOCATIONS.values(), ids=LOCATIONS.keys())
