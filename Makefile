@@ -7,12 +7,15 @@ STAMP := $(VENV)/.installed
 PIP_ARGS ?=
 # More words for pytest: make test PYTEST_ARGS='-k packing'
 PYTEST_ARGS ?=
+# make torture: how many random kills, and the seed that repeats them.
+FAULT_KILLS ?= 200
+FAULT_SEED ?= 20260
 SOURCES := api engine shared worker
 # Tests and checks never reach for a model hub.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl dev test test-all test-clients client-envs check format bench docs proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench docs proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +47,10 @@ test: setup ## run the tests, the slow ones left out
 
 test-all: setup ## run every test
 	$(OFFLINE) $(BIN)/python -m pytest tests -rs --tb=short $(PYTEST_ARGS)
+
+torture: setup ## kill, cut, fill and damage everything for an hour: FAULT_KILLS=200 FAULT_SEED=20260
+	$(OFFLINE) GRADSTREAM_FAULT_KILLS=$(FAULT_KILLS) GRADSTREAM_FAULT_SEED=$(FAULT_SEED) \
+	  $(BIN)/python -m pytest tests/faults -rs --tb=short $(PYTEST_ARGS)
 
 client-envs: setup ## make the environments of the stock clients that the contract tests run, below .cache/clients
 	@$(BIN)/python tools/client_envs.py --pip-args='$(PIP_ARGS)'

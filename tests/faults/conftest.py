@@ -1,0 +1,96 @@
+"""Servers, clients and the unharmed run that faulty ones are compared with."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.support.faults_report import REPORT, Report
+from tests.support.faults_run import Run
+from tests.support.faults_server import Server, serving
+from tests.support.faults_workload import Reference
+
+_REPORT = Report()
+SEED_VARIABLE, KILLS_VARIABLE = "GRADSTREAM_FAULT_SEED", "GRADSTREAM_FAULT_KILLS"
+
+StartRun = Callable[..., Run]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of `pytest tests/faults`; a run that begins further up takes the variables."""
+    parser.addoption("--fault-seed", type=int, help=f"seed of the random kills, also {SEED_VARIABLE}")
+    parser.addoption("--fault-kills", type=int, help=f"number of random kills, also {KILLS_VARIABLE}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long recoveries took."""
+    if _REPORT.recoveries:
+        terminalreporter.section("recovery times")
+        for line in _REPORT.table():
+            terminalreporter.write_line(line)
+        terminalreporter.write_line(f"each one: {REPORT}")
+
+
+@pytest.fixture(scope="session")
+def report() -> Iterator[Report]:
+    """Where tests put their recovery times."""
+    yield _REPORT
+    _REPORT.write()
+
+
+@pytest.fixture(scope="session")
+def fault_seed(request: pytest.FixtureRequest) -> int:
+    """The seed of the random kills."""
+    given = request.config.getoption("--fault-seed", default=None)
+    return int(os.environ.get(SEED_VARIABLE, "20260")) if given is None else int(given)
+
+
+@pytest.fixture(scope="session")
+def fault_kills(request: pytest.FixtureRequest) -> int:
+    """How many random kills there are."""
+    given = request.config.getoption("--fault-kills", default=None)
+    return int(os.environ.get(KILLS_VARIABLE, "20")) if given is None else int(given)
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Reference]]:
+    """The unharmed run by the number of ranks; each lives until the session ends and goes as far as it is asked for."""
+    known: dict[int, Reference] = {}
+    with ExitStack() as stack:
+
+        def reference(num_ranks: int) -> Reference:
+            if num_ranks not in known:
+                directory = tmp_path_factory.mktemp(f"unharmed-{num_ranks}") / "out"
+                server = stack.enter_context(serving(directory, ranks(num_ranks)))
+                known[num_ranks] = Reference(server.url, directory)
+                stack.callback(known[num_ranks].close)
+            return known[num_ranks]
+
+        yield reference
+
+
+@pytest.fixture
+def start_run(
+    tmp_path: Path, references: Callable[[int], Reference], report: Report, request: pytest.FixtureRequest
+) -> Iterator[StartRun]:
+    """Starts a server with clients at work; what is still running at the end of the test is stopped."""
+    with ExitStack() as stack:
+
+        def start(overrides: Mapping[str, str] | None = None, *, num_ranks: int = 1, name: str = "out") -> Run:
+            server = Server(tmp_path / name, {**(overrides or {}), **ranks(num_ranks)})
+            stack.callback(server.stop)
+            server.launch_until_ready()
+            run = Run(server, lambda: references(num_ranks), report=report, test=request.node.name)
+            stack.callback(run.close)
+            run.open()
+            return run
+
+        yield start
+
+
+def ranks(num_ranks: int) -> dict[str, str]:
+    """The settings of a gang of this size."""
+    if num_ranks == 1:
+        return {}
+    return {"num_ranks": str(num_ranks), "data_parallel_replicate_size": str(num_ranks)}

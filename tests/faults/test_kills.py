@@ -1,0 +1,37 @@
+"""Every process of a server is killed once while clients work (queue.md section 10, faults 1, 2, 3, 10 and 20)."""
+
+import pytest
+from tests.faults.conftest import StartRun
+from tests.support.faults_server import Role
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_without_any_fault_two_runs_agree_bit_for_bit(start_run: StartRun) -> None:
+    """The harness itself: what it calls different must not be its own noise."""
+    run = start_run()
+    run.until_answered(count=40)
+    run.verdict(min_rounds=12)
+
+
+@pytest.mark.parametrize(
+    "role", [Role.API, Role.HOUSEKEEPING, Role.QUEUE, Role.RANK0, Role.TORCHRUN, Role.LAUNCHER, Role.EVERYTHING]
+)
+def test_clients_see_only_a_pause_when_it_is_killed(start_run: StartRun, role: Role) -> None:
+    """Pass: every invariant, twice in a row, the numbers equal to the unharmed run's bit for bit."""
+    run = start_run()
+    for _ in range(2):
+        run.until_answered(count=20)
+        run.kill(role)
+    run.until_answered(count=20)
+    run.verdict(min_rounds=12)
+
+
+@pytest.mark.parametrize("role", [Role.RANK0, Role.PEER])
+def test_clients_of_two_ranks_see_only_a_pause_when_one_is_killed(start_run: StartRun, role: Role) -> None:
+    """Pass: the gang is replaced as a whole; every invariant; the numbers equal to an unharmed run's with two ranks."""
+    run = start_run(num_ranks=2)
+    run.until_answered(count=20)
+    run.kill(role)
+    run.until_answered(count=20)
+    run.verdict(min_rounds=8)
