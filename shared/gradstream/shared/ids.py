@@ -21,6 +21,8 @@ UNLOAD_SEQ = 2**31 - 1
 # seqs, more than seq_ids there are. Lane 0 is that of clients that name none.
 LANE_SEQS = 10**10
 MAX_LANE = 999
+# The lane of jobs that `gradstream dead retry` submits anew; no client can name it.
+RETRY_LANE = MAX_LANE + 1
 
 # Ids become parts of Redis keys and of paths, so they are checked where they enter.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")

@@ -14,13 +14,15 @@ from gradstream.shared.config.docs import as_markdown, as_yaml
 from gradstream.shared.config.load import OVERRIDE_PREFIX
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.telemetry.log import setup_logging
-from gradstream.worker import cli_keys
+from gradstream.worker import cli_dead, cli_keys
+from gradstream.worker.cli_queue import queue
 from gradstream.worker.crew import Rendezvous
 from gradstream.worker.launcher import CannotStart, Stop, check_rendezvous, serve
 
 EXIT_MISTAKE = 2
 # Command groups whose modules need torch; they are imported when they are used.
 _HEAVY = {"models": "gradstream.worker.cli_models"}
+_LOOK = "Look into a server"
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
@@ -35,6 +37,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a server config without starting anything.", no_args_is_help=True)
 app.add_typer(config_app, name="config", rich_help_panel="Configuration and models")
 app.add_typer(cli_keys.app, name="keys", rich_help_panel="Server")
+app.command("queue", rich_help_panel=_LOOK)(queue)
+app.add_typer(cli_dead.app, name="dead", rich_help_panel=_LOOK)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="Server config, YAML.")]
 

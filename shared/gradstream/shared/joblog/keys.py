@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gradstream.shared.ids import FutureId, SamplerId, TenantId, is_valid_name, lane_of
+from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId, is_valid_name, lane_of
 from gradstream.shared.joblog.port import RecordKind
 
 
@@ -60,6 +60,11 @@ class Keys:
         """Hash of counters: log and notes (last ids), journal (last batch), queued_jobs, queued_bytes, ewma_ms, done_ms."""
         return f"{self.prefix}stat"
 
+    @property
+    def running(self) -> str:
+        """Hash of the batch that the gang began last: epoch, batch, op, futures, since_ms. For people who look."""
+        return f"{self.prefix}running"
+
     def future(self, future_id: FutureId) -> str:
         """Hash of one future."""
         return f"{self.prefix}future:{future_id}"
@@ -79,6 +84,25 @@ class Keys:
     def link(self, token: str) -> str:
         """What a download's token stands for, with an expiry."""
         return f"{self.prefix}link:{token}"
+
+    @property
+    def gaps(self) -> str:
+        """Sorted set of models with held jobs, by the arrival of the longest held."""
+        return f"{self.prefix}gaps"
+
+    def held(self, model: ModelId) -> str:
+        """Sorted set of a model's held seqs, by arrival."""
+        return f"{self.prefix}held:{model}"
+
+    @property
+    def tenants(self) -> str:
+        """Hash of queued bytes by tenant."""
+        return f"{self.prefix}tenants"
+
+    @property
+    def tenant_jobs(self) -> str:
+        """Hash of queued jobs by tenant."""
+        return f"{self.prefix}tenant_jobs"
 
     def tenant_list(self, kind: RecordKind, tenant: TenantId) -> str:
         """Sorted set of a tenant's records of a kind, by the time they were made."""
