@@ -24,6 +24,7 @@ from gradstream.shared.wire import (
     OptimStepDone,
     Payload,
     Plan,
+    RestoreSnapshot,
     Sample,
     SamplingParams,
     UnloadModel,
@@ -59,6 +60,10 @@ GOLDEN: dict[str, tuple[Payload, str]] = {
     "optim_step": (
         OptimStep(adam=AdamParams(learning_rate=0.5)),
         "82a474797065aa6f7074696d5f73746570a46164616d81ad6c6561726e696e675f72617465cb3fe0000000000000",
+    ),
+    "restore_snapshot": (
+        RestoreSnapshot(directory="d", epoch=1, number=2, drop_others=True),
+        "85a474797065b0726573746f72655f736e617073686f74a96469726563746f7279a164a565706f636801a66e756d62657202ab64726f705f6f7468657273c3",
     ),
     "unload_model": (UnloadModel(), "81a474797065ac756e6c6f61645f6d6f64656c"),
     "sample": (
