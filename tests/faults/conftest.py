@@ -3,13 +3,19 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from tests.support.faults_proxy import Proxy, owner_of_port
 from tests.support.faults_report import REPORT, Report
 from tests.support.faults_run import Run
-from tests.support.faults_server import Server, serving
+from tests.support.faults_server import Server, role_of, serving
 from tests.support.faults_workload import Reference
+from tests.support.redis_server import running_server
+
+from gradstream.shared.embedded.server import EmbeddedServer
 
 _REPORT = Report()
 SEED_VARIABLE, KILLS_VARIABLE = "GRADSTREAM_FAULT_SEED", "GRADSTREAM_FAULT_KILLS"
@@ -77,8 +83,8 @@ def start_run(
     """Starts a server with clients at work; what is still running at the end of the test is stopped."""
     with ExitStack() as stack:
 
-        def start(overrides: Mapping[str, str] | None = None, *, num_ranks: int = 1, name: str = "out") -> Run:
-            server = Server(tmp_path / name, {**(overrides or {}), **ranks(num_ranks)})
+        def start(overrides: Mapping[str, str] | None = None, *, num_ranks: int = 1, directory: Path = tmp_path) -> Run:
+            server = Server(directory / "out", {**(overrides or {}), **ranks(num_ranks)})
             stack.callback(server.stop)
             server.launch_until_ready()
             run = Run(server, lambda: references(num_ranks), report=report, test=request.node.name)
@@ -87,6 +93,33 @@ def start_run(
             return run
 
         yield start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxied:
+    """A run whose queue server is its own process, behind a proxy."""
+
+    run: Run
+    proxy: Proxy
+    queue: EmbeddedServer
+
+
+@pytest.fixture
+def proxied(start_run: StartRun) -> Iterator[Proxied]:
+    """A server with clients at work, with a proxy between its processes and its queue server."""
+
+    def who(port: int) -> str:
+        owner = owner_of_port(port)
+        return "" if owner is None else str(role_of(owner) or "")
+
+    # A short directory: the path of a Unix socket has an end.
+    with running_server(durability="always") as queue:
+        proxy = Proxy(urlsplit(queue.url).path, who=who)
+        proxy.start()
+        try:
+            yield Proxied(run=start_run({"redis_url": proxy.url}), proxy=proxy, queue=queue)
+        finally:
+            proxy.close()
 
 
 def ranks(num_ranks: int) -> dict[str, str]:

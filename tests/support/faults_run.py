@@ -7,7 +7,7 @@ from tests.support.faults_footprint import Footprint, footprint, growth
 from tests.support.faults_ledger import Ledger, settled_ledger, violations
 from tests.support.faults_report import Recovery, Report
 from tests.support.faults_server import Role, Server
-from tests.support.faults_workload import GROUP, Reference, Workload, compare
+from tests.support.faults_workload import GROUP, Reference, Workload, compare, differences
 
 # How many differences a failure lists.
 _MAX_LINES = 12
@@ -71,6 +71,14 @@ class Run:
             self.workload.check()
             assert time.monotonic() < deadline, f"no client was answered for {timeout_s:g} s\n{self.server.evidence()}"
             time.sleep(0.02)
+
+    def differences(self) -> list[str]:
+        """How what clients have noted so far differs from the unharmed run, what is missing left out."""
+        lines = []
+        for client in self.workload.clients:
+            expected = self._reference().diary_of(client.number, rounds=client.round + 1)
+            lines += [line for line in differences(client.diary, expected) if ": missing " not in line]
+        return lines
 
     def verdict(self, *, min_rounds: int = GROUP, exact: bool = True) -> Ledger:
         """Let the clients come to an end, then check every invariant; the ledger. exact False leaves the numbers out."""

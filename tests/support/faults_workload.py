@@ -64,6 +64,7 @@ class Client:
         self.round = 0
         # The end of the run: the first save at or after so many rounds.
         self.min_rounds = GROUP
+        self.is_paused = False
         self.diary: Diary = {}
         self.model_ids: list[str] = []
         self._service = service
@@ -172,6 +173,8 @@ class Workload:
             Client(self._service, output_dir, number=number, progress=self.progress) for number in range(num_clients)
         ]
         self._finishing = threading.Event()
+        self._may_run = threading.Event()
+        self._may_run.set()
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
 
@@ -187,6 +190,19 @@ class Workload:
             self._threads.append(thread)
             thread.start()
 
+    def pause(self) -> None:
+        """Return when every client stands still behind a save, with nothing under way."""
+        self._may_run.clear()
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(client.is_paused for client in self.clients):
+            self.check()
+            assert time.monotonic() < deadline, "the clients did not come to a stand"
+            time.sleep(0.02)
+
+    def resume(self) -> None:
+        """Let the clients go on."""
+        self._may_run.set()
+
     def check(self) -> None:
         """Raise what ended a client."""
         for error in self._errors:
@@ -197,6 +213,7 @@ class Workload:
         for client in self.clients:
             client.min_rounds = min_rounds
         self._finishing.set()
+        self.resume()
         for thread in self._threads:
             thread.join(2 * PATIENCE_S)
             assert self._errors or not thread.is_alive(), f"{thread.name} did not finish"
@@ -205,6 +222,7 @@ class Workload:
     def close(self) -> None:
         """End the SDK's background work."""
         self._finishing.set()
+        self.resume()
         self._service.holder.close()
 
     def _run(self, client: Client) -> None:
@@ -212,6 +230,10 @@ class Workload:
             while not (self._finishing.is_set() and client.is_at_a_save and client.round >= client.min_rounds):
                 if self._errors:
                     return
+                if client.is_at_a_save and not self._may_run.is_set():
+                    client.is_paused = True
+                    self._may_run.wait()
+                    client.is_paused = False
                 client.run_round()
         except BaseException as error:  # noqa: BLE001  raised again by check()
             error.add_note(f"in client {client.number}, round {client.round}")

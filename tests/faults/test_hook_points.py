@@ -1,0 +1,90 @@
+"""The leader is killed, or a reply is lost, at chosen points of a batch's way (queue.md section 10, faults 1 and 8)."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.faults.conftest import Proxied, StartRun
+from tests.support.faults_proxy import Moment
+from tests.support.faults_server import Role, Server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize("moment", [Moment.BEFORE, Moment.AFTER], ids=["not applied", "applied, reply lost"])
+def test_the_leader_dies_at_its_commit(proxied: Proxied, moment: Moment) -> None:
+    """Pass: with the batch on disk and not in Redis, and with it in both, every invariant and every number holds."""
+    run, proxy = proxied.run, proxied.proxy
+    for nth in (1, 4):
+        run.until_answered(count=10)
+        epoch, leader = run.server.epoch(), run.server.member(Role.RANK0)
+        proxy.at_script("commit", moment, leader.kill, nth=nth, cuts=True)
+        run.server.until(lambda: proxy.has_called, what="a commit came by")
+        at_s = time.monotonic()
+        run.server.until(lambda e=epoch: run.server.epoch() > e, what="a new epoch begins")
+        run.recovered(f"kill -9 rank 0 at its commit ({moment.name.lower()})", at_s=at_s)
+    run.until_answered(count=10)
+    run.verdict(min_rounds=8)
+
+
+@pytest.mark.parametrize("script", ["submit", "commit", "lease", "mark_started", "snapshot"])
+def test_a_reply_is_lost_after_the_script_was_applied(proxied: Proxied, script: str) -> None:
+    """Pass: whoever called asks again and nothing happens twice; nobody has to be started again."""
+    run, proxy = proxied.run, proxied.proxy
+    for _ in range(3):
+        run.until_answered(count=5)
+        proxy.at_script(script, Moment.AFTER, lambda: None, nth=2, cuts=True)
+        deadline = time.monotonic() + 60
+        while not proxy.has_called and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if not proxy.has_called:
+            pytest.skip(f"script {script} is not called in this program")
+        run.recovered(f"reply of {script} lost", at_s=time.monotonic())
+    run.verdict(min_rounds=8)
+
+
+class Growth(threading.Thread):
+    """Kills the leader the moment the log on disk has grown for the nth time."""
+
+    def __init__(self, server: Server, *, nth: int) -> None:
+        super().__init__(name="growth", daemon=True)
+        self.has_killed = False
+        self._directory = server.output_dir / "joblog"
+        self._leader = server.member(Role.RANK0)
+        self._left = nth
+
+    def run(self) -> None:
+        sizes = size_of(self._directory)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            now = size_of(self._directory)
+            if now > sizes:
+                sizes = now
+                self._left -= 1
+                if self._left <= 0:
+                    self._leader.kill()
+                    self.has_killed = True
+                    return
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of the newest segment and of those before it."""
+    return sum(path.stat().st_size for path in directory.rglob("*.seg"))
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5, 7, 11])
+def test_the_leader_dies_right_after_a_write_to_the_log_on_disk(start_run: StartRun, nth: int) -> None:
+    """Pass: whatever frame was written last (a job, a start, a batch), every invariant and every number holds."""
+    run = start_run()
+    for round_number in range(2):
+        run.until_answered(count=10)
+        epoch = run.server.epoch()
+        growth = Growth(run.server, nth=nth + 20 * round_number)
+        growth.start()
+        growth.join()
+        assert growth.has_killed, "the log on disk did not grow"
+        at_s = time.monotonic()
+        run.server.until(lambda e=epoch: run.server.epoch() > e, what="a new epoch begins")
+        run.recovered("kill -9 rank 0 at a write of its log", at_s=at_s)
+    run.verdict(min_rounds=8)

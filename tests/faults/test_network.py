@@ -1,0 +1,35 @@
+"""The network between the processes and the queue server fails in every way (queue.md section 10, fault 7).
+
+It fails in a proxy, for one role's connections or for all; the loopback interface of the machine stays as it is.
+"""
+
+import time
+
+import pytest
+from tests.faults.conftest import Proxied
+from tests.support.faults_proxy import Weather
+from tests.support.faults_server import Role
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+_WEATHERS = {
+    "cut": Weather(is_cut=True),
+    "requests vanish": Weather(requests_lost=True),
+    "replies vanish": Weather(replies_lost=True),
+    "200 ms": Weather(delay_s=0.1),
+    "every twentieth chunk breaks its connection": Weather(loss=0.05),
+}
+_WHO = {"API": Role.API, "gang": Role.RANK0, "all": None}
+
+
+@pytest.mark.parametrize("who", _WHO)
+@pytest.mark.parametrize("weather", _WEATHERS)
+def test_bad_weather_only_delays(proxied: Proxied, weather: str, who: str) -> None:
+    """Pass: nothing is lost, nothing happens twice, and work goes on by itself afterwards."""
+    run, role = proxied.run, _WHO[who]
+    run.until_answered(count=10)
+    with proxied.proxy.weather(_WEATHERS[weather], who=None if role is None else str(role)):
+        time.sleep(6)
+    run.recovered(f"{weather}: {who} and queue", at_s=time.monotonic())
+    run.until_answered(count=20)
+    run.verdict(min_rounds=8)

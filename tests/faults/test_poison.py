@@ -1,0 +1,101 @@
+"""A job that kills every gang that runs it (queue.md section 10, fault 14)."""
+
+import threading
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+import tinker
+from tests.faults.conftest import StartRun
+from tests.support.faults_server import Role, Server
+from tests.support.faults_workload import API_KEY, BASE_MODEL
+from tinker import types
+
+from gradstream.worker.disklog.frames import LoggedBatch, Started
+from gradstream.worker.disklog.log import DiskLog
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Assassin(threading.Thread):
+    """Kills the leader whenever the log on disk says that it runs the marked job."""
+
+    def __init__(self, server: Server, future_id: str) -> None:
+        super().__init__(name="assassin", daemon=True)
+        self.num_kills = 0
+        self.is_over = threading.Event()
+        self._server = server
+        self._future_id = future_id
+
+    def run(self) -> None:
+        log = DiskLog(self._server.output_dir / "joblog" / "main")
+        seen = 0
+        while not self.is_over.is_set():
+            with suppress(OSError, ValueError):
+                starts = 0
+                for _, frame in log.scan():
+                    if isinstance(frame, Started) and self._future_id in frame.future_ids:
+                        starts += 1
+                    if isinstance(frame, LoggedBatch) and any(
+                        outcome.future_id == self._future_id for outcome in frame.outcomes
+                    ):
+                        return
+                if starts > seen:
+                    seen = starts
+                    with suppress(psutil.NoSuchProcess):
+                        self._server.member(Role.RANK0).kill()
+                    self.num_kills += 1
+            time.sleep(0.01)
+
+
+def big_datum(num_tokens: int) -> types.Datum:
+    tokens = [3 + index % 190 for index in range(num_tokens + 1)]
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * num_tokens},
+    )
+
+
+def test_a_poisoned_job_is_set_aside_after_two_deaths_and_the_others_go_on(start_run: StartRun) -> None:
+    """Pass: its client gets an error that says so, its model trains on as if the job had not been, all others are exact."""
+    run = start_run()
+    run.until_answered(count=10)
+    service = tinker.ServiceClient(base_url=run.server.url, api_key=API_KEY)
+    training = service.create_lora_training_client(base_model=BASE_MODEL, rank=4, seed=1)
+    # Long enough to be caught in the act: seconds of work.
+    future_id = f"{training.model_id}:1"
+    assassin = Assassin(run.server, future_id)
+    assassin.start()
+    at_s = time.monotonic()
+    try:
+        poisoned = training.forward_backward([big_datum(500) for _ in range(60)], "cross_entropy")
+        with pytest.raises(tinker.RequestFailedError, match="set aside"):
+            poisoned.result(timeout=240)
+    finally:
+        assassin.is_over.set()
+        assassin.join(10)
+    assert assassin.num_kills == 2
+    run.recovered("poisoned job, two deaths", at_s=at_s)
+    step = training.optim_step(types.AdamParams(learning_rate=1e-3)).result(timeout=240)
+    assert (step.metrics or {})["grad_norm"] == 0.0
+    service.holder.close()
+    run.verdict(min_rounds=8)
+
+
+def test_a_gang_that_the_kernel_kills_for_its_memory_comes_back(start_run: StartRun) -> None:
+    """Pass: a limit on the leader's memory ends it in the middle of its work; the next one goes on; every number holds."""
+    run = start_run()
+    run.until_answered(count=20)
+    epoch, leader = run.server.epoch(), run.server.member(Role.RANK0)
+    at_s = time.monotonic()
+    leader.rlimit(psutil.RLIMIT_AS, (leader.memory_info().vms, leader.memory_info().vms))
+    deadline = time.monotonic() + 30
+    while leader.is_running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if leader.is_running():
+        # It lived on what it had: the kernel's own way then.
+        leader.kill()
+    run.server.until(lambda: run.server.epoch() > epoch, what="a new epoch begins")
+    run.recovered("rank 0 out of memory", at_s=at_s)
+    run.verdict(min_rounds=8)
