@@ -8,12 +8,16 @@ from examples.local_server import local_server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def output_dir(tmp_path_factory):
+    """Where the server keeps everything."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="session")
+def server(output_dir):
     """The URL of a server that knows the tiny model under the cookbook's name for it, too."""
     overrides = {"model_aliases": f"[{MODEL}]", "max_lora_rank": "32"}
-    with local_server(
-        REPOSITORY / "configs" / "tiny.yaml", output_dir=tmp_path_factory.mktemp("server"), overrides=overrides
-    ) as running:
+    with local_server(REPOSITORY / "configs" / "tiny.yaml", output_dir=output_dir, overrides=overrides) as running:
         yield running.url
 
 
