@@ -16,6 +16,9 @@ _HEAD = """# Endpoints
 All paths are below `/api/v1`. Bodies and answers are in the OpenAPI document at `/openapi.json`; what a call with a key of another tenant sees
 is what it would see if the thing did not exist. This page is made by `tools/endpoints.py` from the routes.
 
+Calls with a `seq_id` read the header `X-Gradstream-Lane`: processes that train one model together number their requests in a lane each,
+see [together.md](together.md).
+
 Where the answer differs from a hosted service, on purpose:
 
 - Publishing a public checkpoint, or unpublishing a private one, is 400 instead of 409: the SDK repeats every 409 for five minutes.
