@@ -17,6 +17,7 @@ from gradstream.shared.wire import (
     ForwardBackwardDone,
     LoadWeightsDone,
     OptimStepDone,
+    RestoreSnapshotDone,
     SampleDone,
     SaveForSamplerDone,
     SaveWeightsDone,
@@ -173,3 +174,8 @@ def test_json_clients_get_target_logprobs_and_alternatives_as_tensors() -> None:
     }
     sparse = as_json(msgspec.structs.replace(SAMPLE, target_prompt=SPARSE))["target_prompt_logprobs"]
     assert (sparse["sparse_crow_indices"], sparse["sparse_col_indices"]) == ([0, 1, 3], [8, 0, 1])
+
+
+def test_the_gangs_own_job_is_never_rendered_for_a_client():
+    with pytest.raises(TypeError, match="the gang's own job"):
+        render(RestoreSnapshotDone(models=[]), accepts_protobuf=False)

@@ -83,6 +83,12 @@ class SnapshotStore:
         self._base = cut
         return cut
 
+    def gone(self) -> set[ModelId]:
+        """Models of the base cut whose files are not there any more; they count as changed, or no cut can be written."""
+        if self._base is None:
+            return set()
+        return {model_id for model_id, entry in self._base.models.items() if not self._is_there(entry)}
+
     def survey(self) -> Survey:
         """Every cut that there is, and what cannot be read."""
         cuts, problems = [], []
@@ -165,10 +171,15 @@ class SnapshotStore:
         if missing := [model_id for model_id in unchanged if model_id not in known]:
             raise ValueError(f"live models {missing} are neither given nor in the snapshot before")
         for model_id in unchanged:
-            directory = self.directory / known[model_id].directory
-            if not directory.is_dir():
-                raise StorageFailure(f"snapshot files of model {model_id} are gone: {directory}")
+            if not self._is_there(known[model_id]):
+                raise StorageFailure(
+                    f"snapshot files of model {model_id} are gone: {self.directory / known[model_id].directory}"
+                )
         return {model_id: known[model_id] for model_id in unchanged}
+
+    def _is_there(self, entry: ModelEntry) -> bool:
+        directory = self.directory / entry.directory
+        return all((directory / name).is_file() for name in entry.files)
 
     def _make_parents(self, model_ids: Iterable[ModelId]) -> None:
         with storage_errors(f"cannot write below {self.directory}"):

@@ -96,12 +96,22 @@ def test_a_cut_is_never_replaced(store):
     assert_same_state(store.read(cut, "a"), model_state("a", seed=1))
 
 
-def test_files_of_the_base_that_are_gone_are_told_and_not_referred_to(store):
-    cut = store.write(head(1), [model_state("a")], live={"a"})
-    shutil.rmtree(store.directory / cut.models["a"].directory)
+@pytest.mark.parametrize("lost", ["models/a", "models", "."])
+def test_files_of_the_base_that_are_gone_are_told_and_not_referred_to(store, lost):
+    store.write(head(1), [model_state("a"), model_state("b")], live={"a", "b"})
+    assert store.gone() == set()
+    shutil.rmtree(store.directory / lost)
     with pytest.raises(StorageFailure, match="snapshot files of model a are gone"):
-        store.write(head(2), [], live={"a"})
-    assert store.write(head(2), [model_state("a")], live={"a"}) == store.cuts()[0]
+        store.write(head(2), [], live={"a", "b"})
+    gone = store.gone()
+    assert gone == ({"a"} if lost == "models/a" else {"a", "b"})
+    cut = store.write(head(2), [model_state(name, seed=2) for name in sorted(gone)], live={"a", "b"})
+    store.verify(cut)
+    assert store.gone() == set()
+
+
+def test_nothing_is_gone_of_a_store_without_a_base(store):
+    assert store.gone() == set()
 
 
 def flip(path):
