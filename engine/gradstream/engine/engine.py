@@ -19,7 +19,7 @@ from gradstream.engine.state import EngineState
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.codec import decode_payload
 from gradstream.shared.errors import GradstreamError, InvalidRequest
-from gradstream.shared.ids import FutureId, ModelId
+from gradstream.shared.ids import FutureId, ModelId, TenantId
 from gradstream.shared.wire import Batch, Outcome, Payload
 
 import_siblings(ops)
@@ -61,6 +61,10 @@ class Engine:
             losses=[loss.card for loss in LOSSES.values()],
             refused_losses={name: REFUSED[name] for name in REFUSED},
         )
+
+    def models(self) -> dict[ModelId, TenantId]:
+        """The models in memory, and whose they are."""
+        return {model_id: adapter.tenant for model_id, adapter in self.state.adapters.items()}
 
     def capture(self, model_ids: Iterable[ModelId]) -> list[ModelState]:
         """Copies of these models for a snapshot; not collective. Raises UnknownModel when one is not here."""

@@ -1,27 +1,28 @@
 """A job that kills every gang that runs it is set aside, and its neighbours are served."""
 
 import asyncio
+import multiprocessing
+import os
+from collections.abc import Collection
 from pathlib import Path
 
-import pytest
+import msgspec
+from tests.support.cards import UNIFORM_CARD
 from tests.support.gang import Client
 
+from gradstream.engine.snapshot.state import ModelState
 from gradstream.shared import codec
+from gradstream.shared.catalog import EngineCard
 from gradstream.shared.clock import SystemClock
-from gradstream.shared.ids import FutureId
+from gradstream.shared.ids import FutureId, ModelId, TenantId
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Batch, Failed, Outcome, SampleDone
-from gradstream.worker.backlog import Backlog
-from gradstream.worker.commit import Committer
 from gradstream.worker.control import Control
 from gradstream.worker.fence import StopRequest
-from gradstream.worker.leader import Crew, Leader
-from gradstream.worker.models import Models
+from gradstream.worker.gang import LeadOptions, lead
+from gradstream.worker.keeping import Durability
 from gradstream.worker.plan import Limits
-from gradstream.worker.reader import LogReader
-from gradstream.worker.storage import Storage
-from gradstream.worker.watchdog import Watchdog
 
 POISON = "tinker://poison"
 
@@ -37,6 +38,16 @@ class Engine:
         self._stop = stop
         self._left = last
 
+    def card(self, *, epoch: int) -> EngineCard:
+        return msgspec.structs.replace(UNIFORM_CARD, epoch=epoch)
+
+    def models(self) -> dict[ModelId, TenantId]:
+        return {}
+
+    def capture(self, model_ids: Collection[ModelId]) -> list[ModelState]:
+        assert not model_ids
+        return []
+
     def execute(self, batch: Batch) -> dict[FutureId, Outcome]:
         for job in batch.jobs:
             if codec.decode_payload(job.payload).path == POISON:
@@ -46,31 +57,30 @@ class Engine:
         return {job.future_id: SampleDone(sequences=[]) for job in batch.jobs}
 
 
-def run_gang(feed: RedisFeed, directory: Path, *, last: int) -> None:
-    """One gang in this process, until it breaks or has served `last` samples."""
+def run_gang(redis_url: str, engine: str, directory: Path, *, last: int) -> int | None:
+    """One gang in a process of its own, until it breaks or has served `last` samples: its exit status."""
+    process = multiprocessing.get_context("spawn").Process(target=_lead, args=(redis_url, engine, directory, last))
+    process.start()
+    process.join(timeout=60)
+    return process.exitcode
+
+
+def _lead(redis_url: str, engine: str, directory: Path, last: int) -> None:
     stop = StopRequest()
-    epoch = feed.acquire(owner="launcher")
-    cursor = feed.cursor()
-    crew = Crew(
-        engine=Engine(stop, last=last),
-        control=Control(rank=0, num_ranks=1, group=None),
-        feed=feed,
-        reader=LogReader(feed, cursor=cursor, max_bytes=1 << 20),
-        committer=Committer(feed),
-        backlog=Backlog(cursor=cursor),
-        models=Models(lost=[], last_checkpoint=lambda _: None),
-        storage=Storage(directory),
-        watchdog=Watchdog(timeout_s=60, clock=SystemClock()),
-        clock=SystemClock(),
+    options = LeadOptions(
+        owner="launcher",
+        output_dir=directory,
+        limits=Limits(batch_tokens=1000, batch_jobs=8, row_budget_tokens=100),
+        read_ahead_bytes=1 << 20,
+        durability=Durability(engine="main", joblog=directory / "joblog", snapshots=directory / "snapshots"),
     )
-    crew.reader.start()
-    crew.committer.start()
-    limits = Limits(batch_tokens=1000, batch_jobs=8, row_budget_tokens=100)
-    try:
-        Leader(crew, epoch=epoch, limits=limits, stop=stop).run()
-    finally:
-        crew.reader.close()
-        crew.committer.close()
+    with RedisFeed(redis_url, engine=engine) as feed:
+        control = Control(rank=0, num_ranks=1, group=None)
+        try:
+            lead(Engine(stop, last=last), control, feed, options=options, clock=SystemClock(), stop=stop)
+        except Broken:
+            # As a rank does: no thread is waited for.
+            os._exit(1)
 
 
 async def submit_all(redis_url: str, engine: str) -> list[str]:
@@ -87,12 +97,10 @@ async def outcomes(redis_url: str, engine: str, futures: list[str]) -> list[Outc
 
 def test_after_two_deaths_the_poisoned_job_fails_and_the_others_are_served(redis_url, engine_name, tmp_path):
     futures = asyncio.run(submit_all(redis_url, engine_name))
-    with RedisFeed(redis_url, engine=engine_name) as feed:
-        # All three share the first batch; then each runs alone, so the second death convicts the right one.
-        for _ in range(2):
-            with pytest.raises(Broken):
-                run_gang(feed, tmp_path, last=3)
-        run_gang(feed, tmp_path, last=1)
+    # All three share the first batch; then each runs alone, so the second death convicts the right one.
+    for _ in range(2):
+        assert run_gang(redis_url, engine_name, tmp_path, last=3) == 1
+    assert run_gang(redis_url, engine_name, tmp_path, last=1) == 0
     first, poisoned, third = asyncio.run(outcomes(redis_url, engine_name, futures))
     assert isinstance(first, SampleDone)
     assert isinstance(third, SampleDone)

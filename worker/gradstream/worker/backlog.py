@@ -17,7 +17,7 @@ class Backlog:
     the oldest one that is not settled, so that reading from it sees every open job again.
     """
 
-    def __init__(self, *, cursor: str) -> None:
+    def __init__(self, *, cursor: str, starts: Mapping[FutureId, int] | None = None) -> None:
         self._queues: dict[OwnerId, deque[Job]] = {}
         self._running: dict[FutureId, Job] = {}
         # Entry id to the id of the entry before it.
@@ -29,10 +29,15 @@ class Backlog:
         self.last_led: dict[tuple[Lane, TenantId], int] = {}
         self._num_turns = 0
         # Open jobs that were running when an earlier gang died, and how many gangs that was.
-        self.starts: dict[FutureId, int] = {}
+        self.starts: dict[FutureId, int] = dict(starts or {})
 
     def __len__(self) -> int:
         return len(self._entry_of)
+
+    @property
+    def cursor(self) -> str:
+        """The id of the last entry before the oldest open one."""
+        return next(iter(self._unsettled.values()), self._last_seen)
 
     @property
     def waiting(self) -> Mapping[OwnerId, Sequence[Job]]:
@@ -53,7 +58,7 @@ class Backlog:
         self._unsettled[entry.entry_id] = before
         self._entry_of[job.future_id] = entry.entry_id
         if entry.starts:
-            self.starts[job.future_id] = entry.starts
+            self.starts[job.future_id] = max(entry.starts, self.starts.get(job.future_id, 0))
         self._queues.setdefault(job.owner, deque()).append(job)
 
     def take(self, turn: Turn) -> list[Job]:
@@ -80,7 +85,7 @@ class Backlog:
             del self._unsettled[self._entry_of.pop(job.future_id)]
             self.starts.pop(job.future_id, None)
             self._running.pop(job.future_id, None)
-        return next(iter(self._unsettled.values()), self._last_seen)
+        return self.cursor
 
     def _take_front(self, owner: OwnerId, count: int) -> list[Job]:
         queue = self._queues.pop(owner)

@@ -20,16 +20,21 @@ _log = structlog.get_logger(__name__)
 class Committer:
     """Keeps every commit in memory until Redis has it.
 
-    A commit is idempotent by (epoch, number), so it is sent again for as long as Redis is away; only a newer epoch ends that.
+    log puts a commit on disk first: what Redis has, the disk has too. A commit is idempotent by (epoch, number), so it is sent again
+    for as long as Redis is away; only a newer epoch ends that.
     """
 
-    def __init__(self, feed: Feed, *, on_fenced: Callable[[str], None] = exit_fenced) -> None:
+    def __init__(
+        self, feed: Feed, *, log: Callable[[Commit], None], on_fenced: Callable[[str], None] = exit_fenced
+    ) -> None:
         self._feed = feed
+        self._log = log
         self._on_fenced = on_fenced
         self._pending: deque[Commit] = deque()
         self._changed = threading.Condition()
         self._error: Exception | None = None
         self._closing = False
+        self._last_number = 0
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
     def start(self) -> None:
@@ -45,6 +50,12 @@ class Committer:
     def flush(self, *, on_tick: Callable[[], None]) -> None:
         """Return when every queued commit is recorded. Raises what broke the thread."""
         self._wait(lambda: not self._pending, on_tick)
+
+    def wait_recorded(self, number: int) -> bool:
+        """Return when the batch of this number is recorded, for any thread; False when the committer broke or was closed before."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._last_number >= number or self._error is not None or self._closing)
+            return self._last_number >= number
 
     def close(self) -> None:
         """End the thread after a flush."""
@@ -66,9 +77,11 @@ class Committer:
     def _run(self) -> None:
         try:
             while (commit := self._next()) is not None:
+                self._log(commit)
                 self._record(commit)
                 with self._changed:
                     self._pending.popleft()
+                    self._last_number = commit.number
                     self._changed.notify_all()
         except Fenced as error:
             self._fail(error)

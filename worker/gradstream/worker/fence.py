@@ -37,8 +37,8 @@ class StopRequest:
         self.asked = True
 
 
-def acquire(feed: Feed, *, owner: str, clock: Clock, timeout_s: float, stop: StopRequest) -> int | None:
-    """The new epoch; None when asked to stop before. Waits for another owner's lease to run out, and for Redis.
+def acquire(feed: Feed, *, owner: str, clock: Clock, timeout_s: float, stop: StopRequest, above: int = 0) -> int | None:
+    """The new epoch, higher than above; None when asked to stop before. Waits for another owner's lease to run out, and for Redis.
 
     Raises Unavailable after timeout_s.
     """
@@ -46,7 +46,7 @@ def acquire(feed: Feed, *, owner: str, clock: Clock, timeout_s: float, stop: Sto
     pause = threading.Event()
     while not stop.asked:
         try:
-            return feed.acquire(owner=owner)
+            return feed.acquire(owner=owner, above=above)
         except Unavailable as error:
             if clock.monotonic_s() >= deadline_s:
                 raise

@@ -1,24 +1,36 @@
 """Rank 0 from taking the lease to giving it back: builds the leader's crew, runs it, closes it."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
+from gradstream.engine.snapshot.state import ModelState
+from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.clock import Clock
-from gradstream.shared.ids import ModelId
+from gradstream.shared.ids import FutureId, ModelId, TenantId
 from gradstream.shared.joblog.port import Feed, RecordKind
+from gradstream.shared.wire import Batch, Outcome
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.commit import Committer
 from gradstream.worker.control import Control
-from gradstream.worker.execute import Executor
+from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.disklog.writer import DiskLogWriter, Opening
+from gradstream.worker.execute import Executor, execute
 from gradstream.worker.fence import LeaseKeeper, StopRequest, acquire
+from gradstream.worker.journal import Journal
+from gradstream.worker.keeping import Durability, Keeping
 from gradstream.worker.leader import Crew, Leader
 from gradstream.worker.models import Models
 from gradstream.worker.plan import Limits
 from gradstream.worker.reader import LogReader
+from gradstream.worker.recovery.compare import exact, tolerant
+from gradstream.worker.recovery.past import tail_of
+from gradstream.worker.recovery.takeover import TakeOver, Tools, take_over
+from gradstream.worker.snapshots import Place, Snapshots, Stamp
 from gradstream.worker.storage import Storage
 from gradstream.worker.watchdog import Watchdog
 
@@ -30,6 +42,14 @@ class ServedEngine(Executor, Protocol):
 
     def card(self, *, epoch: int) -> EngineCard:
         """What clients may ask of the engine."""
+        ...
+
+    def models(self) -> Mapping[ModelId, TenantId]:
+        """The models in memory, and whose they are."""
+        ...
+
+    def capture(self, model_ids: Collection[ModelId]) -> list[ModelState]:
+        """Copies of these models."""
         ...
 
 
@@ -45,6 +65,8 @@ class LeadOptions:
     output_dir: Path
     limits: Limits
     read_ahead_bytes: int
+    durability: Durability
+    max_job_deaths: int = 2
     max_models_per_tenant: int = 256
     storage_limit_bytes: int | None = None
     acquire_timeout_s: float = 120.0
@@ -57,42 +79,143 @@ def lead(
     """Serve the job log until asked to stop, then tell the followers and give the lease back.
 
     feed is used from several threads, each call on a connection of its own. Raises Fenced, Unavailable (the lease stayed with
-    another owner) and whatever breaks the engine.
+    another owner), LogDamaged and whatever breaks the engine.
     """
-    epoch = acquire(feed, owner=options.owner, clock=clock, timeout_s=options.acquire_timeout_s, stop=stop)
+    log, store = DiskLog(options.durability.joblog), SnapshotStore(options.durability.snapshots)
+    epoch = acquire(
+        feed,
+        owner=options.owner,
+        clock=clock,
+        timeout_s=options.acquire_timeout_s,
+        stop=stop,
+        above=tail_of(log, store).epoch,
+    )
     if epoch is None:
         control.stop()
         return
     keeper = LeaseKeeper(feed, epoch=epoch)
     keeper.start()
-    lost = feed.adopt([], lost={}, epoch=epoch).lost
-    feed.publish_card(engine.card(epoch=epoch), epoch=epoch)
-    _log.info("leading", epoch=epoch, owner=options.owner, num_ranks=control.num_ranks, num_lost_models=len(lost))
+    watchdog = Watchdog(timeout_s=options.operation_timeout_s, clock=clock)
+    watchdog.start()
+    card = engine.card(epoch=epoch)
+    journal = _journal(log, store, card, options=options.durability, clock=clock)
 
-    def last_checkpoint(model: ModelId) -> str | None:
-        return (feed.record(RecordKind.MODEL, model) or {}).get("last_checkpoint")
+    def run(batch: Batch) -> Mapping[FutureId, Outcome]:
+        with watchdog.watch(batch.plan.kind):
+            control.run(batch)
+            return execute(engine, batch)
 
+    storage = Storage(options.output_dir, limit_bytes=options.storage_limit_bytes)
+    tools = Tools(
+        feed=feed,
+        log=log,
+        store=store,
+        storage=storage,
+        engine=engine,
+        run=run,
+        clock=clock,
+        attempts=options.durability.joblog / "replaying.json",
+    )
+    mode, tolerance = options.durability.mode, options.durability.tolerance
+    taken = take_over(tools, epoch=epoch, mode=mode, compare=tolerant(tolerance) if mode == "tolerant" else exact)
+    committer = Committer(feed, log=journal.batch)
     cursor = feed.cursor()
     crew = Crew(
         engine=engine,
         control=control,
         feed=feed,
-        reader=LogReader(feed, cursor=cursor, max_bytes=options.read_ahead_bytes),
-        committer=Committer(feed),
-        backlog=Backlog(cursor=cursor),
-        models=Models(lost=lost, last_checkpoint=last_checkpoint, max_per_tenant=options.max_models_per_tenant),
-        storage=Storage(options.output_dir, limit_bytes=options.storage_limit_bytes),
-        watchdog=Watchdog(timeout_s=options.operation_timeout_s, clock=clock),
+        reader=LogReader(feed, cursor=cursor, max_bytes=options.read_ahead_bytes, log=journal.read),
+        committer=committer,
+        backlog=Backlog(cursor=cursor, starts=taken.starts),
+        models=_models(feed, taken, options),
+        storage=storage,
+        journal=journal,
+        snapshots=_snapshots(engine, tools, taken, journal, committer, card=card, options=options.durability),
+        watchdog=watchdog,
         clock=clock,
     )
-    crew.watchdog.start()
-    crew.reader.start()
-    crew.committer.start()
-    Leader(crew, epoch=epoch, limits=options.limits, stop=stop).run()
-    control.stop()
-    crew.reader.close()
-    crew.committer.close()
-    crew.watchdog.close()
+    feed.publish_card(card, epoch=epoch)
+    _log.info("leading", epoch=epoch, owner=options.owner, num_ranks=control.num_ranks)
+    _serve(crew, epoch=epoch, limits=options.limits, stop=stop)
+    watchdog.close()
     keeper.close()
     feed.release(epoch)
     _log.info("stopped", epoch=epoch)
+
+
+def _serve(crew: Crew, *, epoch: int, limits: Limits, stop: StopRequest) -> None:
+    """From the first job to the last."""
+    crew.snapshots.start()
+    crew.reader.start()
+    crew.committer.start()
+    Leader(crew, epoch=epoch, limits=limits, stop=stop).run()
+    crew.control.stop()
+    crew.reader.close()
+    crew.committer.close()
+    crew.snapshots.close()
+    crew.journal.close()
+
+
+def _journal(log: DiskLog, store: SnapshotStore, card: EngineCard, *, options: Durability, clock: Clock) -> Journal:
+    """This epoch's part of the log on disk. What an earlier gang writes from now on does not count."""
+    tail = tail_of(log, store)
+    opening = Opening(
+        engine=options.engine,
+        epoch=card.epoch,
+        fingerprint=card.fingerprint,
+        after=tail.end,
+        known_open=tail.open_jobs.keys(),
+    )
+    writer = DiskLogWriter.open(
+        options.joblog, opening, sync=options.sync, segment_bytes=options.segment_bytes, clock=clock
+    )
+    return Journal(writer, open_jobs={future: position for future, (position, _) in tail.open_jobs.items()})
+
+
+def _models(feed: Feed, taken: TakeOver, options: LeadOptions) -> Models:
+    def last_checkpoint(model: ModelId) -> str | None:
+        return (feed.record(RecordKind.MODEL, model) or {}).get("last_checkpoint")
+
+    return Models(
+        lost=taken.lost,
+        last_checkpoint=last_checkpoint,
+        max_per_tenant=options.max_models_per_tenant,
+        live=taken.models,
+        max_deaths=options.max_job_deaths,
+    )
+
+
+def _snapshots(  # noqa: PLR0913 - what snapshots touch, each named
+    engine: ServedEngine,
+    tools: Tools,
+    taken: TakeOver,
+    journal: Journal,
+    committer: Committer,
+    *,
+    card: EngineCard,
+    options: Durability,
+) -> Snapshots:
+    keeping = Keeping(
+        feed=tools.feed,
+        store=tools.store,
+        committer=committer,
+        epoch=card.epoch,
+        durability=options,
+        clock=tools.clock,
+        cuts=sorted(taken.cuts, key=lambda cut: cut.id),
+    )
+    place = None
+    if taken.last is not None:
+        place = Place(batch=taken.last, cursor=tools.feed.cursor(), position=journal.scan_from())
+    return Snapshots(
+        engine=engine,
+        store=tools.store,
+        finish=keeping.finish,
+        position=journal.scan_from,
+        stamp=Stamp(engine=options.engine, fingerprint=card.fingerprint),
+        cadence=None if options.mode == "none" else options.cadence,
+        clock=tools.clock,
+        place=place,
+        changed=taken.changed,
+        covered=keeping.covered,
+    )

@@ -9,18 +9,22 @@ import structlog
 
 from gradstream.shared import codec
 from gradstream.shared.clock import Clock
-from gradstream.shared.errors import Unavailable
-from gradstream.shared.joblog.port import BatchId, Commit, Covered, Ended, Feed
-from gradstream.shared.wire import Batch, Failed, Job, Outcome, Plan
+from gradstream.shared.errors import GradstreamError, Unavailable
+from gradstream.shared.ids import ModelId
+from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed
+from gradstream.shared.wire import Batch, Failed, Job, LoadWeightsDone, Outcome, Plan
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.commit import Committer
 from gradstream.worker.control import IDLE_TICK_S, Control
 from gradstream.worker.execute import Executor, execute
 from gradstream.worker.fence import StopRequest
-from gradstream.worker.models import Models
+from gradstream.worker.journal import Journal
+from gradstream.worker.models import Models, failure
 from gradstream.worker.plan import Limits, Turn, next_turn
 from gradstream.worker.reader import LogReader
-from gradstream.worker.records import Executed, is_creator, record_writes, saved_uri
+from gradstream.worker.records import Executed, record_writes, saved_uri
+from gradstream.worker.recovery.replay import STATEFUL
+from gradstream.worker.snapshots import Snapshots
 from gradstream.worker.storage import Storage
 from gradstream.worker.storage_jobs import storage_outcome
 from gradstream.worker.watchdog import Watchdog
@@ -45,6 +49,8 @@ class Crew:
     backlog: Backlog
     models: Models
     storage: Storage
+    journal: Journal
+    snapshots: Snapshots
     watchdog: Watchdog
     clock: Clock
 
@@ -78,10 +84,22 @@ class Leader:
             )
             if turn is not None:
                 self._run_turn(turn)
-        self._crew.committer.flush(on_tick=self._crew.control.idle)
-        if unfinished := list(backlog.running):
-            self._patiently(lambda: self._crew.feed.mark_stopped(unfinished, epoch=self._epoch))
+            self._snapshot_if_due()
+        self._stop_in_order()
+
+    def _stop_in_order(self) -> None:
+        crew = self._crew
+        crew.committer.flush(on_tick=crew.control.idle)
+        crew.snapshots.finish(crew.models.live, on_tick=crew.control.idle)
+        if unfinished := list(crew.backlog.running):
+            crew.journal.stopped(unfinished)
+            self._patiently(lambda: crew.feed.mark_stopped(unfinished, epoch=self._epoch))
             _log.info("samples_left_to_the_next_gang", num_jobs=len(unfinished))
+
+    def _snapshot_if_due(self) -> None:
+        crew = self._crew
+        if crew.snapshots.is_due():
+            crew.snapshots.take(crew.models.live)
 
     def _take_in(self) -> None:
         crew = self._crew
@@ -122,18 +140,19 @@ class Leader:
         plan = msgspec.structs.replace(turn.plan, future_ids=[job.future_id for job in jobs])
         self._number += 1
         batch = Batch(number=self._number, epoch=self._epoch, plan=plan, jobs=jobs)
+        if jobs:
+            crew.journal.started(batch.number, plan.future_ids)
         with crew.watchdog.watch(plan.kind):
             crew.control.run(batch)
             outcomes = execute(crew.engine, batch)
+        elapsed_s = crew.clock.monotonic_s() - start_s
         ended = [job for job in crew.backlog.running.values() if job.future_id in outcomes]
         assert len(ended) == len(outcomes), "an outcome is of no job that runs"
         if ended:
-            journaled = Plan(
-                kind=plan.kind,
-                future_ids=[job.future_id for job in ended],
-                row_budget_tokens=plan.row_budget_tokens,
+            journaled = msgspec.structs.replace(plan, future_ids=[job.future_id for job in ended], num_steps=0)
+            self._commit(
+                [self._executed(job, outcomes[job.future_id]) for job in ended], journaled, elapsed_s=elapsed_s
             )
-            self._commit([self._executed(job, outcomes[job.future_id]) for job in ended], journaled)
         log = _log.info if jobs or ended else _log.debug
         log(
             "batch",
@@ -144,29 +163,45 @@ class Leader:
             num_running=len(crew.backlog.running),
             num_failed=sum(isinstance(outcome, Failed) for outcome in outcomes.values()),
             num_tokens=sum(job.num_tokens for job in jobs),
-            elapsed_ms=round(1000 * (crew.clock.monotonic_s() - start_s), 1),
+            elapsed_ms=round(1000 * elapsed_s, 1),
         )
 
     def _executed(self, job: Job, outcome: Outcome) -> Executed:
         self._crew.models.learn(job, outcome)
-        uri = saved_uri(outcome)
-        return Executed(job=job, outcome=outcome, manifest=None if uri is None else self._crew.storage.manifest(uri))
+        storage = self._crew.storage
+        if isinstance(outcome, LoadWeightsDone):
+            return Executed(job=job, outcome=outcome, source=storage.source(outcome.path))
+        if (uri := saved_uri(outcome)) is None:
+            return Executed(job=job, outcome=outcome)
+        try:
+            return Executed(job=job, outcome=outcome, manifest=storage.manifest(uri))
+        except GradstreamError as error:
+            # Somebody deleted it meanwhile; saving changes no training state, so the job may fail after all.
+            return Executed(job=job, outcome=failure(error))
 
     def _started(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs that are to run: all but samples that were cancelled since they were read.
 
-        Counts a start of those that a later gang would run again; jobs of living models die with this one.
+        Redis is told of samples, which can be cancelled until then.
         """
-        again = [job.future_id for job in jobs if job.op == "sample" or is_creator(job)]
+        again = [job.future_id for job in jobs if job.op == "sample"]
         closed = set(self._patiently(lambda: self._crew.feed.mark_started(again, epoch=self._epoch)) if again else ())
         gone = [job for job in jobs if job.future_id in closed]
+        if gone:
+            self._crew.journal.dropped([job.future_id for job in gone])
         self._crew.backlog.settle(gone)
         self._crew.reader.release(sum(len(job.payload) for job in gone))
         return [job for job in jobs if job.future_id not in closed]
 
-    def _commit(self, executed: Sequence[Executed], plan: Plan) -> None:
+    def _commit(self, executed: Sequence[Executed], plan: Plan, *, elapsed_s: float = 0.0) -> None:
         crew = self._crew
+        changed = [ModelId(one.job.owner) for one in executed] if plan.kind in STATEFUL else []
         cursor = crew.backlog.settle([one.job for one in executed])
+        crew.snapshots.ran(BatchId(self._epoch, self._number), changed, cursor=cursor, elapsed_s=elapsed_s)
+        sources = {one.job.future_id: one.source for one in executed if one.source is not None}
+        if sources:
+            # What was loaded may be overwritten or deleted; a replay need not load it again.
+            crew.snapshots.take_now(crew.models.live, on_tick=crew.control.idle)
         commit = Commit(
             epoch=self._epoch,
             number=self._number,
@@ -174,7 +209,10 @@ class Leader:
             plan=codec.encode(plan),
             cursor=cursor,
             records=[write for one in executed for write in record_writes(one)],
-            covered=Covered(batch=BatchId(self._epoch, self._number), entry_id=cursor),
+            covered=crew.snapshots.covered,
+            sources=sources,
+            at_ms=crew.clock.wall_ms(),
+            elapsed_ms=round(1000 * elapsed_s, 3),
         )
         crew.committer.put(commit, on_tick=crew.control.idle)
         crew.reader.release(sum(len(one.job.payload) for one in executed))

@@ -1,22 +1,20 @@
 """Which models this gang holds in memory, and the honest answer to jobs of those that it does not."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from gradstream.shared.errors import BudgetExceeded, GradstreamError, ModelLost, ServerError, UnknownModel
 from gradstream.shared.ids import ModelId, TenantId
 from gradstream.shared.wire import Failed, Job, Outcome, UnloadModelDone
 from gradstream.worker.records import is_creator
 
-# A job that was running at the death of this many gangs is the likely cause, and is not tried again.
-MAX_STARTS = 2
-
 
 class Models:
     """Decides for each job whether the engine can serve it. Learns from outcomes what lives in the engine.
 
     lost: models of earlier epochs. last_checkpoint gives the URI of a model's newest training checkpoint, or None.
-    max_per_tenant: how many models of one tenant the engine holds at a time.
+    max_per_tenant: how many models of one tenant the engine holds at a time. live: models that were recovered. max_deaths: a job that
+    was running at the death of this many gangs is the likely cause, and is not tried again.
     """
 
     def __init__(
@@ -25,24 +23,28 @@ class Models:
         lost: Collection[ModelId],
         last_checkpoint: Callable[[ModelId], str | None],
         max_per_tenant: int = 256,
+        live: Mapping[ModelId, TenantId] | None = None,
+        max_deaths: int = 2,
     ) -> None:
         self._lost = frozenset(lost)
         self._last_checkpoint = last_checkpoint
         self._max_per_tenant = max_per_tenant
-        self._live: dict[str, TenantId] = {}
-        self._num_of: Counter[TenantId] = Counter()
+        self._max_deaths = max_deaths
+        self._live: dict[str, TenantId] = {str(model): tenant for model, tenant in (live or {}).items()}
+        self._num_of: Counter[TenantId] = Counter(self._live.values())
         self._failed: dict[str, str] = {}
 
     @property
-    def num_live(self) -> int:
-        return len(self._live)
+    def live(self) -> Collection[ModelId]:
+        """The models in memory."""
+        return [ModelId(model) for model in self._live]
 
     def answer(self, job: Job, *, starts: int) -> Outcome | None:
         """The outcome of a job that must not reach the engine, None for one that may.
 
         starts: how often earlier gangs had started the job and died before its outcome.
         """
-        if starts >= MAX_STARTS:
+        if starts >= self._max_deaths:
             return failure(
                 ServerError(
                     f"this {job.op} was set aside: the worker died {starts} times while running it; the worker's log says why"

@@ -6,7 +6,9 @@ from pathlib import Path
 from gradstream.engine.config import DTypePolicy, EngineConfig
 from gradstream.shared.config import Settings
 from gradstream.worker.gang import LeadOptions
+from gradstream.worker.keeping import Durability
 from gradstream.worker.plan import Limits
+from gradstream.worker.snapshots import Cadence
 
 # What the cache of one rank's sampler holds (`SamplerLimits`), with one sequence a job.
 RUNNING_JOBS_PER_RANK = 64
@@ -67,6 +69,29 @@ def lead_options(settings: Settings) -> LeadOptions:
         # Payloads are stored compressed, tokens to about a quarter.
         read_ahead_bytes=4 * settings.max_queued_bytes,
         max_models_per_tenant=settings.max_models_per_tenant,
+        durability=durability(settings),
+        max_job_deaths=settings.max_job_deaths,
         acquire_timeout_s=settings.worker_connection_timeout,
         operation_timeout_s=settings.operation_timeout_s,
+    )
+
+
+def durability(settings: Settings) -> Durability:
+    """How the log on disk and the snapshots are kept, and where."""
+    output_dir = Path(settings.output_dir)
+    return Durability(
+        engine=settings.engine_name,
+        joblog=output_dir / "joblog" / settings.engine_name,
+        snapshots=output_dir / "snapshots" / settings.engine_name,
+        mode=settings.recovery,
+        tolerance=settings.recovery_tolerance,
+        cadence=Cadence(
+            budget_s=settings.snapshot_replay_budget_s,
+            idle_s=settings.snapshot_idle_s,
+            num_kept=settings.snapshots_kept,
+        ),
+        sync=settings.joblog_sync,
+        segment_bytes=settings.joblog_segment_bytes,
+        retention_bytes=settings.joblog_retention_bytes,
+        retention_s=settings.joblog_retention_s,
     )

@@ -1,6 +1,7 @@
 """Reads the log ahead of the leader in a thread, so that the next jobs are in memory when a batch ends."""
 
 import threading
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
 import structlog
@@ -17,11 +18,12 @@ _log = structlog.get_logger(__name__)
 class LogReader:
     """Entries of the log from a cursor on, in order.
 
-    At most max_bytes of payloads are held, plus one read: `release` makes room.
+    At most max_bytes of payloads are held, plus one read: `release` makes room. log puts entries on disk before anybody sees them.
     """
 
-    def __init__(self, feed: Feed, *, cursor: str, max_bytes: int) -> None:
+    def __init__(self, feed: Feed, *, cursor: str, max_bytes: int, log: Callable[[Sequence[LogEntry]], None]) -> None:
         self._feed = feed
+        self._log = log
         self._cursor = cursor
         self._max_bytes = max_bytes
         self._held_bytes = 0
@@ -80,6 +82,7 @@ class LogReader:
             _log.warning("log_unreachable", reason=error.message)
             return
         if entries:
+            self._log(entries)
             self._cursor = entries[-1].entry_id
             with self._room:
                 self._held_bytes += sum(len(entry.job.payload) for entry in entries)

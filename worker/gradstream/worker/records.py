@@ -28,11 +28,15 @@ _COPY = "copy_checkpoint"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executed:
-    """A job with its outcome. manifest: of the checkpoint or sampler that the job saved, None when it saved none."""
+    """A job with its outcome. manifest: of the checkpoint or sampler that the job saved, None when it saved none.
+
+    source: digest of the checkpoint that a load_weights read, None for every other job.
+    """
 
     job: Job
     outcome: Outcome
     manifest: Manifest | None = None
+    source: str | None = None
 
 
 def is_creator(job: Job) -> bool:

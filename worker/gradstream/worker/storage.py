@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from gradstream.engine.checkpoint.budget import DiskBudget, size_bytes
 from gradstream.engine.checkpoint.copy import CopyOrder, copy_checkpoint
 from gradstream.engine.checkpoint.location import CHECKPOINTS, SAMPLERS, Location, parse_uri
 from gradstream.engine.checkpoint.manifest import Manifest, change_ttl, read_manifest
-from gradstream.shared.errors import StorageFailure, UnknownModel
+from gradstream.shared import codec
+from gradstream.shared.errors import GradstreamError, StorageFailure, UnknownModel
 
 _REMOVED = ".removed-"
 
@@ -24,6 +27,14 @@ class Storage:
     def manifest(self, uri: str) -> Manifest:
         """The manifest of a save; raises UnknownModel or StorageFailure as `read_manifest` does."""
         return read_manifest(parse_uri(uri).directory(self._output_dir), source=uri)
+
+    def source(self, uri: str) -> str:
+        """A digest that changes with the weights of a save, and not with its time to live; empty when there is no such save."""
+        try:
+            manifest = self.manifest(uri)
+        except GradstreamError:
+            return ""
+        return codec.digest(msgspec.json.encode((manifest.created_ms, manifest.job, manifest.files), order="sorted"))
 
     def change_ttl(self, uri: str, *, created_ms: int, expires_ms: int | None) -> bool:
         """See manifest.change_ttl."""

@@ -204,6 +204,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "shared"
 
+    recovery: Annotated[
+        Literal["exact", "tolerant", "none"],
+        Meta(
+            description="After a death of the gang, models come back from a snapshot and the journaled batches after it. exact = a "
+            "model whose replay differs in one bit is lost; tolerant = within recovery_tolerance it goes on; none = all are lost."
+        ),
+    ] = "exact"
+    recovery_tolerance: Annotated[
+        float,
+        Meta(ge=0, description="Relative difference of losses and log-probabilities that recovery: tolerant accepts."),
+    ] = 1e-3
+    snapshot_replay_budget_s: Annotated[
+        float,
+        Meta(ge=0, description="Seconds of training after which a snapshot is due: what a recovery repeats at most."),
+    ] = 60.0
+    snapshot_idle_s: Annotated[
+        float, Meta(gt=0, description="Seconds without work after which changed models are snapshotted.")
+    ] = 5.0
+    snapshots_kept: Annotated[int, Meta(ge=2, description="Newest snapshots that are kept.")] = 2
+    joblog_sync: Annotated[
+        Literal["always", "everysec", "no"],
+        Meta(
+            description="When the log on disk is synced. Only a power cut can take what is not; Redis still has it then."
+        ),
+    ] = "everysec"
+    joblog_segment_bytes: Annotated[
+        int, Meta(ge=65536, extra=SIZE, description="Size at which the log on disk goes on in a new file.")
+    ] = 256 * _MB
+    joblog_retention_bytes: Annotated[
+        int,
+        Meta(ge=0, extra=SIZE, description="What the log on disk may take; what a kept snapshot needs stays anyway."),
+    ] = 16 * 1024 * _MB
+    joblog_retention_s: Annotated[
+        float,
+        Meta(ge=0, description="Age in seconds at which the log on disk is removed, if no kept snapshot needs it."),
+    ] = 30 * 86400.0
+    max_job_deaths: Annotated[
+        int, Meta(ge=1, description="Deaths of the gang during one job after which the job is set aside.")
+    ] = 2
+
     log_level: Annotated[LogLevel, Meta(description="Least important events that are logged.")] = "INFO"
     log_gradient_norms: Annotated[bool, Meta(description="Log gradient norms of each kind of layer.")] = True
     log_router_stats: Annotated[bool, Meta(description="Log how tokens spread over experts.")] = True

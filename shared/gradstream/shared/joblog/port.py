@@ -267,7 +267,8 @@ class Commit:
 
     outcomes: in execution order. cursor: the entry id before the oldest entry that has no outcome after this commit.
     plan: msgpack of the Plan, as journaled. batch: None is (epoch, number); a take-over gives the earlier epoch's batch that it makes up
-    for. Nothing is trimmed that covered does not cover.
+    for. Nothing is trimmed that covered does not cover. sources: by future, a digest of the checkpoint that a load_weights read. at_ms:
+    when the batch ended; elapsed_ms: how long it took.
     """
 
     epoch: int
@@ -278,6 +279,9 @@ class Commit:
     records: Sequence[RecordWrite] = field(default_factory=tuple)
     batch: BatchId | None = None
     covered: Covered | None = None
+    sources: Mapping[FutureId, str] = field(default_factory=dict)
+    at_ms: int = 0
+    elapsed_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

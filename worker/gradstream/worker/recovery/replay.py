@@ -1,0 +1,78 @@
+"""Runs journaled batches again, each with the plan that it had, and compares what they give with what they gave."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gradstream.shared.ids import FutureId
+from gradstream.shared.joblog.port import BatchId, Ended, FutureStatus
+from gradstream.shared.wire import Batch, Job, Outcome, Plan
+from gradstream.worker.recovery.compare import Compare
+
+# Plans that change training state. What others did is on disk, in Redis, or over.
+STATEFUL = frozenset({"create_model", "load_weights", "forward_backward", "optim_step", "unload_model"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastBatch:
+    """A batch of the journal with its jobs. sources: by future, the digest of the checkpoint that a load_weights read."""
+
+    batch: BatchId
+    plan: Plan
+    ended: Sequence[Ended]
+    sources: Mapping[FutureId, str]
+    elapsed_ms: float = 0.0
+
+    @property
+    def is_stateful(self) -> bool:
+        return self.plan.kind in STATEFUL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """A job that gave something else than it had given."""
+
+    batch: BatchId
+    job: Job
+    what: str
+
+    @property
+    def message(self) -> str:
+        return f"in batch {self.batch}, {self.job.op} seq {self.job.seq}: {self.what}"
+
+
+def again(past: PastBatch, *, number: int, epoch: int) -> Batch:
+    """The batch as the gang runs it now."""
+    return Batch(number=number, epoch=epoch, plan=past.plan, jobs=[ended.job for ended in past.ended])
+
+
+def divergences(past: PastBatch, outcomes: Mapping[FutureId, Outcome], compare: Compare) -> list[Divergence]:
+    """The jobs of a replayed batch whose outcomes differ from the recorded ones, in the batch's order."""
+    found = []
+    for ended in past.ended:
+        given = outcomes[ended.job.future_id]
+        if (what := compare(ended.data, given)) is not None:
+            found.append(Divergence(batch=past.batch, job=ended.job, what=what))
+    return found
+
+
+def replay(
+    batches: Sequence[PastBatch],
+    run: Callable[[Batch], Mapping[FutureId, Outcome]],
+    *,
+    compare: Compare,
+    epoch: int,
+    refuse: Callable[[PastBatch], str | None] | None = None,
+) -> list[Divergence]:
+    """Run what changes training state, in order; every job that diverged.
+
+    refuse is asked ahead of each batch, and may say why it cannot be run: then all its jobs diverged. What run raises ends the replay.
+    """
+    found: list[Divergence] = []
+    for number, past in enumerate(batches, start=1):
+        if not past.is_stateful or not any(ended.status is FutureStatus.DONE for ended in past.ended):
+            continue
+        if refuse is not None and (reason := refuse(past)) is not None:
+            found += [Divergence(batch=past.batch, job=ended.job, what=reason) for ended in past.ended]
+        else:
+            found += divergences(past, run(again(past, number=number, epoch=epoch)), compare)
+    return found
