@@ -6,6 +6,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -28,6 +29,8 @@ from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.retention import retain
 from gradstream.worker.disklog.verify import verify
 from gradstream.worker.disklog.writer import DiskLogWriter
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 _SEGMENT_BYTES = 600
 
