@@ -105,7 +105,7 @@ class DeadLetters:
     def survey(self) -> Survey:
         """All letters, without their bodies."""
         letters, problems = [], []
-        for path in sorted(self.directory.glob(f"[!.]*{_SUFFIX}")):
+        for path in sorted(self.directory.glob(f"*{_SUFFIX}")):
             try:
                 letters.append(_head(path))
             except FileNotFoundError:
@@ -186,7 +186,7 @@ class DeadLetters:
     def _make_room(self, newest: FutureId) -> None:
         """Remove the oldest letters beyond the bounds; the newest stays, whatever its size."""
         spare = self._path(newest)
-        found = [(path.stat(), path) for path in self.directory.glob(f"[!.]*{_SUFFIX}") if path != spare]
+        found = [(path.stat(), path) for path in self.directory.glob(f"*{_SUFFIX}") if path != spare]
         found.sort(key=lambda item: item[0].st_mtime_ns)
         num_letters = len(found) + 1
         num_bytes = sum(stat.st_size for stat, _ in found) + spare.stat().st_size
