@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fastapi.routing import APIRoute
 
+from gradstream.api.native.routes import RESOURCES as OWN
 from gradstream.api.tinker.routes import RESOURCES
 
 _HEAD = """# Endpoints
@@ -35,7 +36,7 @@ def page() -> str:
 
 
 def rows() -> Iterator[str]:
-    for resource in RESOURCES:
+    for resource in (*RESOURCES, *OWN):
         for route in resource.router.routes:
             if not isinstance(route, APIRoute):
                 continue

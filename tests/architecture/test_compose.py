@@ -28,7 +28,7 @@ def build_stages() -> dict[str, str]:
 
 
 def test_compose_has_the_four_services_of_the_server():
-    assert {"redis", "api", "worker", "housekeeping"} <= set(compose()["services"])
+    assert {"redis", "api", "worker", "housekeeping", "exports"} <= set(compose()["services"])
 
 
 @pytest.mark.parametrize("name", COMPOSE_FILES)
@@ -70,7 +70,7 @@ def test_every_volume_and_dependency_is_declared():
 
 def test_every_process_that_reads_or_writes_saves_sees_the_same_output_dir():
     config = yaml.safe_load((REPOSITORY / "configs" / "compose.yaml").read_text(encoding="utf-8"))
-    for name in ("api", "worker", "housekeeping"):
+    for name in ("api", "worker", "housekeeping", "exports"):
         places = [volume.split(":")[:2] for volume in compose()["services"][name]["volumes"]]
         assert ["outputs", config["output_dir"]] in places, name
 

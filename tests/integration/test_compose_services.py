@@ -83,12 +83,12 @@ def test_the_services_train_a_model_together_and_stop_when_asked(tmp_path):
     redis = [str(find_binary(None)), *command_of("redis", tmp_path)[1:]]
     redis += ["--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
     write_settings(tmp_path, overrides)
-    logs = {name: tmp_path / f"{name}.log" for name in ("redis", "worker", "housekeeping", "api")}
+    logs = {name: tmp_path / f"{name}.log" for name in ("redis", "worker", "housekeeping", "exports", "api")}
     url = f"http://127.0.0.1:{api_port}"
 
     with ExitStack() as stack:
         stack.enter_context(running(redis, logs["redis"]))
-        for name in ("worker", "housekeeping", "api"):
+        for name in ("worker", "housekeeping", "exports", "api"):
             stack.enter_context(running(command_of(name, tmp_path), logs[name]))
         wait_until_healthy(url, logs["api"])
         with tinker.ServiceClient(base_url=url, api_key="tml-test") as service:

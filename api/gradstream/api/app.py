@@ -15,6 +15,7 @@ from gradstream.api import access
 from gradstream.api.auth import tenant_of
 from gradstream.api.errors import http_error, on_gradstream_error
 from gradstream.api.gate import Gate
+from gradstream.api.native.routes import RESOURCES as OWN
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.tinker.routes import RESOURCES
 from gradstream.shared.errors import GradstreamError
@@ -28,7 +29,7 @@ def create_app(parts: Parts) -> FastAPI:
     """The ASGI app. The intake of parts must be open while it serves; the app never closes it."""
     app = FastAPI(title="gradstream", summary="A training server for language models.", lifespan=_lifespan)
     app.state.parts = parts
-    for resource in RESOURCES:
+    for resource in (*RESOURCES, *OWN):
         app.include_router(resource.router, prefix=access.API_PREFIX, tags=[resource.__name__.rsplit(".", 1)[-1]])
     app.add_api_route("/metrics", _metrics, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(GradstreamError, on_gradstream_error)

@@ -10,6 +10,8 @@ from gradstream.shared.ids import SamplerId, TenantId
 from gradstream.shared.joblog.port import Intake, RecordKind
 
 _PAGE = 1000
+# Each may be as large as the base model, and they are made one after the other.
+MAX_EXPORTS = 32
 
 
 async def check_sampler_room(parts: Parts, sampler: SamplerId, *, tenant: TenantId, place: Place | None = None) -> None:
@@ -40,6 +42,24 @@ async def check_storage_room(parts: Parts, place: Place) -> None:
         raise BudgetExceeded(
             f"the {used.num_checkpoints} checkpoints of this tenant take {used.size_bytes} bytes and may take {limit}; "
             "delete some, or give them a time to live"
+        )
+
+
+async def check_export_room(parts: Parts, *, tenant: TenantId) -> None:
+    """Raise BudgetExceeded when the tenant has as many exports as it may have, or fills what it may store."""
+    page = await parts.intake.list_tenant(RecordKind.EXPORT, tenant, offset=0, limit=MAX_EXPORTS)
+    if page.total >= MAX_EXPORTS:
+        raise BudgetExceeded(
+            f"this tenant has {page.total} exports and may have {MAX_EXPORTS}; delete some, or wait until they expire"
+        )
+    limit = parts.config.max_stored_bytes_per_tenant
+    if limit is None:
+        return
+    exported = sum(int(record.get("size_bytes") or 0) for record in page.records.values())
+    used = exported + (await stored(parts.intake, tenant)).size_bytes
+    if used >= limit:
+        raise BudgetExceeded(
+            f"the checkpoints and exports of this tenant take {used} bytes and may take {limit}; delete some"
         )
 
 

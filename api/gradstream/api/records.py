@@ -39,6 +39,13 @@ def checkpoint_path(path: str, *, kind: str, field: str) -> CheckpointPath:
     return CheckpointPath(run=run, kind=kind, name=name)
 
 
+def checkpoint_of(path: str, *, field: str) -> CheckpointPath:
+    """The parts of a checkpoint's URI of any kind; raises InvalidRequest unless it is well formed."""
+    found = path.removeprefix(_SCHEME).split("/")
+    kind = found[1] if len(found) == 3 and found[1] in CHECKPOINT_KINDS else "KIND"
+    return checkpoint_path(path, kind=kind, field=field)
+
+
 def checkpoint_name(name: str) -> str:
     """A new checkpoint's name; raises InvalidRequest unless it can be one part of a path."""
     if not ids.is_valid_name(name):

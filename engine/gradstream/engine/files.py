@@ -126,9 +126,7 @@ def _settle(draft: Path) -> None:
 
 def _publish(draft: Path, target: Path, *, replace: bool) -> None:
     """Give draft the name target; the directory that had it, if any, is removed."""
-    if replace and target.exists():
-        if not _exchange(draft, target):
-            _swap_in_two_steps(draft, target)
+    if replace and target.exists() and _swap(draft, target):
         sync_directory(target.parent)
         shutil.rmtree(draft, ignore_errors=True)
         return
@@ -140,6 +138,16 @@ def _publish(draft: Path, target: Path, *, replace: bool) -> None:
             raise FileExistsError(target) from error
         raise
     sync_directory(target.parent)
+
+
+def _swap(draft: Path, target: Path) -> bool:
+    """Give draft the name of target and the other way round; False when target was removed meanwhile."""
+    try:
+        if not _exchange(draft, target):
+            _swap_in_two_steps(draft, target)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -26,6 +26,7 @@ class Things:
     ephemeral: str
     future: str
     pending: str
+    export: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,17 @@ def things_of(rig: Rig) -> Things:
             {"session_id": session, "sampling_session_seq_id": 0, "base_model": MODEL_NAME},
         )
     )
+    checkpoint = rig.result(saved["request_id"])["path"]
     return Things(
         session=session,
         model=model,
-        checkpoint=rig.result(saved["request_id"])["path"],
+        checkpoint=checkpoint,
         sampler=sampler["sampling_session_id"],
         ephemeral=ephemeral["sampling_session_id"],
         future=future,
         # Held for seq 8, which never comes.
         pending=rig.ok(rig.step(model, 9))["request_id"],
+        export=rig.ok(rig.post("gradstream/exports", {"path": checkpoint}))["export_id"],
     )
 
 
@@ -204,6 +207,14 @@ CALLS: dict[str, Call] = {
     "retrieve_futures": lambda rig, things: rig.post(
         "retrieve_futures", {"target": {"sampling_session_id": things.sampler}, "timeout": 0}
     ),
+    "gradstream/exports": lambda rig, things: rig.post("gradstream/exports", {"path": things.checkpoint}),
+    "gradstream/exports/{export}": lambda rig, things: rig.http.get(f"/api/v1/gradstream/exports/{things.export}"),
+    "gradstream/exports/{export}, deleted": lambda rig, things: rig.http.delete(
+        f"/api/v1/gradstream/exports/{things.export}"
+    ),
+    "gradstream/exports/{export}/urls": lambda rig, things: rig.http.get(
+        f"/api/v1/gradstream/exports/{things.export}/urls"
+    ),
     "retrieve_future": lambda rig, things: rig.poll(things.future),
     "retrieve_future, pending": lambda rig, things: rig.poll(things.pending),
     "retrieve_future, passed": lambda rig, things: rig.poll(things.future[:-1] + "3"),
@@ -223,6 +234,7 @@ LISTS: dict[str, Call] = {
     "sessions/search": lambda rig, _: rig.post("sessions/search", {}),
     "sessions/search, by id": lambda rig, things: rig.post("sessions/search", {"session_id": things.session}),
     "training_runs": lambda rig, _: rig.http.get("/api/v1/training_runs?access_scope=accessible"),
+    "gradstream/exports, listed": lambda rig, _: rig.http.get("/api/v1/gradstream/exports"),
     "checkpoints": lambda rig, _: rig.http.get("/api/v1/checkpoints"),
     "auth/apikey/me": lambda rig, _: rig.http.get("/api/v1/auth/apikey/me"),
     "billing/usage/checkpoints/current": lambda rig, _: rig.http.get("/api/v1/billing/usage/checkpoints/current"),

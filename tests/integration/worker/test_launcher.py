@@ -121,7 +121,7 @@ def test_it_says_when_it_is_ready_and_stops_everything_on_sigterm(launch: Launch
     assert f"TINKER_BASE_URL=http://127.0.0.1:{server.port} TINKER_API_KEY=tml-" in server.text
     assert (server.output_dir / "run" / "settings.json").stat().st_mode & 0o777 == 0o600
     family = server.family()
-    assert len(family) >= 5  # redis, torchrun, a rank, housekeeping, the API
+    assert len(family) >= 6  # redis, torchrun, a rank, housekeeping, exports, the API
     server.process.terminate()
     assert server.process.wait(45) == 0
     assert all_gone(family, timeout_s=1.0)
@@ -153,7 +153,14 @@ def test_it_can_be_stopped_before_it_is_ready(launch: Launch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["gradstream.api", "gradstream.worker", "gradstream.worker.torchrun", "gradstream.worker.housekeeping"]
+    "module",
+    [
+        "gradstream.api",
+        "gradstream.worker",
+        "gradstream.worker.torchrun",
+        "gradstream.worker.housekeeping",
+        "gradstream.worker.exporter",
+    ],
 )
 def test_a_killed_process_is_replaced(launch: Launch, module: str) -> None:
     server = launch("--server.restart_backoff_s", "0.1").until_ready()

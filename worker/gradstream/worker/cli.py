@@ -14,7 +14,7 @@ from gradstream.shared.config.docs import as_markdown, as_yaml
 from gradstream.shared.config.load import OVERRIDE_PREFIX
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.telemetry.log import setup_logging
-from gradstream.worker import cli_dead, cli_keys, cli_log
+from gradstream.worker import cli_dead, cli_export, cli_keys, cli_log
 from gradstream.worker.cli_queue import queue
 from gradstream.worker.cli_snapshots import snapshots
 from gradstream.worker.crew import Rendezvous
@@ -42,6 +42,7 @@ app.command("queue", rich_help_panel=_LOOK)(queue)
 app.add_typer(cli_dead.app, name="dead", rich_help_panel=_LOOK)
 app.add_typer(cli_log.app, name="log", rich_help_panel=_LOOK)
 app.command("snapshots", rich_help_panel=_LOOK)(snapshots)
+app.command("export", rich_help_panel="Configuration and models")(cli_export.export)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="Server config, YAML.")]
 

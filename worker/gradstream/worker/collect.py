@@ -10,6 +10,7 @@ import structlog
 
 from gradstream.engine.checkpoint.location import Ephemeral, ephemeral, parse_uri
 from gradstream.shared.errors import StorageFailure, UnknownModel
+from gradstream.shared.exports import QUEUE
 from gradstream.shared.ids import SamplerId
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.worker.sweeps import Parts, session_of
@@ -20,6 +21,7 @@ KEEP_SNAPSHOTS = 32
 UNUSED_S = 3600.0
 # Longer than any save or export takes between two of its files.
 LEFTOVER_S = 6 * 3600.0
+SETTLED_S = 60.0
 
 _log = structlog.get_logger(__name__)
 
@@ -34,22 +36,31 @@ def sweep_checkpoints(parts: Parts) -> int:
         expires_ms = fields.get("expires_ms")
         if not expires_ms or int(expires_ms) > parts.now_ms:
             _tell_manifest(parts, uri, fields)
-        elif not _is_newer(parts, uri, fields):
-            # The record first: a save of that name that comes now makes its own, after this.
-            parts.census.remove(RecordKind.CHECKPOINT, uri, created_ms=fields.get("created_ms", ""))
-            parts.storage.remove(parse_uri(uri))
-            num_removed += 1
-            _log.info("checkpoint_expired", path=uri)
+        else:
+            num_removed += _remove(parts, uri, fields)
     return num_removed
 
 
-def _is_newer(parts: Parts, uri: str, fields: Mapping[str, str]) -> bool:
-    """True when the save on disk is a later one than the recorded: it replaced that a moment ago."""
+def _remove(parts: Parts, uri: str, fields: Mapping[str, str]) -> bool:
+    """Remove the record and the very save that it describes, which need not be the one of that name by now."""
+    created_ms = fields.get("created_ms", "")
+    location = parse_uri(uri)
+    is_removed = parts.storage.remove_save(location, created_ms=int(created_ms or 0))
+    if not is_removed and _is_there(parts, uri):
+        # Replaced a moment ago: the new save's record is about to be written over this one.
+        return False
+    # Only the record of that save: one that was replaced meanwhile has another time, and stays.
+    parts.census.remove(RecordKind.CHECKPOINT, uri, created_ms=created_ms)
+    _log.info("checkpoint_expired", path=uri)
+    return True
+
+
+def _is_there(parts: Parts, uri: str) -> bool:
     try:
-        manifest = parts.storage.manifest(uri)
+        parts.storage.manifest(uri)
     except (UnknownModel, StorageFailure):
         return False
-    return manifest.created_ms > int(fields.get("created_ms") or parts.now_ms)
+    return True
 
 
 def _tell_manifest(parts: Parts, uri: str, fields: Mapping[str, str]) -> None:
@@ -89,6 +100,21 @@ def sweep_snapshots(parts: Parts) -> int:
     if num_removed:
         _log.info("snapshots_collected", num=num_removed)
     return num_removed
+
+
+def sweep_exports(parts: Parts) -> int:
+    """Remove exports whose time to live is over, and files of those without a record; how many directories."""
+    wanted: set[str] = set()
+    for export, fields in parts.census.children(RecordKind.EXPORT, QUEUE):
+        if int(fields["expires_ms"]) > parts.now_ms:
+            wanted.add(fields["directory"])
+        else:
+            parts.census.remove(RecordKind.EXPORT, export)
+            _log.info("export_expired", export_id=export)
+    # One that was finished in this very moment is not taken for one without a record.
+    before_ms = parts.now_ms - int(1000 * SETTLED_S)
+    doomed = [directory for directory, written_ms in parts.storage.exports().items() if written_ms < before_ms]
+    return sum(parts.storage.remove_export(directory) for directory in doomed if directory not in wanted)
 
 
 def sweep_leftovers(parts: Parts) -> int:

@@ -27,9 +27,16 @@ def api_spec(settings_file: Path, run_dir: RunDir) -> ChildSpec:
 
 
 def housekeeping_spec(settings_file: Path, run_dir: RunDir) -> ChildSpec:
-    """Sweeps and exports beside the gang."""
+    """Sweeps beside the gang."""
     argv = [sys.executable, "-m", "gradstream.worker.housekeeping", "--settings", str(settings_file)]
     name = "housekeeping"
+    return ChildSpec(name=name, argv=argv, log_file=run_dir.log_file(name), environment=_environment(num_threads=1))
+
+
+def exporter_spec(settings_file: Path, run_dir: RunDir) -> ChildSpec:
+    """Exports beside the gang, each in a process of its own."""
+    argv = [sys.executable, "-m", "gradstream.worker.exporter", "--settings", str(settings_file)]
+    name = "exports"
     return ChildSpec(name=name, argv=argv, log_file=run_dir.log_file(name), environment=_environment(num_threads=1))
 
 
@@ -58,16 +65,17 @@ def restart_policy(settings: Settings, *, healthy_after_s: float | None) -> Rest
 
 
 class Crew:
-    """The supervised processes in the order of their start: gang, housekeeping, API."""
+    """The supervised processes in the order of their start: gang, housekeeping, exports, API."""
 
-    def __init__(self, *, gang: Supervised, housekeeping: Supervised, api: Supervised) -> None:
+    def __init__(self, *, gang: Supervised, housekeeping: Supervised, exporter: Supervised, api: Supervised) -> None:
         self.gang = gang
         self.housekeeping = housekeeping
+        self.exporter = exporter
         self.api = api
 
     @property
     def members(self) -> tuple[Supervised, ...]:
-        return (self.gang, self.housekeeping, self.api)
+        return (self.gang, self.housekeeping, self.exporter, self.api)
 
     def start(self) -> None:
         for member in self.members:

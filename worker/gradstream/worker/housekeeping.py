@@ -1,4 +1,4 @@
-"""The side process for work that never touches the gang: an rq worker, and a thread that puts the periodic tasks on its queue.
+"""The side process for work that never touches the gang: an rq worker, and a thread that puts tasks on its queue and that of exports.
 
     python -m gradstream.worker.housekeeping --settings FILE
 
@@ -21,8 +21,11 @@ from rq.serializers import JSONSerializer
 
 from gradstream.shared.clock import Clock, SystemClock
 from gradstream.shared.config import read_handover
+from gradstream.shared.errors import Unavailable
+from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.telemetry.log import setup_logging
 from gradstream.worker import sidejobs
+from gradstream.worker.export_queue import export_queue, order_exports
 from gradstream.worker.parts import redis_url
 
 TICK_S = 5.0
@@ -78,14 +81,33 @@ def enqueue(queue: Queue, task: Task, *, settings_file: Path, awake_ms: int) -> 
     return True
 
 
+class ExportOrders:
+    """Puts the exports that are asked for on their queue. One thread."""
+
+    def __init__(self, queue: Queue, *, url: str, engine: str, settings_file: Path) -> None:
+        self._queue = queue
+        self._url = url
+        self._engine = engine
+        self._settings_file = settings_file
+
+    def put(self) -> int:
+        """How many were put."""
+        self._queue.started_job_registry.cleanup()
+        with RedisCensus(self._url, engine=self._engine) as census:
+            return order_exports(self._queue, census, settings_file=self._settings_file)
+
+
 class Ticker:
     """Puts due tasks on the queue, and takes back those whose worker died (rq alone would wait a quarter of an hour).
 
     A tick that comes late (a machine that slept) or finds no Redis means that clients could not be heard either.
     """
 
-    def __init__(self, queue: Queue, *, settings_file: Path, clock: Clock | None = None) -> None:
+    def __init__(
+        self, queue: Queue, *, settings_file: Path, exports: ExportOrders | None = None, clock: Clock | None = None
+    ) -> None:
         self._queue = queue
+        self._exports = exports
         self._settings_file = settings_file
         self._clock = clock or SystemClock()
         self._awake_ms = self._clock.wall_ms()
@@ -117,7 +139,9 @@ class Ticker:
             for task in TASKS:
                 if number % task.every_ticks == 0:
                     enqueue(self._queue, task, settings_file=self._settings_file, awake_ms=self._awake_ms)
-        except RedisError as error:
+            if self._exports is not None:
+                self._exports.put()
+        except (RedisError, Unavailable) as error:
             self._awake_ms = now_ms
             _log.warning("redis_unreachable", reason=str(error))
 
@@ -129,9 +153,11 @@ def main() -> None:
     settings_file: Path = parser.parse_args().settings
     settings = read_handover(settings_file)
     setup_logging(process="housekeeping", level=settings.log_level)
-    connection = redis.Redis.from_url(redis_url(settings))
-    queue = queue_for(settings.engine_name, connection)
-    ticker = Ticker(queue, settings_file=settings_file)
+    url, engine = redis_url(settings), settings.engine_name
+    connection = redis.Redis.from_url(url)
+    queue = queue_for(engine, connection)
+    exports = ExportOrders(export_queue(engine, connection), url=url, engine=engine, settings_file=settings_file)
+    ticker = Ticker(queue, settings_file=settings_file, exports=exports)
     ticker.start()
     worker = SimpleWorker([queue], connection=connection, serializer=JSONSerializer)
     worker.work(logging_level="WARNING")

@@ -1,4 +1,4 @@
-"""Runs a whole server: the queue, the gang, housekeeping and the API, from start to a clean stop."""
+"""Runs a whole server: the queue, the gang, housekeeping, exports and the API, from start to a clean stop."""
 
 import re
 import signal
@@ -20,7 +20,15 @@ from gradstream.shared.embedded.config import EmbeddedConfig
 from gradstream.shared.embedded.contract import ContractRefused, check_contract
 from gradstream.shared.embedded.paths import DataDirInUse
 from gradstream.shared.embedded.server import EmbeddedServer, ServerDidNotStart
-from gradstream.worker.crew import Crew, Rendezvous, api_spec, gang_spec, housekeeping_spec, restart_policy
+from gradstream.worker.crew import (
+    Crew,
+    Rendezvous,
+    api_spec,
+    exporter_spec,
+    gang_spec,
+    housekeeping_spec,
+    restart_policy,
+)
 from gradstream.worker.echo import LogTail
 from gradstream.worker.engine_watch import EngineWatch, Sight
 from gradstream.worker.run_dir import OutputDirInUse, RunDir
@@ -268,6 +276,7 @@ def _crew(settings: Settings, run_dir: RunDir, *, meet: Rendezvous, clock: Clock
     return Crew(
         gang=Supervised(gang, policy=gang_policy, clock=clock),
         housekeeping=Supervised(housekeeping_spec(path, run_dir), policy=policy, clock=clock),
+        exporter=Supervised(exporter_spec(path, run_dir), policy=policy, clock=clock),
         api=Supervised(api_spec(path, run_dir), policy=policy, clock=clock),
     )
 

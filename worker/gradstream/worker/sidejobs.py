@@ -28,11 +28,17 @@ def sweep_sessions(settings_file: str, awake_ms: int) -> int:
 
 
 def sweep_files(settings_file: str, awake_ms: int) -> int:
-    """Remove checkpoints past their time to live, snapshots out of use and leftovers; how many."""
+    """Remove checkpoints and exports past their time to live, snapshots out of use and leftovers; how many."""
     del awake_ms
 
     async def sweep(parts: sweeps.Parts) -> int:
-        return collect.sweep_checkpoints(parts) + collect.sweep_snapshots(parts) + collect.sweep_leftovers(parts)
+        sweeps_of_files = (
+            collect.sweep_checkpoints,
+            collect.sweep_snapshots,
+            collect.sweep_exports,
+            collect.sweep_leftovers,
+        )
+        return sum(one(parts) for one in sweeps_of_files)
 
     return _run(read_handover(Path(settings_file)), sweep)
 

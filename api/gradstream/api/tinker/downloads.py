@@ -1,12 +1,10 @@
 """Downloads: exporting weights, and plain GETs of a checkpoint's files by anybody who was given their unguessable URL."""
 
-import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import format_datetime
 from typing import Annotated, Literal
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
@@ -15,22 +13,19 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import documents
 from gradstream.api.budgets import check_storage_room
 from gradstream.api.files import file_path, files_of, tar_size, tar_stream
+from gradstream.api.links import linked_record, make_link
 from gradstream.api.ordered import LANED, OrderedBody, ordered_body, refusing, submit_at
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import any_checkpoint_path, checkpoint_name, own_record
 from gradstream.api.tinker.answers import Answer
 from gradstream.api.tinker.weights import Ttl
-from gradstream.shared import ids
-from gradstream.shared.errors import InvalidRequest, UnknownModel, Unsupported
+from gradstream.shared.errors import InvalidRequest, Unsupported
 from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.wire import SaveExternal
 
 router = APIRouter()
 _ONE = "/training_runs/{run_id}/checkpoints/{checkpoint_id:path}"
-# Clients ask for new URLs five minutes before the end.
-_LINK_TTL_S = 3600
-_TOKEN_BYTES = 32
 _ARCHIVE = "archive.tar"
 
 
@@ -46,13 +41,6 @@ class SaveExternalBody(OrderedBody):
 class ExternalUrls(BaseModel):
     urls: dict[str, str]
     expires: datetime
-
-
-class _Target(msgspec.Struct, frozen=True):
-    """What a token stands for: one save of a checkpoint, not a later one of the same name."""
-
-    path: str
-    created_ms: str
 
 
 @router.post("/save_weights_external", openapi_extra=documents(SaveExternalBody) | LANED)
@@ -80,8 +68,8 @@ async def external_weights_urls(run_id: str, checkpoint_id: str, request: Reques
             f"checkpoint_id: {checkpoint_id!r} is no export; save_weights_external makes one of the form external_weights/NAME"
         )
     files = files_of(record, output_dir=parts.config.output_dir)
-    base, expires = await _link(parts, request, path, record)
-    return ExternalUrls(urls={name: f"{base}/{name}" for name in files.sizes}, expires=expires)
+    link = await make_link(parts, request, path, record, kind=RecordKind.CHECKPOINT)
+    return ExternalUrls(urls={name: f"{link.base}/{name}" for name in files.sizes}, expires=link.expires)
 
 
 @router.get(
@@ -92,21 +80,16 @@ async def archive(run_id: str, checkpoint_id: str, request: Request) -> Response
     parts = parts_of(request)
     path, record = await _own(parts, run_id, checkpoint_id, tenant=tenant_of(request))
     files_of(record, output_dir=parts.config.output_dir)
-    base, expires = await _link(parts, request, path, record)
-    headers = {"Location": f"{base}/{_ARCHIVE}", "Expires": format_datetime(expires, usegmt=True)}
+    link = await make_link(parts, request, path, record, kind=RecordKind.CHECKPOINT)
+    headers = {"Location": f"{link.base}/{_ARCHIVE}", "Expires": format_datetime(link.expires, usegmt=True)}
     return Response(status_code=302, headers=headers)
 
 
 @router.get("/downloads/{token}/{name:path}", response_class=Response)
 async def download(token: str, name: str, request: Request) -> Response:
-    """One file of a checkpoint, or all of them as archive.tar. The token says which checkpoint; it needs no key. 404 when its time is over."""
+    """One file of a checkpoint or export, or all of them as archive.tar. The token says of which; it needs no key. 404 when its time is over."""
     parts = parts_of(request)
-    link = await parts.intake.link(token) if ids.is_valid_id(token) else None
-    target = None if link is None else msgspec.json.decode(link, type=_Target)
-    record = None if target is None else await parts.intake.record(RecordKind.CHECKPOINT, target.path)
-    if target is None or record is None or record.get("created_ms") != target.created_ms:
-        raise UnknownModel("there is nothing to download here; the URL's time may be over, ask for a new one")
-    files = files_of(record, output_dir=parts.config.output_dir)
+    files = files_of(await linked_record(parts, token), output_dir=parts.config.output_dir)
     if name == _ARCHIVE:
         headers = {"Content-Length": str(tar_size(files)), "Content-Disposition": f'attachment; filename="{_ARCHIVE}"'}
         return StreamingResponse(tar_stream(files), media_type="application/x-tar", headers=headers)
@@ -116,12 +99,3 @@ async def download(token: str, name: str, request: Request) -> Response:
 async def _own(parts: Parts, run_id: str, checkpoint_id: str, *, tenant: TenantId) -> tuple[str, Mapping[str, str]]:
     path = any_checkpoint_path(run_id, checkpoint_id)
     return path, await own_record(parts, RecordKind.CHECKPOINT, path, tenant=tenant, field="checkpoint_id")
-
-
-async def _link(parts: Parts, request: Request, path: str, record: Mapping[str, str]) -> tuple[str, datetime]:
-    """The URL below which the files are, and until when."""
-    token = secrets.token_hex(_TOKEN_BYTES)
-    target = msgspec.json.encode(_Target(path=path, created_ms=record["created_ms"])).decode()
-    await parts.intake.put_link(token, target, ttl_s=_LINK_TTL_S)
-    expires = datetime.fromtimestamp(parts.clock.wall_ms() // 1000 + _LINK_TTL_S, tz=UTC)
-    return f"{str(request.base_url).rstrip('/')}/api/v1/downloads/{token}", expires

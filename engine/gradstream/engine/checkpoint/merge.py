@@ -1,6 +1,7 @@
 """A base model with an adapter merged into it, as a Hugging Face directory of its own."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,37 @@ SHARD_SIZE = "4GB"
 # Everything beside weights and model config: the tokenizer in its several forms, and the chat template.
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 _WRITTEN = ("config.json", "generation_config.json")
+_FLOAT32_BYTES = 4
+
+# Told before each part of the work how many parts are done, and how many there are.
+Progress = Callable[[int, int], None]
 
 
-def merge_checkpoint(checkpoint_dir: Path, base_dir: Path, out: Path, *, shard_size: str = SHARD_SIZE) -> Path:
+def merged_size_bytes(base_dir: Path) -> int:
+    """An upper bound, close to exact, of what a merged model takes on disk, from the base model's files and config alone."""
+    copied = {path for pattern in _COPIED for path in base_dir.glob(pattern)}
+    size = sum(path.stat().st_size for path in {*copied, *base_dir.glob("*.safetensors")})
+    config = AutoConfig.from_pretrained(base_dir, local_files_only=True)
+    if config.tie_word_embeddings:
+        # The adapter may change the head, which then is a weight of its own.
+        size += config.vocab_size * config.hidden_size * (config.dtype.itemsize if config.dtype else _FLOAT32_BYTES)
+    return size
+
+
+def merge_checkpoint(
+    checkpoint_dir: Path,
+    base_dir: Path,
+    out: Path,
+    *,
+    shard_size: str = SHARD_SIZE,
+    progress: Progress = lambda _done, _total: None,
+) -> Path:
     """Write base + scale * b @ a for every weight that the adapter changes to out; out.
 
     The sums are made in float32 and stored in the base model's dtype, in safetensors shards, beside config and tokenizer. A head
     that is tied to the embedding is untied when the adapter changes it, which the written config says. The base model is held in
     memory once. Raises UnknownModel (no checkpoint), InvalidRequest (of another model), StorageFailure (damaged, or out exists, or
-    the disk refuses), Unsupported (the base model cannot be read).
+    the disk refuses), Unsupported (the base model cannot be read), and whatever progress raises; out is whole or not there.
     """
     source = str(checkpoint_dir)
     manifest = read_manifest(checkpoint_dir, source=source)
@@ -37,8 +60,12 @@ def merge_checkpoint(checkpoint_dir: Path, base_dir: Path, out: Path, *, shard_s
     pairs = _pairs(checkpoint_dir, base_dir, manifest)
     # Any: each family of transformers has its own model class.
     model: Any = load_causal_lm(base_dir, dtype="auto").requires_grad_(False)
-    for site, pair in pairs:
+    # Reading, each site, writing.
+    num_parts = len(pairs) + 2
+    for number, (site, pair) in enumerate(pairs, start=1):
+        progress(number, num_parts)
         _merge(model, site, pair, scale=manifest.scale)
+    progress(num_parts - 1, num_parts)
     try:
         with whole_directory(out) as draft:
             model.save_pretrained(draft, max_shard_size=shard_size)

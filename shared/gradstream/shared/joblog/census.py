@@ -1,6 +1,6 @@
-"""Walks over all records of a kind, for the sweeps of the housekeeping process."""
+"""Walks over the records of a kind, for the sweeps and exports of the housekeeping processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Self, cast
 
 import redis
@@ -39,6 +39,33 @@ class RedisCensus:
                 fields = record_fields(cast("dict[bytes, bytes]", self._redis.hgetall(name)))
                 if fields is not None:
                     yield name.removeprefix(prefix), fields
+
+    def children(self, kind: RecordKind, parent: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """Id and fields of every record of the kind that has this parent, the oldest first."""
+        with redis_errors():
+            members = cast("list[bytes]", self._redis.zrange(self._keys.child_list(kind, parent), 0, -1))
+            for member in members:
+                fields = self.record(kind, member.decode())
+                if fields is not None:
+                    yield member.decode(), fields
+
+    def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
+        """All fields of a record, or None."""
+        with redis_errors():
+            return record_fields(cast("dict[bytes, bytes]", self._redis.hgetall(self._keys.record(kind, record_id))))
+
+    def change(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> bool:
+        """Set fields of a record unless it is gone; True when they were set."""
+        script = self._redis.register_script(lua.load("put_record").text)
+        flat = [part for item in fields.items() for part in item]
+        with redis_errors():
+            return bool(script(keys=[self._keys.log], args=[self._keys.prefix, kind.value, record_id, 1, *flat]))
+
+    def count_up(self, kind: RecordKind, record_id: str, field: str) -> int:
+        """The record's counter after it was counted up by one; 0 when there is no record. A retry may skip a number."""
+        script = self._redis.register_script(lua.load("count_up").text)
+        with redis_errors():
+            return int(script(keys=[self._keys.log], args=[self._keys.prefix, kind.value, record_id, field]))
 
     def remove(self, kind: RecordKind, record_id: str, *, created_ms: str = "") -> bool:
         """Delete a record, if created_ms is given only the one made then; True when this call removed it.

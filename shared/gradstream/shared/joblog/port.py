@@ -28,6 +28,7 @@ class RecordKind(StrEnum):
     SESSION = "session"
     CHECKPOINT = "checkpoint"
     STORAGE = "storage"
+    EXPORT = "export"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,7 +127,7 @@ local function finish(future, status, outcome, digest, counter, unread_ttl_s, ke
 end
 
 -- A record is listed under its tenant and under its parent, by the time it was made.
-local PARENT = { model = 'session', sampler = 'session', checkpoint = 'model' }
+local PARENT = { model = 'session', sampler = 'session', checkpoint = 'model', export = 'queue' }
 
 local function lists_of(kind, id)
   local r = redis.call('HMGET', P .. kind .. ':' .. id, 'tenant', 'created_ms', PARENT[kind] or 'session')
