@@ -117,7 +117,12 @@ def proxied(start_run: StartRun) -> Iterator[Proxied]:
         proxy = Proxy(urlsplit(queue.url).path, who=who)
         proxy.start()
         try:
-            yield Proxied(run=start_run({"redis_url": proxy.url}), proxy=proxy, queue=queue)
+            run = start_run({"redis_url": proxy.url})
+            try:
+                yield Proxied(run=run, proxy=proxy, queue=queue)
+            finally:
+                run.close()
+                run.server.stop()
         finally:
             proxy.close()
 

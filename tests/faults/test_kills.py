@@ -35,3 +35,15 @@ def test_clients_of_two_ranks_see_only_a_pause_when_one_is_killed(start_run: Sta
     run.kill(role)
     run.until_answered(count=20)
     run.verdict(min_rounds=8)
+
+
+@pytest.mark.parametrize("durability", ["always", "everysec"])
+def test_the_queue_server_is_killed_while_it_rewrites_its_file(start_run: StartRun, durability: str) -> None:
+    """Pass: a kill -9 loses nothing that was acknowledged, with either durability (only a power cut tells them apart)."""
+    run = start_run({"durability": durability})
+    for _ in range(3):
+        run.until_answered(count=20)
+        with run.server.redis() as client:
+            client.bgrewriteaof()
+        run.kill(Role.QUEUE)
+    run.verdict(min_rounds=12)

@@ -61,6 +61,7 @@ class Proxy:
         self._calm = Weather()
         self._hook: _Hook | None = None
         self._open: dict[asyncio.StreamWriter, str] = {}
+        self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
@@ -70,8 +71,9 @@ class Proxy:
 
     def start(self) -> None:
         self._thread.start()
-        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
-        self.port = server.result(10).sockets[0].getsockname()[1]
+        starting = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
+        self._server = starting.result(10)
+        self.port = self._server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
@@ -114,6 +116,8 @@ class Proxy:
         return self._hook is None
 
     async def _end(self) -> None:
+        if self._server is not None:
+            self._server.close()
         for writer in list(self._open):
             writer.transport.abort()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -10,13 +10,13 @@ REPORT = Path(__file__).parents[2] / "outputs" / "faults" / "report.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """One fault. serving_s: until API and gang served again. answer_s: until a client got its next answer, which includes the
-    SDK's own pauses between tries. None when it was not measured."""
+    """One fault. serving_s: until API and gang served again. pause_s: the longest time in which no client was answered, which
+    includes the SDK's own pauses between tries."""
 
     test: str
     fault: str
-    serving_s: float | None = None
-    answer_s: float | None = None
+    serving_s: float
+    pause_s: float
 
 
 @dataclass(slots=True)
@@ -41,13 +41,13 @@ class Report:
         for one in self.recoveries:
             kinds.setdefault(one.fault, []).append(one)
         width = max((len(kind) for kind in kinds), default=5)
-        lines = [f"{'fault':{width}}  count  serving again s (median, max)  next answer s (median, max)"]
+        lines = [f"{'fault':{width}}  count  serving again s (median, max)  clients' pause s (median, max)"]
         for kind, members in sorted(kinds.items()):
-            serving = _figures([one.serving_s for one in members if one.serving_s is not None])
-            answer = _figures([one.answer_s for one in members if one.answer_s is not None])
-            lines.append(f"{kind:{width}}  {len(members):5}  {serving:>29}  {answer:>27}")
+            serving = _figures([one.serving_s for one in members])
+            pause = _figures([one.pause_s for one in members])
+            lines.append(f"{kind:{width}}  {len(members):5}  {serving:>29}  {pause:>30}")
         return lines
 
 
 def _figures(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.1f}, {max(seconds):.1f}" if seconds else "-"
+    return f"{statistics.median(seconds):.1f}, {max(seconds):.1f}"

@@ -51,16 +51,13 @@ class Run:
         self.faults.append(f"{time.monotonic():.1f} kill {role}, not waited for")
         self.server.kill(role)
 
-    def recovered(self, fault: str, *, at_s: float, answers: bool = True) -> None:
-        """Wait until the server serves and (answers) a client was answered, both after the fault at at_s; records the times."""
+    def recovered(self, fault: str, *, at_s: float) -> None:
+        """Wait until the server serves and a client was answered, both after the fault at at_s; records the times."""
         self.server.until(self.server.is_serving, what=f"it serves again after {fault}")
-        serving_s = time.monotonic() - at_s
-        answer_s = None
-        if answers:
-            self.until_answered(after_s=at_s + 0.001)
-            first = self.workload.progress.first_after(at_s + 0.001)
-            answer_s = None if first is None else first - at_s
-        self._report.add(Recovery(test=self._test, fault=fault, serving_s=serving_s, answer_s=answer_s))
+        serving_s = time.monotonic()
+        self.until_answered(after_s=serving_s)
+        pause_s = self.workload.progress.longest_pause_s(since_s=at_s, until_s=serving_s)
+        self._report.add(Recovery(test=self._test, fault=fault, serving_s=serving_s - at_s, pause_s=pause_s))
 
     def until_answered(self, *, after_s: float | None = None, count: int = 1, timeout_s: float = 120.0) -> None:
         """Return when clients got `count` answers after this moment (now). Fails the test when a client ended, or in time."""

@@ -7,8 +7,10 @@ compared round by round, however far each came.
 import hashlib
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,17 +42,12 @@ class Progress:
     def note(self) -> None:
         self.times_s.append(time.monotonic())
 
-    def first_after(self, moment_s: float) -> float | None:
-        """The first answer's time after this moment."""
-        return next((at_s for at_s in reversed(self._after(moment_s))), None)
-
-    def _after(self, moment_s: float) -> list[float]:
-        later = []
-        for at_s in reversed(self.times_s):
-            if at_s <= moment_s:
-                break
-            later.append(at_s)
-        return later
+    def longest_pause_s(self, *, since_s: float, until_s: float) -> float:
+        """The longest time without an answer to anybody, between the last one before since_s and the first one after until_s."""
+        times = list(self.times_s)
+        first = max(0, bisect_left(times, since_s) - 1)
+        last = bisect_right(times, until_s)
+        return max((later - earlier for earlier, later in pairwise(times[first : last + 1])), default=0.0)
 
 
 class Client:
