@@ -17,13 +17,12 @@ import uvloop
 
 from gradstream.api.config import api_config
 from gradstream.api.serve import Address, listening_socket, raise_open_files_limit, server_for
-from gradstream.shared.config import ConfigError, Settings, read_handover
+from gradstream.shared.config import EXIT_CONFIG, ConfigError, Settings, read_handover
 from gradstream.shared.joblog.limits import limits_of
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.keys import KeyFileError, read_keys
 from gradstream.shared.telemetry.log import setup_logging
 
-EXIT_CONFIG = 78
 # Each parked poll and each connection holds a file; below this, a busy server runs out of them.
 _FEW_FILES = 4096
 

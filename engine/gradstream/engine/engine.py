@@ -10,7 +10,7 @@ from gradstream.engine.config import EngineConfig
 from gradstream.engine.losses._base import LOSSES, REFUSED
 from gradstream.engine.models.build import load_base
 from gradstream.engine.numerics import configure, fingerprint, resolve_dtype
-from gradstream.engine.ops.registry import OPS, OpJob, failed
+from gradstream.engine.ops.registry import OPS, OpJob
 from gradstream.engine.ops.sample import sample
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.registry import import_siblings
@@ -20,7 +20,7 @@ from gradstream.shared.catalog import EngineCard
 from gradstream.shared.codec import decode_payload
 from gradstream.shared.errors import GradstreamError, InvalidRequest
 from gradstream.shared.ids import FutureId, ModelId, TenantId
-from gradstream.shared.wire import Batch, Outcome, Payload
+from gradstream.shared.wire import Batch, Failed, Outcome, Payload
 
 import_siblings(ops)
 
@@ -87,7 +87,7 @@ class Engine:
             if not isinstance(payload, GradstreamError)
         ]
         outcomes: dict[FutureId, Outcome] = {
-            job.future_id: failed(payload)
+            job.future_id: Failed.of(payload)
             for job, payload in zip(batch.jobs, decoded, strict=True)
             if isinstance(payload, GradstreamError)
         }

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from gradstream.shared.columns import Column
-from gradstream.shared.errors import Category
+from gradstream.shared.errors import Category, GradstreamError
 from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, SessionId, TenantId
 from gradstream.shared.targets import PromptTargets
 
@@ -300,6 +300,11 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     code: str
     category: Category
     message: str
+
+    @classmethod
+    def of(cls, error: GradstreamError) -> "Failed":
+        """The outcome that says error."""
+        return cls(code=error.code, category=error.category, message=error.message)
 
 
 Done = (

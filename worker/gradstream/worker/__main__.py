@@ -18,7 +18,7 @@ import structlog
 from gradstream.engine.engine import Engine
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.clock import SystemClock
-from gradstream.shared.config import ConfigError, Settings, read_handover
+from gradstream.shared.config import EXIT_CONFIG, ConfigError, Settings, read_handover
 from gradstream.shared.errors import Unavailable, Unsupported
 from gradstream.shared.joblog.limits import limits_of
 from gradstream.shared.joblog.port import Fenced
@@ -31,8 +31,6 @@ from gradstream.worker.gang import lead
 from gradstream.worker.model_dir import model_directory
 from gradstream.worker.parent import end_with_parent
 from gradstream.worker.parts import engine_config, lead_options, redis_url
-
-EXIT_CONFIG = 78
 
 _log = structlog.get_logger(__name__)
 

@@ -4,8 +4,7 @@ from typing import Protocol
 
 from gradstream.shared.errors import GradstreamError
 from gradstream.shared.ids import FutureId
-from gradstream.shared.wire import Batch, Outcome
-from gradstream.worker.models import failure
+from gradstream.shared.wire import Batch, Failed, Outcome
 from gradstream.worker.plan import Lane, lane_of
 
 
@@ -31,7 +30,7 @@ def execute(engine: Executor, batch: Batch) -> dict[FutureId, Outcome]:
     try:
         outcomes = engine.execute(batch)
     except GradstreamError as error:
-        return {job.future_id: failure(error) for job in batch.jobs}
+        return {job.future_id: Failed.of(error) for job in batch.jobs}
     assert outcomes.keys() == {job.future_id for job in batch.jobs}, (
         f"{len(outcomes)} outcomes for {len(batch.jobs)} jobs"
     )

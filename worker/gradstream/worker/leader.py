@@ -19,7 +19,7 @@ from gradstream.worker.control import IDLE_TICK_S, Control
 from gradstream.worker.execute import Executor, execute
 from gradstream.worker.fence import StopRequest
 from gradstream.worker.journal import Journal
-from gradstream.worker.models import Models, failure
+from gradstream.worker.models import Models
 from gradstream.worker.plan import Limits, Turn, next_turn
 from gradstream.worker.reader import LogReader
 from gradstream.worker.records import Executed, record_writes, saved_uri
@@ -177,7 +177,7 @@ class Leader:
             return Executed(job=job, outcome=outcome, manifest=storage.manifest(uri))
         except GradstreamError as error:
             # Somebody deleted it meanwhile; saving changes no training state, so the job may fail after all.
-            return Executed(job=job, outcome=failure(error))
+            return Executed(job=job, outcome=Failed.of(error))
 
     def _started(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs that are to run: all but samples that were cancelled since they were read.

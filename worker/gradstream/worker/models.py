@@ -45,20 +45,20 @@ class Models:
         starts: how often earlier gangs had started the job and died before its outcome.
         """
         if starts >= self._max_deaths:
-            return failure(
+            return Failed.of(
                 ServerError(
                     f"this {job.op} was set aside: the worker died {starts} times while running it; the worker's log says why"
                 )
             )
         if not job.payload:
-            return failure(ServerError(f"the body of this {job.op} is gone from Redis; submit it as a new request"))
+            return Failed.of(ServerError(f"the body of this {job.op} is gone from Redis; submit it as a new request"))
         if is_creator(job):
             return self._crowded(job)
         if job.op == "sample" or self._live.get(job.owner) == job.tenant:
             return None
         if job.op == "unload_model" and job.owner not in self._live:
             return UnloadModelDone(model_id=ModelId(job.owner))
-        return failure(self._absence(ModelId(job.owner)))
+        return Failed.of(self._absence(ModelId(job.owner)))
 
     def learn(self, job: Job, outcome: Outcome) -> None:
         """Take in what an executed job changed."""
@@ -77,7 +77,7 @@ class Models:
         """The refusal of a model beyond its tenant's number, None when there is room."""
         if self._num_of[job.tenant] < self._max_per_tenant:
             return None
-        return failure(
+        return Failed.of(
             BudgetExceeded(
                 f"{self._max_per_tenant} models of this tenant are loaded, as many as it may have; "
                 "unload one, or finish a session that has some"
@@ -90,11 +90,6 @@ class Models:
         if model in self._failed:
             return UnknownModel(f"model {model} could not be created: {self._failed[model]}")
         return UnknownModel(f"model {model} is not loaded: it was unloaded or never created; create a new model")
-
-
-def failure(error: GradstreamError) -> Failed:
-    """The outcome that says error."""
-    return Failed(code=error.code, category=error.category, message=error.message)
 
 
 def _lost_message(model: ModelId, checkpoint: str | None) -> str:

@@ -10,10 +10,10 @@ from gradstream.shared.wire import (
     CopyCheckpointDone,
     DeleteCheckpoint,
     DeleteCheckpointDone,
+    Failed,
     Job,
     Outcome,
 )
-from gradstream.worker.models import failure
 from gradstream.worker.storage import Storage
 
 _OPS = frozenset({"copy_checkpoint", "delete_checkpoint"})
@@ -32,7 +32,7 @@ def storage_outcome(job: Job, storage: Storage) -> Outcome | None:
             case _:
                 return None
     except GradstreamError as error:
-        return failure(error)
+        return Failed.of(error)
 
 
 def _copy(job: Job, copy: CopyCheckpoint, storage: Storage) -> Outcome:

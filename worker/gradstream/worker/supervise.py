@@ -13,13 +13,12 @@ from typing import assert_never
 import structlog
 
 from gradstream.shared.clock import Clock
+from gradstream.shared.config import EXIT_CONFIG
 from gradstream.shared.config.machine import child_environment
 from gradstream.shared.embedded import child as shim
 
 _log = structlog.get_logger(__name__)
 
-# sysexits.h: a mistake in the configuration; starting again cannot help.
-EXIT_CONFIG = 78
 _KILLED_WITHIN_S = 10.0
 
 

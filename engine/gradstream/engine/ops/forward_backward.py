@@ -13,14 +13,14 @@ from gradstream.engine import losses
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums, datums_of
 from gradstream.engine.losses._base import LossArguments
-from gradstream.engine.ops.registry import OPS, OpJob, failed
+from gradstream.engine.ops.registry import OPS, OpJob
 from gradstream.engine.packing import assign, pack
 from gradstream.engine.registry import import_siblings
 from gradstream.engine.rows import JobTensors, run_row
 from gradstream.engine.state import EngineState
 from gradstream.shared.columns import Column
 from gradstream.shared.errors import GradstreamError, NonFinite
-from gradstream.shared.wire import ForwardBackward, ForwardBackwardDone, Outcome, Plan
+from gradstream.shared.wire import Failed, ForwardBackward, ForwardBackwardDone, Outcome, Plan
 
 import_siblings(losses)
 
@@ -43,7 +43,7 @@ def forward_backward(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]])
             work.append((state.adapter(job.job), _datums(state, job.payload)))
             accepted.append(number)
         except GradstreamError as error:
-            outcomes[number] = failed(error)
+            outcomes[number] = Failed.of(error)
     if work:
         tensors = _run(state, work, [jobs[number].payload.backward for number in accepted], jobs[0].plan)
         for number, job_tensors in zip(accepted, tensors, strict=True):
@@ -118,7 +118,7 @@ def _finish(job: JobTensors) -> Outcome:
         if job.grad is not None:
             _accumulate(job.adapter, job.grad)
     except GradstreamError as error:
-        return failed(error)
+        return Failed.of(error)
     return _done(job, elementwise_NC)
 
 

@@ -30,11 +30,6 @@ Op = Callable[[EngineState, Sequence[OpJob[P]]], list[Outcome]]
 OPS: Registry[type[Payload], Op[Any]] = Registry("op")
 
 
-def failed(error: GradstreamError) -> Failed:
-    """The outcome of a job that failed with error."""
-    return Failed(code=error.code, category=error.category, message=error.message)
-
-
 def each(serve: Callable[[EngineState, OpJob[P]], Done]) -> Op[P]:
     """An op that serves its jobs one by one; a GradstreamError becomes that job's outcome."""
 
@@ -44,7 +39,7 @@ def each(serve: Callable[[EngineState, OpJob[P]], Done]) -> Op[P]:
             try:
                 outcomes.append(serve(state, job))
             except GradstreamError as error:
-                outcomes.append(failed(error))
+                outcomes.append(Failed.of(error))
         return outcomes
 
     return op

@@ -8,7 +8,7 @@ from gradstream.engine.adapters.adapter import FrozenAdapter
 from gradstream.engine.checkpoint.location import Ephemeral, parse_uri
 from gradstream.engine.checkpoint.shared import load_frozen
 from gradstream.engine.files import mark_used
-from gradstream.engine.ops.registry import OpJob, failed
+from gradstream.engine.ops.registry import OpJob
 from gradstream.engine.sampler.answer import to_wire
 from gradstream.engine.sampler.intake import to_request
 from gradstream.engine.sampler.store import Resident
@@ -31,11 +31,11 @@ def sample(state: EngineState, jobs: Sequence[OpJob[Sample]], *, num_steps: int)
         try:
             _admit(state, job)
         except GradstreamError as error:
-            refused[job.job.future_id] = failed(error)
+            refused[job.job.future_id] = Failed.of(error)
     ended: _Answers = {}
     for admitted, finished in state.decoding.run(num_steps=num_steps):
         ended[admitted.future_id] = (
-            to_wire(finished, targets=admitted.targets) if finished.error is None else failed(finished.error)
+            to_wire(finished, targets=admitted.targets) if finished.error is None else Failed.of(finished.error)
         )
     ended = _gathered(state, ended)
     for future_id in ended:

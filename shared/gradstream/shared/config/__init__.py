@@ -2,11 +2,12 @@
 
 from gradstream.shared.config.handover import read_handover, write_handover
 from gradstream.shared.config.load import load_settings
-from gradstream.shared.config.problems import ConfigError, Problem
+from gradstream.shared.config.problems import EXIT_CONFIG, ConfigError, Problem
 from gradstream.shared.config.resolve import Notice, Resolved, resolve
 from gradstream.shared.config.settings import Settings
 
 __all__ = [
+    "EXIT_CONFIG",
     "ConfigError",
     "Notice",
     "Problem",

@@ -10,10 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradstream.shared.config import ConfigError, load_settings, resolve, write_handover
+from gradstream.shared.config import EXIT_CONFIG, ConfigError, load_settings, resolve, write_handover
 from gradstream.shared.config.machine import Machine
-
-EXIT_CONFIG = 78
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,6 +16,10 @@ class Problem:
         return f"{self.place}: {self.message}" if self.place else self.message
 
 
+# sysexits.h: what a process ends with on a ConfigError; starting it again cannot help.
+EXIT_CONFIG = 78
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; str() has one line a problem."""
 
