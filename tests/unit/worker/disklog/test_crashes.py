@@ -13,6 +13,7 @@ from tests.support.disklog import batch, entry, frames, future, last_segment, op
 
 from gradstream.shared.clock import ManualClock
 from gradstream.shared.errors import StorageFailure
+from gradstream.shared.joblog.port import Fenced
 from gradstream.worker.disklog.errors import LogDamaged, UnknownPosition
 from gradstream.worker.disklog.frames import Frame, LoggedBatch, LoggedJob, SegmentHead, Started
 from gradstream.worker.disklog.log import DiskLog
@@ -182,7 +183,7 @@ def test_a_damaged_head_is_damage_when_frames_follow(tmp_path: Path):
 
 
 def test_what_a_gang_writes_after_its_successor_fixed_the_end_does_not_count(tmp_path: Path):
-    zombie = open_writer(tmp_path, segment_bytes=1500)
+    zombie = open_writer(tmp_path)
     run_jobs(zombie, range(1, 8))
     before = frames(tmp_path)
     successor = succeed(tmp_path)
@@ -199,6 +200,19 @@ def test_what_a_gang_writes_after_its_successor_fixed_the_end_does_not_count(tmp
     assert batches == [(1, number) for number in range(1, 8)] + [(2, 8), (2, 9)]
     with pytest.raises(UnknownPosition):
         list(DiskLog(tmp_path).scan(cut))
+
+
+def test_a_gang_whose_successor_is_there_begins_no_segment(tmp_path: Path):
+    zombie = open_writer(tmp_path, segment_bytes=1500)
+    run_jobs(zombie, [1])
+    succeed(tmp_path).close()
+    names = set(tmp_path.iterdir())
+
+    with pytest.raises(Fenced, match="belongs to a newer gang than that of epoch 1"):
+        run_jobs(zombie, range(2, 20))
+    zombie.close()
+
+    assert set(tmp_path.iterdir()) == names
 
 
 def test_a_gang_that_comes_between_and_writes_late_does_not_count(tmp_path: Path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.support.disklog import batch, frames, future, open_writer, run_jobs, succeed
+from tests.support.disklog import batch, frames, future, open_writer, run_jobs
 
 from gradstream.shared.clock import ManualClock
 from gradstream.worker.disklog.errors import UnknownPosition
@@ -75,12 +75,11 @@ def test_what_a_snapshot_needs_stays_whatever_it_takes(tmp_path: Path):
 
 
 def test_segments_that_do_not_count_leave_with_their_neighbours(tmp_path: Path):
-    zombie = open_writer(tmp_path, segment_bytes=1500)
-    run_jobs(zombie, range(1, 5))
-    successor = succeed(tmp_path)
-    run_jobs(zombie, range(5, 15))
-    zombie.close()
-    position = successor.append_batch(batch(1, [future(99)], epoch=2))
+    open_writer(tmp_path).close()
+    end = DiskLog(tmp_path).tail().end
+    open_writer(tmp_path, epoch=2, after=end).close()
+    successor = open_writer(tmp_path, epoch=3, after=end)
+    position = successor.append_batch(batch(1, [future(99)], epoch=3))
     successor.close()
 
     retain(tmp_path, before=position, max_bytes=0, max_age_s=0, clock=ManualClock())

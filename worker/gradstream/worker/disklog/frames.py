@@ -101,6 +101,7 @@ class LoggedBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     sources: dict[FutureId, str] = {}
     elapsed_ms: float = 0.0
     partial: bool = False
+    context: list[LoggedRecord] = []
 
     @property
     def batch_id(self) -> BatchId:

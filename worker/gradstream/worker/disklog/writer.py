@@ -13,7 +13,7 @@ import structlog
 from gradstream.engine.files import storage_errors, sync_directory
 from gradstream.shared.clock import Clock
 from gradstream.shared.ids import FutureId
-from gradstream.shared.joblog.port import BatchId, LogEntry
+from gradstream.shared.joblog.port import BatchId, Fenced, LogEntry
 from gradstream.worker.disklog import framing
 from gradstream.worker.disklog.errors import SyncFailed
 from gradstream.worker.disklog.frames import (
@@ -65,7 +65,7 @@ class DiskLogWriter:
     """Appends frames of one epoch. Thread-safe; one per gang.
 
     A method that raises StorageFailure (the disk is full, an I/O error) has written nothing and may be called again. SyncFailed is
-    final: the process must end. Frames are in the hands of the system when a method returns, so a killed process loses none; a power
+    final: the process must end; so is Fenced, raised when a segment is due and a newer gang's are there. Frames are in the hands of the system when a method returns, so a killed process loses none; a power
     cut loses those since the last sync, which sync says: always, with each batch; everysec, once a second; no, when the system likes.
     """
 
@@ -276,7 +276,15 @@ class DiskLogWriter:
         )
         # Counted first: what a failure may leave under this name is never taken up again.
         self._next_index += 1
-        return SegmentFile.create(self._directory / segment_name(opening.epoch, index), head)
+        path = self._directory / segment_name(opening.epoch, index)
+        segment = SegmentFile.create(path, head)
+        newest = segment_paths(self._directory)[-1]
+        if epoch_of(newest.name) > opening.epoch:
+            # It would not count. But where retention has been, a segment older than all others would look like one with a hole behind it.
+            segment.close()
+            path.unlink()
+            raise Fenced(f"{newest} belongs to a newer gang than that of epoch {opening.epoch}")
+        return segment
 
     def _run(self) -> None:
         while not self._closing.wait(_SYNC_INTERVAL_S):
