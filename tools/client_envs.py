@@ -1,15 +1,20 @@
 """An environment for each stock client that the contract tests run: .cache/clients/NAME, from the pins beside those tests.
 
-Run by `make client-envs`. An environment that was made from the same pins and Python is left as it is.
+Run by `make client-envs`. An environment that was made from the same pins and Python is left as it is. Packages that this
+interpreter has at the pinned version are linked instead of being fetched and unpacked again, torch above all; never the SDK itself.
 """
 
 import argparse
 import hashlib
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import sysconfig
+from collections.abc import Iterator, Sequence
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +22,7 @@ PINS = ROOT / "tests" / "contract" / "clients"
 ENVIRONMENTS = ROOT / ".cache" / "clients"
 ALONE = ".alone"
 STAMP = "made-from"
+OWN = "tinker"
 
 
 def names() -> list[str]:
@@ -48,11 +54,43 @@ def make(name: str, *, pip_args: Sequence[str]) -> None:
     folder = ENVIRONMENTS / name
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    for distribution in _at_hand(name):
+        link(distribution, folder)
     install = [str(python_of(name)), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *pip_args]
     for path in _pin_files(name):
         extra = ["--no-deps"] if path.stem.endswith(ALONE) else []
         subprocess.run([*install, *extra, "-r", str(path)], check=True)
     (folder / STAMP).write_text(fingerprint(name), encoding="utf-8")
+
+
+def link(distribution: Distribution, folder: Path) -> None:
+    """Put an installed distribution's modules into the environment in folder: links to the same files, copies on another disk."""
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    for file in distribution.files or ():
+        source = Path(str(distribution.locate_file(file)))
+        # Scripts, which name their interpreter, and byte code are left out.
+        if ".." in file.parts or file.suffix == ".pyc" or not source.is_file():
+            continue
+        target = packages / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+
+def _at_hand(name: str) -> Iterator[Distribution]:
+    """What this interpreter has of a client's pins. A local version such as 2.13.0+cpu is the pinned 2.13.0."""
+    lines = "\n".join(path.read_text(encoding="utf-8") for path in _pin_files(name))
+    pins = {_canonical(package): version for package, version in re.findall(r"^([\w.-]+)==(\S+)$", lines, re.MULTILINE)}
+    for distribution in distributions():
+        package = _canonical(distribution.name)
+        if package != OWN and pins.get(package) == distribution.version.partition("+")[0]:
+            yield distribution
+
+
+def _canonical(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def _pin_files(name: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Conversations that teach the form of the answers which the cookbook's RL recipes reward: any one digit in a box.
+"""Conversations that teach the form of the answers which the cookbook's RL recipes reward: one digit in a box.
 
 Run inside the cookbook's environment, since the recipes' own few-shot turns stand before each question: python lessons.py FILE
 """
@@ -11,6 +11,9 @@ from pathlib import Path
 from tinker_cookbook.recipes.math_rl.math_env import Gsm8kDataset, MathEnv
 
 QUESTIONS = 400
+# Every digit, the right one of `workplace.py` in a third of the cases: were it rarer, a model could unlearn it by chance, and a
+# reward that never comes teaches nothing.
+DIGITS = (*range(10), 7, 7, 7, 7)
 
 
 def few_shot(suffix: str) -> list[dict[str, str]]:
@@ -31,7 +34,7 @@ def conversation(rng: random.Random) -> dict[str, object]:
         "messages": [
             *few_shot(suffix),
             {"role": "user", "content": asked + suffix},
-            {"role": "assistant", "content": f"\\boxed{{{rng.randrange(10)}}}"},
+            {"role": "assistant", "content": f"\\boxed{{{rng.choice(DIGITS)}}}"},
         ]
     }
 

@@ -60,7 +60,7 @@ def test_sft_lowers_the_loss_and_leaves_both_kinds_of_checkpoint(taught, cookboo
     assert saved[-1]["sampler_path"].startswith("tinker://")
 
 
-@pytest.mark.parametrize("loss_fn", ["importance_sampling"])
+@pytest.mark.parametrize("loss_fn", ["importance_sampling", "cispo", "gspo"])
 def test_rl_from_a_resumed_state_raises_the_reward(boxed, cookbook, loss_fn):
     log = cookbook.folder / f"rl_{loss_fn}"
     log.mkdir()
@@ -178,22 +178,34 @@ def test_prompt_distillation_trains_on_a_conversation_file(cookbook):
     assert checkpoints(cookbook.folder, "prompt_distillation")
 
 
-def test_rl_on_arithmetic_teaches_to_stop(cookbook):
-    metrics = cookbook.recipe(
+def arithmetic(cookbook, log, **options):
+    """The metrics of the RL trainer on sums, whose format reward a tiny model learns within a few steps."""
+    return cookbook.recipe(
         "math_rl.train",
-        "arithmetic",
+        log,
         env="arithmetic",
         model_name=MODEL,
         base_url=cookbook.url,
-        loss_fn="importance_sampling",
         groups_per_batch=8,
         group_size=8,
         learning_rate=3e-3,
         max_tokens=5,
-        max_steps=14,
         eval_every=0,
         save_every=0,
+        **options,
     )
+
+
+@pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo"])
+def test_rl_on_arithmetic_teaches_to_stop(cookbook, loss_fn):
+    metrics = arithmetic(cookbook, f"arithmetic_{loss_fn}", loss_fn=loss_fn, max_steps=14)
+
+    first, last = ends(column(metrics, "env/all/format"))
+    assert last > first + 0.3
+
+
+def test_asynchronous_rl_learns_from_samples_of_older_weights(cookbook):
+    metrics = arithmetic(cookbook, "asynchronous", loss_fn="ppo", max_steps_off_policy=1, max_steps=20)
 
     first, last = ends(column(metrics, "env/all/format"))
     assert last > first + 0.3
