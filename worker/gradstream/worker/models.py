@@ -39,6 +39,10 @@ class Models:
         """The models in memory."""
         return [ModelId(model) for model in self._live]
 
+    def is_deadly(self, starts: int) -> bool:
+        """True when a job that was running at the death of so many gangs is set aside."""
+        return starts >= self._max_deaths
+
     def answer(self, job: Job, *, starts: int) -> Outcome | None:
         """The outcome of a job that must not reach the engine, None for one that may.
 
