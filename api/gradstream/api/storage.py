@@ -17,7 +17,7 @@ def deletion(path: str, *, run: str, created_ms: str, tenant: TenantId) -> Submi
 
     It belongs to the run's model, so it stands behind what that model had queued, and before a later save under the same name.
     """
-    payload = DeleteCheckpoint(path=path)
+    payload = DeleteCheckpoint(path=path, created_ms=int(created_ms))
     digest = hashlib.blake2b(f"{path} {created_ms}".encode(), digest_size=_SEQ_BYTES).digest()
     return Submission(
         owner=ModelId(run),

@@ -112,9 +112,13 @@ class UnloadModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
 
 class DeleteCheckpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delete_checkpoint"):
-    """Delete a checkpoint's files and record. It runs beside its model's order, whether or not the model is loaded."""
+    """Delete a checkpoint's files and record. It runs beside its model's order, whether or not the model is loaded.
+
+    created_ms: of the save that is meant, as a later one may have its name by then; 0 is whatever lies there.
+    """
 
     path: str
+    created_ms: int = 0
 
 
 class CopyCheckpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="copy_checkpoint"):
@@ -234,7 +238,10 @@ class UnloadModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 
 class DeleteCheckpointDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delete_checkpoint"):
+    """was_replaced: another save has the name, and keeps it and its record."""
+
     path: str
+    was_replaced: bool = False
 
 
 class CopyCheckpointDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="copy_checkpoint"):

@@ -27,6 +27,8 @@ from gradstream.shared.wire import (
     UnloadModelDone,
 )
 from gradstream.worker.fence import EXIT_FENCED
+from gradstream.worker.rescan import MARK
+from gradstream.worker.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -171,3 +173,22 @@ async def test_a_model_that_cannot_be_read_is_one_sentence_and_exit_78(tmp_path,
         assert process.wait(timeout=120) == 78
     log = settings.with_suffix(".log").read_text()
     assert "Traceback" not in log
+
+
+async def test_a_save_that_no_record_knows_gives_its_name_to_the_next_and_a_recorded_one_does_not(settings, client):
+    model, _ = await client.create()
+    path = f"tinker://{model}/weights/a"
+    with gang(settings):
+        first = await client.outcome(await client.submit(model, SaveWeights(name="a")))
+        assert isinstance(first, SaveWeightsDone)
+        taken = await client.outcome(await client.submit(model, SaveWeights(name="a")))
+        assert (taken.code, taken.category) == ("checkpoint_exists", "user")
+        # As if the gang had died before that commit.
+        assert await client.intake.remove_record(RecordKind.CHECKPOINT, path)
+        unknown = await client.outcome(await client.submit(model, SaveWeights(name="a")))
+        assert unknown.code == "checkpoint_exists", "a Redis that nobody has scanned the disk for proves nothing"
+        await client.intake.put_record(RecordKind.STORAGE, MARK, {"scanned_ms": "1"})
+        again = await client.submit(model, SaveWeights(name="a"))
+        assert isinstance(await client.outcome(again), SaveWeightsDone)
+    assert Storage(output_dir(settings)).manifest(path).job == again
+    assert await client.intake.record(RecordKind.CHECKPOINT, path) is not None

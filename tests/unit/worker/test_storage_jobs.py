@@ -20,6 +20,7 @@ from gradstream.shared.wire import (
     Failed,
     LoraSpec,
 )
+from gradstream.worker.records import Executed, record_writes
 from gradstream.worker.storage import Storage
 from gradstream.worker.storage_jobs import storage_outcome
 
@@ -51,6 +52,19 @@ def saved(tmp_path: Path) -> Path:
     )
     write_manifest(directory, manifest)
     return directory
+
+
+def test_a_deletion_spares_a_later_save_of_the_name_and_its_record(tmp_path, saved):
+    payload = codec.encode(DeleteCheckpoint(path=URI, created_ms=4))
+    one = job("s:train:0", 2**31, "delete_checkpoint", payload=payload)
+    outcome = storage_outcome(one, Storage(tmp_path))
+    assert outcome == DeleteCheckpointDone(path=URI, was_replaced=True)
+    assert record_writes(Executed(job=one, outcome=outcome)) == []
+    assert saved.exists()
+    payload = codec.encode(DeleteCheckpoint(path=URI, created_ms=5))
+    one = job("s:train:0", 2**31, "delete_checkpoint", payload=payload)
+    assert storage_outcome(one, Storage(tmp_path)) == DeleteCheckpointDone(path=URI)
+    assert not saved.exists()
 
 
 def delete(storage: Storage, path: str = URI, *, tenant: str = "local") -> object:

@@ -1,5 +1,6 @@
 """The children's log files, followed for what a person at the terminal should see."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ class LogTail:
         if not self._path.exists():
             return
         with self._path.open("rb") as log:
+            if log.seek(0, os.SEEK_END) < self._offset:
+                # It was rotated.
+                self._offset = 0
             log.seek(self._offset)
             data = log.read(_MAX_READ_BYTES)
         self._offset += len(data)

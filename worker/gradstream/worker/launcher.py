@@ -31,6 +31,7 @@ from gradstream.worker.crew import (
 )
 from gradstream.worker.echo import LogTail
 from gradstream.worker.engine_watch import EngineWatch, Sight
+from gradstream.worker.log_rotation import rotate
 from gradstream.worker.run_dir import OutputDirInUse, RunDir
 from gradstream.worker.supervise import ConfigFailure, Supervised
 
@@ -170,6 +171,8 @@ class Shift:
     def _look(self) -> None:
         if self._server is not None and self._server.ensure_running():
             self._say("the queue's server ended and was started again; no accepted job is lost")
+        for member in self._crew.members:
+            rotate(member.spec.log_file)
         sight = self._watch.look()
         if sight is None:
             return

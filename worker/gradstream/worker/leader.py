@@ -11,7 +11,7 @@ from gradstream.shared import codec
 from gradstream.shared.clock import Clock
 from gradstream.shared.errors import GradstreamError, Unavailable
 from gradstream.shared.ids import ModelId
-from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed
+from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed, RecordKind
 from gradstream.shared.wire import Batch, Failed, Job, LoadWeightsDone, Outcome, Plan
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.commit import Committer
@@ -20,6 +20,7 @@ from gradstream.worker.execute import Executor, execute
 from gradstream.worker.fence import StopRequest
 from gradstream.worker.journal import Journal
 from gradstream.worker.models import Models
+from gradstream.worker.orphans import free_names
 from gradstream.worker.plan import Limits, Turn, next_turn
 from gradstream.worker.reader import LogReader
 from gradstream.worker.records import Executed, record_writes, saved_uri
@@ -118,9 +119,9 @@ class Leader:
         answered: list[Executed] = []
         for owner in list(crew.backlog.waiting):
             while len(answered) < _MAX_REFUSED and (jobs := crew.backlog.waiting.get(owner)):
-                outcome = storage_outcome(jobs[0], crew.storage) or crew.models.answer(
-                    jobs[0], starts=crew.backlog.starts.get(jobs[0].future_id, 0)
-                )
+                with crew.watchdog.watch(jobs[0].op):
+                    outcome = storage_outcome(jobs[0], crew.storage)
+                outcome = outcome or crew.models.answer(jobs[0], starts=crew.backlog.starts.get(jobs[0].future_id, 0))
                 if outcome is None:
                     break
                 job = crew.backlog.take_first(owner)
@@ -141,6 +142,7 @@ class Leader:
         self._number += 1
         batch = Batch(number=self._number, epoch=self._epoch, plan=plan, jobs=jobs)
         if jobs:
+            free_names(jobs, storage=crew.storage, recorded=self._recorded, settle=self._settle)
             crew.journal.started(batch.number, plan.future_ids)
         with crew.watchdog.watch(plan.kind):
             crew.control.run(batch)
@@ -165,6 +167,14 @@ class Leader:
             num_tokens=sum(job.num_tokens for job in jobs),
             elapsed_ms=round(1000 * elapsed_s, 1),
         )
+
+    def _recorded(self, kind: RecordKind, name: str) -> dict[str, str] | None:
+        return self._patiently(lambda: self._crew.feed.record(kind, name))
+
+    def _settle(self) -> None:
+        """Return when everything so far is committed; raises Fenced when another gang leads."""
+        self._crew.committer.flush(on_tick=self._crew.control.idle)
+        self._patiently(lambda: self._crew.feed.renew(self._epoch))
 
     def _executed(self, job: Job, outcome: Outcome) -> Executed:
         self._crew.models.learn(job, outcome)

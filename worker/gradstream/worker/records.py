@@ -79,7 +79,7 @@ def record_writes(executed: Executed) -> list[RecordWrite]:
             | CopyCheckpointDone(path=path)
         ):
             return [_checkpoint(path, executed), *_last(executed, path)]
-        case DeleteCheckpointDone(path=path):
+        case DeleteCheckpointDone(path=path, was_replaced=False):
             return [RecordWrite(kind=RecordKind.CHECKPOINT, record_id=path, fields=None)]
         case SaveForSamplerDone(sampler_id=str(sampler)):
             return [_sampler(SamplerId(sampler), executed)]

@@ -2,9 +2,9 @@
 
 from gradstream.engine.checkpoint.copy import CopyOrder
 from gradstream.engine.checkpoint.location import Checkpoint, parse_uri
+from gradstream.engine.checkpoint.manifest import Manifest
 from gradstream.shared import codec
 from gradstream.shared.errors import GradstreamError, InvalidRequest, StorageFailure, UnknownModel
-from gradstream.shared.ids import TenantId
 from gradstream.shared.wire import (
     CopyCheckpoint,
     CopyCheckpointDone,
@@ -25,8 +25,8 @@ def storage_outcome(job: Job, storage: Storage) -> Outcome | None:
         return None
     try:
         match codec.decode_payload(job.payload):
-            case DeleteCheckpoint(path=path):
-                return _delete(job, path, storage)
+            case DeleteCheckpoint() as deletion:
+                return _delete(job, deletion, storage)
             case CopyCheckpoint() as copy:
                 return _copy(job, copy, storage)
             case _:
@@ -46,23 +46,25 @@ def _copy(job: Job, copy: CopyCheckpoint, storage: Storage) -> Outcome:
     return CopyCheckpointDone(path=copy.path)
 
 
-def _delete(job: Job, path: str, storage: Storage) -> Outcome:
+def _delete(job: Job, deletion: DeleteCheckpoint, storage: Storage) -> Outcome:
     """Done also when there is nothing to delete, as it was deleted before; raises UnknownModel when it is another tenant's."""
-    match _tenant_of(path, storage):
-        case None:
-            pass
-        case tenant if tenant == job.tenant:
-            try:
-                storage.remove(parse_uri(path))
-            except OSError as error:
-                raise StorageFailure(f"checkpoint {path} cannot be deleted: {error.strerror}") from error
-        case _:
-            raise UnknownModel(f"there is no checkpoint {path}")
+    path = deletion.path
+    manifest = _manifest(path, storage)
+    if manifest is None:
+        return DeleteCheckpointDone(path=path)
+    if manifest.tenant != job.tenant:
+        raise UnknownModel(f"there is no checkpoint {path}")
+    if deletion.created_ms not in {0, manifest.created_ms}:
+        return DeleteCheckpointDone(path=path, was_replaced=True)
+    try:
+        storage.remove_saved(manifest)
+    except OSError as error:
+        raise StorageFailure(f"checkpoint {path} cannot be deleted: {error.strerror}") from error
     return DeleteCheckpointDone(path=path)
 
 
-def _tenant_of(path: str, storage: Storage) -> TenantId | None:
+def _manifest(path: str, storage: Storage) -> Manifest | None:
     try:
-        return storage.manifest(path).tenant
+        return storage.manifest(path)
     except UnknownModel:
         return None

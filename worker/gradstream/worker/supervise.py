@@ -147,7 +147,9 @@ class Supervised:
         """The last lines that this start of the child wrote."""
         with self.spec.log_file.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, end - 64 * 1024))
+            # A log that was rotated since then may be shorter than it was at that start.
+            start = self._log_start if self._log_start <= end else 0
+            log.seek(max(start, end - 64 * 1024))
             lines = log.read().decode("utf-8", "replace").splitlines()
         return "\n".join(lines[-num_lines:])
 
