@@ -15,7 +15,8 @@ def test_without_any_fault_two_runs_agree_bit_for_bit(start_run: StartRun) -> No
 
 
 @pytest.mark.parametrize(
-    "role", [Role.API, Role.HOUSEKEEPING, Role.QUEUE, Role.RANK0, Role.TORCHRUN, Role.LAUNCHER, Role.EVERYTHING]
+    "role",
+    [Role.API, Role.HOUSEKEEPING, Role.EXPORTER, Role.QUEUE, Role.RANK0, Role.TORCHRUN, Role.LAUNCHER, Role.EVERYTHING],
 )
 def test_clients_see_only_a_pause_when_it_is_killed(start_run: StartRun, role: Role) -> None:
     """Pass: every invariant, twice in a row, the numbers equal to the unharmed run's bit for bit."""

@@ -19,6 +19,7 @@ _WEIGHTS = {
     Role.LAUNCHER: 1,
     Role.EVERYTHING: 1,
     Role.HOUSEKEEPING: 1,
+    Role.EXPORTER: 1,
 }
 # A kill comes up to this long after the last one was recovered from; every fourth comes at once, into the recovery itself.
 _LONGEST_PAUSE_S = 2.0

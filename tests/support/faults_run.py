@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+
+import redis
 
 from tests.support.faults_footprint import Footprint, footprint, growth
 from tests.support.faults_ledger import Ledger, settled_ledger, violations
@@ -38,7 +41,9 @@ class Run:
 
     def kill(self, role: Role) -> None:
         """Kill, and wait until the server serves again. Records the recovery time."""
-        epoch = self.server.epoch() if role in (Role.RANK0, Role.PEER, Role.TORCHRUN) else None
+        # After a kill that was not waited for, it may not run again yet.
+        self.server.until(lambda: role is Role.EVERYTHING or role in self.server.processes(), what=f"{role} runs")
+        epoch = self._epoch() if role in (Role.RANK0, Role.PEER, Role.TORCHRUN) else None
         at_s = time.monotonic()
         self.faults.append(f"{at_s:.1f} kill {role}")
         assert self.server.kill(role), f"no {role} runs\n{self.server.evidence()}"
@@ -104,10 +109,10 @@ class Run:
         return lines
 
     def _epoch(self) -> int:
-        try:
+        """The epoch, 0 while the queue server does not answer."""
+        with suppress(redis.RedisError, OSError):
             return self.server.epoch()
-        except (ConnectionError, TimeoutError, OSError):
-            return 0
+        return 0
 
     def _story(self, lines: list[str]) -> str:
         more = [f"... and {len(lines) - _MAX_LINES} more"] if len(lines) > _MAX_LINES else []

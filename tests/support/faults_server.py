@@ -44,6 +44,7 @@ class Role(StrEnum):
     PEER = "peer rank"
     TORCHRUN = "torchrun"
     HOUSEKEEPING = "housekeeping"
+    EXPORTER = "exporter"
     QUEUE = "queue server"
     LAUNCHER = "launcher"
     EVERYTHING = "everything"
@@ -54,6 +55,7 @@ _MODULES = {
     "gradstream.api": Role.API,
     "gradstream.worker.torchrun": Role.TORCHRUN,
     "gradstream.worker.housekeeping": Role.HOUSEKEEPING,
+    "gradstream.worker.exporter": Role.EXPORTER,
 }
 
 
