@@ -178,6 +178,8 @@ def test_a_job_is_shown_with_shapes_settings_plan_and_metrics(out: Path):
     assert step["payload"]["adam"]["learning_rate"] == 1e-3
     text = run("show", f"{A}:4", "--output-dir", str(out))
     assert "status: open" in text
+    assert f"owner: {A}" in text
+    assert "ordered: true" in text
     assert "learning_rate: 0.001" in text
 
 
@@ -198,6 +200,7 @@ def test_a_batch_is_shown_with_its_jobs_and_records(out: Path):
 def test_what_is_not_in_the_log_is_one_line_and_status_2(out: Path):
     for what in ("s9:train:1:1", "7-7"):
         assert f"error: {what}: is not in this log" in run("show", what, "--output-dir", str(out), status=2)
+    assert run("list", "--output-dir", str(out), "--model", "s9").strip() == "no such jobs"
     assert "there is no job log" in run("list", "--output-dir", str(out), "--engine", "other", status=2)
     assert "--since: 'soon' is not a time" in run("list", "--output-dir", str(out), "--since", "soon", status=2)
 

@@ -74,10 +74,10 @@ def list_log(  # noqa: PLR0913 - one parameter an option
     with readable_errors():
         if batches:
             found = [batch_row(*one) for one in deque(batches_in(frames, wanted), maxlen=limit or None)]
-            write_json(found) if json else console().print(batch_table(found))
+            write_json(found) if json else console().print(batch_table(found) if found else "no such batches")
         else:
             rows = [one.row() for one in deque(jobs_in(frames, wanted), maxlen=limit or None)]
-            write_json(rows) if json else console().print(job_table(rows))
+            write_json(rows) if json else console().print(job_table(rows) if rows else "no such jobs")
         if frames.damage is not None:
             raise frames.damage
 

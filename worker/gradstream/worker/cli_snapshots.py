@@ -73,6 +73,7 @@ def _print(rows: list[SnapshotRow], *, now_ms: int, model: str | None) -> None:
             sys.stderr.write(f"error: {row.file}: {plain(row.problem)}\n")
     shown = [row for row in rows if row.models]
     if shown:
+        out.print()
         out.print(_models(shown[0], model=model))
 
 

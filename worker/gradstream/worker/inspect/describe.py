@@ -86,13 +86,18 @@ def text_lines(value: Plain, *, indent: str = "") -> list[str]:
         case list():
             return [line for item in value for line in _named("-", item, indent)]
         case _:
-            return [f"{indent}{value}"]
+            return [f"{indent}{_scalar(value)}"]
 
 
 def _named(name: str, item: Plain, indent: str) -> list[str]:
+    start = f"{indent}-" if name == "-" else f"{indent}{name}:"
     if isinstance(item, dict | list) and item:
-        return [f"{indent}{name}:", *text_lines(item, indent=indent + "  ")]
-    return [f"{indent}{name}: {item}"]
+        return [start, *text_lines(item, indent=indent + "  ")]
+    return [f"{start} {_scalar(item)}"]
+
+
+def _scalar(value: Plain) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _column(column: Column) -> Plain:

@@ -14,14 +14,14 @@ def queue_table(look: QueueLook, *, limit: int) -> Group:
     """Totals, what runs, tenants, owners, and the first `limit` jobs of each kind."""
     parts: list[RenderableType] = [Text(line) for line in _lines(look)]
     if look.tenants:
-        parts.append(_tenants(look.tenants))
+        parts += [Text(""), _tenants(look.tenants)]
     if look.owners:
-        parts.append(_owners(look.owners))
+        parts += [Text(""), _owners(look.owners)]
     if look.jobs:
-        parts.append(_jobs(look.jobs[:limit]))
+        parts += [Text(""), _jobs(look.jobs[:limit])]
         parts += _rest(look.jobs, limit, "queued")
     if look.held:
-        parts.append(_held(look.held[:limit]))
+        parts += [Text(""), _held(look.held[:limit])]
         parts += _rest(look.held, limit, "held")
     return Group(*parts)
 

@@ -16,13 +16,16 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def console() -> Console:
-    """Prints to stdout, as wide as the terminal; into a pipe wide enough for every table."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False, markup=False)
+    """Prints to stdout as it is given, as wide as the terminal; into a pipe wide enough for every table.
+
+    Without emoji=False a model's `:train:` would come out as a picture.
+    """
+    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False, markup=False, emoji=False)
 
 
 def table(title: str, left: Iterable[str], right: Iterable[str] = (), last: Iterable[str] = ()) -> Table:
     """An empty table: columns of words, then columns of numbers, then columns of words again."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in left:
         made.add_column(name, overflow="fold")
     for name in right:
