@@ -1,4 +1,4 @@
-"""What a tenant may have lying around: samplers and stored checkpoints. Queued jobs are the job log's to count, models the worker's."""
+"""What a tenant may have lying around: records, stored checkpoints and exports. Queued jobs are the job log's to count, models the worker's."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from gradstream.api.ordered import Place
 from gradstream.api.parts import Parts
 from gradstream.shared import ids
 from gradstream.shared.errors import BudgetExceeded
-from gradstream.shared.ids import SamplerId, TenantId
+from gradstream.shared.ids import ModelId, SamplerId, TenantId
 from gradstream.shared.joblog.port import Intake, RecordKind
 
 _PAGE = 1000
@@ -27,6 +27,28 @@ async def check_sampler_room(parts: Parts, sampler: SamplerId, *, tenant: Tenant
         raise BudgetExceeded(
             f"this tenant has {page.total} samplers and may have {limit}; those of a session go when it is finished"
         )
+
+
+async def check_session_room(parts: Parts, *, tenant: TenantId) -> None:
+    """Raise BudgetExceeded when the tenant has as many sessions on record as it may have."""
+    limit = parts.config.max_sessions_per_tenant
+    page = await parts.intake.list_tenant(RecordKind.SESSION, tenant, offset=0, limit=1)
+    if page.total >= limit:
+        raise BudgetExceeded(
+            f"this tenant has {page.total} sessions on record and may have {limit}; ended ones are forgotten after two weeks"
+        )
+
+
+async def check_model_room(parts: Parts, model: ModelId, *, tenant: TenantId) -> None:
+    """Raise BudgetExceeded when the tenant has as many models on record as it may have; one that exists passes."""
+    limit = parts.config.max_model_records_per_tenant
+    page = await parts.intake.list_tenant(RecordKind.MODEL, tenant, offset=0, limit=1)
+    if page.total < limit or await parts.intake.record(RecordKind.MODEL, model) is not None:
+        return
+    raise BudgetExceeded(
+        f"this tenant has {page.total} models on record and may have {limit}; those that are unloaded, failed or lost are "
+        "forgotten after two weeks, unless a checkpoint of theirs is kept"
+    )
 
 
 async def check_storage_room(parts: Parts, place: Place) -> None:

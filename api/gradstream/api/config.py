@@ -28,6 +28,8 @@ class ApiConfig:
     max_num_samples: int = 1024
     max_topk: int = 64
     max_samplers_per_tenant: int = 100_000
+    max_sessions_per_tenant: int = 10_000
+    max_model_records_per_tenant: int = 10_000
     # None: only the server's storage_limit counts.
     max_stored_bytes_per_tenant: int | None = None
     # Where the worker saves checkpoints, to serve downloads from; None: this process cannot see it.
@@ -50,5 +52,7 @@ def api_config(settings: Settings) -> ApiConfig:
         max_num_samples=settings.max_num_samples,
         output_dir=Path(settings.output_dir),
         max_samplers_per_tenant=settings.max_samplers_per_tenant,
+        max_sessions_per_tenant=settings.max_sessions_per_tenant,
+        max_model_records_per_tenant=settings.max_model_records_per_tenant,
         max_stored_bytes_per_tenant=settings.max_stored_bytes_per_tenant,
     )

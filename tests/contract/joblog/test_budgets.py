@@ -1,10 +1,12 @@
 """Back-pressure: what is refused, for how long, and that the missing job always finds room."""
 
+import asyncio
+
 import pytest
-from tests.support.joblog_bench import Bench
+from tests.support.joblog_bench import MODEL, Bench
 
 from gradstream.shared.errors import QueueFull
-from gradstream.shared.ids import ModelId, SamplerId, TenantId
+from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import Submission
 from gradstream.shared.wire import OptimStepDone
@@ -149,3 +151,51 @@ async def test_the_advised_delay_grows_with_the_work_that_is_queued(joblog_url: 
         with pytest.raises(QueueFull) as caught:
             await bench.submit(5)
         assert caught.value.retry_after_s == 30.0
+
+
+async def test_results_that_nobody_fetches_stop_their_tenant_and_no_other(joblog_url: str, engine_name: str) -> None:
+    async with Bench.running(joblog_url, engine_name, Limits(max_unread_bytes_per_tenant=1000)) as bench:
+        await bench.ready()
+        await bench.create(SECOND, tenant=TenantId("other"))
+        for seq in (1, 2):
+            await bench.submit(seq)
+        bench.commit(bench.log()[2:4])
+        with pytest.raises(QueueFull, match=r"has not fetched take \d+ bytes, the limit is 1000; fetch some"):
+            await bench.submit(3)
+        assert (await bench.submit(2)).is_duplicate
+        await bench.submit(1, model=SECOND, tenant=TenantId("other"))
+        for seq in (0, 1, 1):
+            await bench.intake.mark_delivered(FutureId(f"{MODEL}:{seq}"))
+        await bench.submit(3)
+
+
+async def test_results_that_expired_unread_are_counted_no_more(joblog_url: str, engine_name: str) -> None:
+    limits = Limits(max_unread_bytes_per_tenant=1000, unread_ttl_s=1)
+    async with Bench.running(joblog_url, engine_name, limits) as bench:
+        await bench.ready()
+        for seq in (1, 2):
+            await bench.submit(seq)
+        bench.commit(bench.log()[1:3])
+        with pytest.raises(QueueFull):
+            await bench.submit(3)
+
+        async def is_accepted() -> bool:
+            try:
+                await bench.submit(3)
+            except QueueFull:
+                return False
+            return True
+
+        async with asyncio.timeout(20):
+            while not await is_accepted():  # noqa: ASYNC110 - a poll with a deadline
+                await asyncio.sleep(0.1)
+
+
+async def test_what_gives_something_back_is_accepted_however_much_is_unread(joblog_url: str, engine_name: str) -> None:
+    async with Bench.running(joblog_url, engine_name, Limits(max_unread_bytes_per_tenant=1)) as bench:
+        await bench.ready()
+        with pytest.raises(QueueFull):
+            await bench.submit(1)
+        for number, op in enumerate(("unload_model", "delete_checkpoint")):
+            give_back = Submission(owner=MODEL, seq=2**31 + number, op=op, tenant=LOCAL, payload=b"", ordered=False)
+            assert not (await bench.intake.submit(give_back)).is_duplicate

@@ -49,3 +49,19 @@ def size_up(redis_url: str, engine_name: str, path: str) -> None:
         keys = Keys(engine_name)
         client.hset(keys.record(RecordKind.CHECKPOINT, path), mapping={"size_bytes": "9", "created_ms": "1"})
         client.zadd(keys.tenant_list(RecordKind.CHECKPOINT, LOCAL_TENANT), {path: 1})
+
+
+def test_sessions_and_models_on_record_are_bounded_and_a_retry_is_not_refused(redis_url: str, engine_name: str) -> None:
+    config = replace(FAST, max_sessions_per_tenant=2, max_model_records_per_tenant=1)
+    with running_rig(redis_url, engine=engine_name, config=config) as rig:
+        session = rig.session()
+        body = {"session_id": session, "model_seq_id": 0, "base_model": MODEL_NAME, "lora_config": {"rank": 8}}
+        first = rig.ok(rig.post("create_model", body))
+        assert rig.ok(rig.post("create_model", body)) == first
+        refused = rig.post("create_model", {**body, "model_seq_id": 1})
+        assert (refused.status_code, refused.json()["error"]) == (400, "budget_exceeded")
+        assert "has 1 models on record and may have 1" in refused.json()["detail"]
+        rig.session()
+        refused = rig.post("create_session", {"tags": [], "user_metadata": None, "sdk_version": "0.38.0"})
+        assert (refused.status_code, refused.json()["error"]) == (400, "budget_exceeded")
+        assert "has 2 sessions on record and may have 2" in refused.json()["detail"]

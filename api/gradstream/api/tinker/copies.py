@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
-from gradstream.api.budgets import check_storage_room
+from gradstream.api.budgets import check_session_room, check_storage_room
 from gradstream.api.errors import STATUS_OF_CODE, http_error, require
 from gradstream.api.futures import Expired, Finished, Pending, poll
 from gradstream.api.ordered import Place
@@ -92,6 +92,8 @@ async def _session(parts: Parts, body: CopyWeightsBody, key: str | None, *, tena
     now_ms = str(parts.clock.wall_ms())
     fields = {"created_ms": now_ms, "heartbeat_ms": now_ms, "finished_ms": now_ms, "finish_reason": "success"}
     origin = {"tenant": tenant, "project_id": body.destination_project_id or "", "display_name": "copy_weights"}
+    if await parts.intake.record(RecordKind.SESSION, session) is None:
+        await check_session_room(parts, tenant=tenant)
     await parts.intake.add_record(RecordKind.SESSION, session, {**_NO_FACTS, **fields, **origin})
     return session
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
+from gradstream.api.budgets import check_model_room
 from gradstream.api.catalog import check_base_model
 from gradstream.api.errors import require
 from gradstream.api.ordered import Promise
@@ -114,6 +115,7 @@ async def submit_creation(
 ) -> Promise:
     """The promise of job seq 0 of a new model, whose record is made with it."""
     model = ids.model_id(session, model_seq_id)
+    await check_model_room(parts, model, tenant=tenant)
     metadata = None if isinstance(payload, CopyCheckpoint) else payload.user_metadata
     record = {
         "session": session,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
+from gradstream.api.budgets import check_session_room
 from gradstream.api.errors import http_error
 from gradstream.api.parts import parts_of
 from gradstream.api.records import own_record, text_metadata
@@ -57,6 +58,7 @@ async def create_session(request: Request) -> SessionCreated:
     parts = parts_of(request)
     body = await small_body(request, CreateSessionBody)
     metadata = text_metadata(body.user_metadata) or {}
+    await check_session_room(parts, tenant=tenant_of(request))
     session_id = str(uuid.uuid4())
     now_ms = str(parts.clock.wall_ms())
     await parts.intake.put_record(

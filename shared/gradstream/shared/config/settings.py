@@ -181,6 +181,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_samplers_per_tenant: Annotated[
         int, Meta(ge=1, description="Samplers of one tenant; those of ended sessions are removed.")
     ] = 100_000
+    max_sessions_per_tenant: Annotated[
+        int, Meta(ge=1, description="Sessions of one tenant on record; ended ones are forgotten after 14 days.")
+    ] = 10_000
+    max_model_records_per_tenant: Annotated[
+        int, Meta(ge=1, description="Models of one tenant on record, loaded or not; see max_sessions_per_tenant.")
+    ] = 10_000
     skip_initial_checkpoint: Annotated[bool, Meta(description="No checkpoint of the untrained model at start.")] = False
     idle_session_timeout: Annotated[
         float, Meta(gt=0, description="Seconds without a job after which a session that sends no heartbeats is gone.")
@@ -340,6 +346,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_queued_bytes: Annotated[
         int, Meta(ge=_MB, extra=SIZE, description="Queued payloads of all tenants, compressed.")
     ] = _GB
+    max_unread_bytes_per_tenant: Annotated[
+        int, Meta(ge=_MB, extra=SIZE, description="Results of one tenant that were not fetched yet; more jobs get 429.")
+    ] = 256 * _MB
     hold_timeout_s: Annotated[
         float, Meta(gt=0, description="Seconds a job waits for a missing earlier one before it fails.")
     ] = 120.0

@@ -27,6 +27,7 @@ _BUDGETS = {
     "window": "seq_id is {used} ahead of the model's next one, and {limit} are held at most",
     "jobs": "{used} jobs are queued here, the limit is {limit}",
     "tenant_jobs": "{used} jobs of this tenant are queued, the limit is {limit}",
+    "unread": "the results that this tenant has not fetched take {used} bytes, the limit is {limit}; fetch some, or wait until they expire",
     "tenant_bytes": "{used} bytes of this tenant are queued, the limit is {limit}",
     "bytes": "{used} bytes are queued, the limit is {limit}",
     "share": "{used} bytes of this tenant are queued, and it may hold as many as are free: {limit}",
@@ -100,6 +101,7 @@ def submit_args(submission: Submission, packed: Packed, *, blob: str, keys: Keys
         limits.keep_seqs,
         int(submission.model_record is not None),
         limits.max_queued_jobs_per_tenant,
+        limits.max_unread_bytes_per_tenant,
         *record,
     ]
 

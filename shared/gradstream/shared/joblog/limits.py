@@ -17,6 +17,7 @@ class Limits:
     hold_timeout_s: float = 120.0
     max_queued_bytes_per_tenant: int = 512 * 1024**2
     max_queued_bytes: int = 1024**3
+    max_unread_bytes_per_tenant: int = 256 * 1024**2
     max_payload_bytes: int = 256 * 1024**2
     unread_ttl_s: int = 24 * 3600
     delivered_ttl_s: int = 600
@@ -44,6 +45,7 @@ def limits_of(settings: Settings) -> Limits:
         hold_timeout_s=settings.hold_timeout_s,
         max_queued_bytes_per_tenant=settings.max_queued_bytes_per_tenant,
         max_queued_bytes=settings.max_queued_bytes,
+        max_unread_bytes_per_tenant=settings.max_unread_bytes_per_tenant,
         unread_ttl_s=settings.unread_result_ttl_s,
         delivered_ttl_s=settings.delivered_result_ttl_s,
         lease_ttl_s=settings.lease_ttl_s,

@@ -20,7 +20,17 @@ from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import Completions, FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.waiters import NoteTail
 
-_SCRIPTS = ("submit", "refuse", "fail_gaps", "add_record", "put_record", "remove_record", "cancel", "count_up")
+_SCRIPTS = (
+    "submit",
+    "refuse",
+    "fail_gaps",
+    "add_record",
+    "put_record",
+    "remove_record",
+    "cancel",
+    "count_up",
+    "delivered",
+)
 _MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
 # Above this, compressing and hashing leave the event loop.
@@ -153,10 +163,8 @@ class RedisIntake:
         return bool((await self._run(self._call("cancel", args)))[0])
 
     async def mark_delivered(self, future_id: FutureId) -> None:
-        key = self._keys.future(future_id)
-        done = (await self._run(("HEXISTS", key, "done_ms")))[0]
-        if done:
-            await self._run(("EXPIRE", key, self._limits.delivered_ttl_s, "LT"))
+        args: list[Value] = [self._keys.prefix, future_id, self._limits.delivered_ttl_s]
+        await self._run(self._call("delivered", args))
 
     async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:
         await self._put(kind, record_id, fields, only_existing=False)

@@ -105,6 +105,34 @@ local function list_done(owner, seq, future, status, outcome, ttl_s)
   redis.call('EXPIRE', key, ttl_s)
 end
 
+-- Results that were not delivered yet, by tenant: `unread_until:<tenant>` has their futures by the time at which they expire,
+-- `unread_sizes:<tenant>` their bytes, and `unread` the sums. What expired is taken off when the sum is asked for.
+local FUTURE_BYTES = 512
+
+local function count_read(tenant, future)
+  local sizes = P .. 'unread_sizes:' .. tenant
+  local size = redis.call('HGET', sizes, future)
+  if not size then return end
+  redis.call('HDEL', sizes, future)
+  redis.call('ZREM', P .. 'unread_until:' .. tenant, future)
+  if redis.call('HINCRBY', P .. 'unread', tenant, '-' .. size) <= 0 then redis.call('HDEL', P .. 'unread', tenant) end
+end
+
+local function count_unread(tenant, future, outcome, ttl_s)
+  local size = int(#outcome + FUTURE_BYTES)
+  redis.call('HSET', P .. 'unread_sizes:' .. tenant, future, size)
+  redis.call('ZADD', P .. 'unread_until:' .. tenant, NOW + 1000 * tonumber(ttl_s), future)
+  redis.call('HINCRBY', P .. 'unread', tenant, size)
+end
+
+local function unread_bytes(tenant)
+  -- A bounded number at a time: what is left is taken off by the next call.
+  for _, future in ipairs(redis.call('ZRANGEBYSCORE', P .. 'unread_until:' .. tenant, '-inf', NOW, 'LIMIT', 0, 1000)) do
+    count_read(tenant, future)
+  end
+  return tonumber(redis.call('HGET', P .. 'unread', tenant)) or 0
+end
+
 -- Give an open job its outcome and its budgets back. counter is the model's field that counted it: queued or held.
 local function finish(future, status, outcome, digest, counter, unread_ttl_s, keep_blob_s)
   local key = P .. 'future:' .. future
@@ -112,6 +140,7 @@ local function finish(future, status, outcome, digest, counter, unread_ttl_s, ke
   redis.call('HSET', key, 'status', status, 'outcome', outcome, 'outcome_digest', digest, 'done_ms', int(NOW))
   redis.call('HDEL', key, 'payload')
   redis.call('EXPIRE', key, unread_ttl_s)
+  count_unread(f[2], future, outcome, unread_ttl_s)
   if f[4] then redis.call('EXPIRE', f[4], keep_blob_s) end
   redis.call('HINCRBY', P .. 'stat', 'queued_jobs', -1)
   redis.call('HINCRBY', P .. 'stat', 'queued_bytes', '-' .. f[3])

@@ -4,11 +4,11 @@
 -- ARGV  1 prefix  2 owner  3 seq  4 op  5 tenant  6 digest  7 bytes (as stored)  8 tokens  9 enc (raw|zstd)
 --       10 payload ('' when a blob holds it)  11 blob key ('' when inline)  12 ordered (1|0)  13 max jobs of this owner
 --       14 window  15 max bytes of the tenant  16 max bytes in all  17 seqs kept  18 makes a model (1|0)
---       19 max jobs of the tenant  20.. record fields, name and value in turn
+--       19 max jobs of the tenant  20 max unread bytes of the tenant  21.. record fields, name and value in turn
 -- Reply {ok, status, duplicate 0|1}            accepted, or known already
 --       {unknown} {closed}                     no such model or another tenant's; the model was unloaded
 --       {conflict, payload|refused|gap|exists|old}
---       {full, window|jobs|tenant_jobs|tenant_bytes|bytes|share, used, limit, retry_ms}
+--       {full, window|jobs|tenant_jobs|unread|tenant_bytes|bytes|share, used, limit, retry_ms}
 --       {noblob}                               the blob expired between SET and this call; send both again
 
 local owner, seq, op, tenant, digest = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -65,6 +65,11 @@ local tenant_jobs = tonumber(redis.call('HGET', P .. 'tenant_jobs', tenant)) or 
 if is_over(tenant_jobs, 1, tonumber(ARGV[19])) then
   return { 'full', 'tenant_jobs', int(tenant_jobs), ARGV[19], retry_ms }
 end
+-- What gives something back is taken all the same.
+if op ~= 'unload_model' and op ~= 'delete_checkpoint' then
+  local unread = unread_bytes(tenant)
+  if unread > tonumber(ARGV[20]) then return { 'full', 'unread', int(unread), ARGV[20], retry_ms } end
+end
 local tenant_bytes = tonumber(redis.call('HGET', P .. 'tenants', tenant)) or 0
 if is_over(tenant_bytes, bytes, tonumber(ARGV[15])) then
   return { 'full', 'tenant_bytes', int(tenant_bytes), ARGV[15], retry_ms }
@@ -108,7 +113,7 @@ end
 redis.call('HSET', seqs_key, seq, digest)
 if makes_model then
   redis.call('PERSIST', seqs_key)
-  for i = 20, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
+  for i = 21, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
   redis.call('HSET', model_key, 'tenant', tenant, 'state', 'creating', 'epoch', '0', 'applied', int(tonumber(seq) - 1),
     'queued', '0', 'held', '0')
   redis.call('SADD', P .. 'models', owner)
