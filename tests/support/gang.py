@@ -149,6 +149,10 @@ class Client:
         self._next_seq[model] = seq + 1
         return await self._submit(model, seq, payload)
 
+    async def submit_at(self, model: ModelId, seq: int, payload: Payload) -> FutureId:
+        """The future of the model's job of this seq."""
+        return await self._submit(model, seq, payload)
+
     async def beside(self, model: ModelId, payload: Payload) -> FutureId:
         """The future of a job of the model that has no place in its order."""
         return await self._submit(model, 2**31, payload, ordered=False)

@@ -19,6 +19,7 @@ from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Batch, Failed, Outcome, SampleDone
 from gradstream.worker.control import Control
+from gradstream.worker.dead import DeadLetters
 from gradstream.worker.fence import StopRequest
 from gradstream.worker.gang import LeadOptions, lead
 from gradstream.worker.keeping import Durability
@@ -107,3 +108,6 @@ def test_after_two_deaths_the_poisoned_job_fails_and_the_others_are_served(redis
     assert isinstance(poisoned, Failed)
     assert (poisoned.code, poisoned.category) == ("server_error", "server")
     assert "set aside" in poisoned.message
+    (letter,) = DeadLetters(tmp_path).survey().letters
+    assert (letter.future_id, letter.starts, letter.error) == (futures[1], 2, poisoned)
+    assert codec.decode_payload(DeadLetters(tmp_path).payload(letter)).path == POISON

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import redis
 from safetensors.numpy import load_file
 from tests.support.gang import Client, forward_backward, gang, optim_step, output_dir, settings_file
 
@@ -13,7 +14,15 @@ from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.joblog.redis_intake import RedisIntake
-from gradstream.shared.wire import Failed, LoadWeights, Outcome, Payload, SaveWeights, SaveWeightsDone
+from gradstream.shared.wire import (
+    Failed,
+    ForwardBackwardDone,
+    LoadWeights,
+    Outcome,
+    Payload,
+    SaveWeights,
+    SaveWeightsDone,
+)
 
 pytestmark = [pytest.mark.timeout(400)]
 
@@ -123,3 +132,99 @@ async def test_without_recovery_a_dead_gangs_models_are_lost_and_say_where_their
     assert isinstance(lost, Failed)
     assert lost.code == "model_lost"
     assert saved.path in lost.message
+
+
+async def test_a_redis_that_lost_everything_is_filled_again_from_the_log_on_disk(
+    client, tmp_path, redis_url, engine_name
+):
+    jobs = program(4)
+    expected = await uninterrupted(tmp_path, redis_url, engine_name, jobs)
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **STRICT)
+    with gang(settings) as process:
+        model, created = await client.create()
+        futures = [await client.submit(model, job) for job in jobs[:7]]
+        outcomes = await client.outcomes(futures)
+        os.kill(process.pid, signal.SIGSTOP)
+        # Read by nobody, and so known to Redis alone: the client has to send it again.
+        lost = await client.submit(model, jobs[7])
+        process.kill()
+        process.wait()
+    with redis.Redis.from_url(redis_url) as raw:
+        for key in raw.scan_iter(f"gs:{{{engine_name}}}:*"):
+            raw.delete(key)
+    with gang(settings):
+        assert await client.outcomes(futures) == outcomes
+        assert await client.intake.future(lost) is None
+        record = await client.intake.record(RecordKind.MODEL, model)
+        assert (record["state"], record["next_seq"], record["session"]) == ("ready", "8", client.session)
+        await client.submit_at(model, 8, jobs[7])
+        outcomes += [await client.outcome(lost), *await train(client, model, jobs[8:])]
+        weights = await weights_of(client, model, settings, "end")
+    assert outcomes == expected[0]
+    assert weights == expected[1]
+
+
+async def test_open_jobs_that_redis_lost_are_run(client, tmp_path, redis_url, engine_name):
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, operation_timeout_s=600)
+    with gang(settings) as process:
+        model, _ = await client.create()
+        await train(client, model, program(1))
+        futures = [await client.submit(model, forward_backward(*[400] * 20, seed=n)) for n in range(6)]
+        await client.outcome(futures[0])
+        process.kill()
+        process.wait()
+    with redis.Redis.from_url(redis_url) as raw:
+        for key in raw.scan_iter(f"gs:{{{engine_name}}}:*"):
+            raw.delete(key)
+    with gang(settings):
+        outcomes = await client.outcomes(futures)
+    assert [type(outcome) for outcome in outcomes] == [ForwardBackwardDone] * len(futures)
+
+
+async def test_what_a_power_cut_took_from_the_disk_comes_back_from_redis(client, tmp_path, redis_url, engine_name):
+    jobs = program(4)
+    expected = await uninterrupted(tmp_path, redis_url, engine_name, jobs)
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **{**STRICT, "snapshot_idle_s": 600})
+    with gang(settings) as process:
+        model, _ = await client.create()
+        outcomes = await train(client, model, jobs[:8])
+        kill(process)
+    (segment,) = (output_dir(settings) / "joblog" / engine_name).glob("*.seg")
+    with segment.open("r+b") as file:
+        file.truncate(segment.stat().st_size // 2)
+    with gang(settings):
+        outcomes += await train(client, model, jobs[8:])
+        weights = await weights_of(client, model, settings, "end")
+    assert outcomes == expected[0]
+    assert weights == expected[1]
+
+
+@pytest.mark.parametrize("has_journal", [True, False])
+async def test_a_log_damaged_in_the_middle_is_set_aside_and_made_anew_from_redis_if_that_has_it_all(
+    client, tmp_path, redis_url, engine_name, has_journal
+):
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, snapshot_idle_s=600)
+    with gang(settings) as process:
+        model, _ = await client.create()
+        await train(client, model, [*program(2), SaveWeights(name="a"), *program(1)])
+        kill(process)
+    (segment,) = (output_dir(settings) / "joblog" / engine_name).glob("*.seg")
+    with segment.open("r+b") as file:
+        file.seek(segment.stat().st_size // 2)
+        file.write(b"\xff" * 8)
+    if not has_journal:
+        with redis.Redis.from_url(redis_url) as raw:
+            raw.delete(f"gs:{{{engine_name}}}:journal")
+    with gang(settings):
+        (after,) = await train(client, model, [optim_step()])
+        other, created = await client.create(2)
+        await client.outcome(created)
+        again = await train(client, other, program(1))
+    if has_journal:
+        assert after.metrics["step"] == 4.0
+    else:
+        assert after.code == "model_lost"
+        record = await client.intake.record(RecordKind.MODEL, model)
+        assert "Redis has the journal up to" in record["error"]
+    assert not any(isinstance(outcome, Failed) for outcome in again)
+    assert list((output_dir(settings) / "joblog").glob("*.damaged-*"))

@@ -17,7 +17,11 @@ from gradstream.shared.wire import Batch, Outcome
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.commit import Committer
 from gradstream.worker.control import Control
+from gradstream.worker.dead import DeadLetters
+from gradstream.worker.disklog.errors import LogDamaged
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.disklog.segments import epoch_of, segment_paths
+from gradstream.worker.disklog.tail import Tail
 from gradstream.worker.disklog.writer import DiskLogWriter, Opening
 from gradstream.worker.execute import Executor, execute
 from gradstream.worker.fence import LeaseKeeper, StopRequest, acquire
@@ -88,7 +92,7 @@ def lead(
         clock=clock,
         timeout_s=options.acquire_timeout_s,
         stop=stop,
-        above=tail_of(log, store).epoch,
+        above=_tail(log, store, clock=clock).epoch,
     )
     if epoch is None:
         control.stop()
@@ -98,7 +102,8 @@ def lead(
     watchdog = Watchdog(timeout_s=options.operation_timeout_s, clock=clock)
     watchdog.start()
     card = engine.card(epoch=epoch)
-    journal = _journal(log, store, card, options=options.durability, clock=clock)
+    tail = _tail(log, store, clock=clock)
+    journal = _journal(tail, card, options=options.durability, clock=clock)
 
     def run(batch: Batch) -> Mapping[FutureId, Outcome]:
         with watchdog.watch(batch.plan.kind):
@@ -109,6 +114,8 @@ def lead(
     tools = Tools(
         feed=feed,
         log=log,
+        journal=journal,
+        last=tail.last,
         store=store,
         storage=storage,
         engine=engine,
@@ -128,6 +135,7 @@ def lead(
         committer=committer,
         backlog=Backlog(cursor=cursor, starts=taken.starts),
         models=_models(feed, taken, options),
+        dead=DeadLetters(options.output_dir),
         storage=storage,
         journal=journal,
         snapshots=_snapshots(engine, tools, taken, journal, committer, card=card, options=options.durability),
@@ -156,9 +164,20 @@ def _serve(crew: Crew, *, epoch: int, limits: Limits, stop: StopRequest) -> None
     crew.journal.close()
 
 
-def _journal(log: DiskLog, store: SnapshotStore, card: EngineCard, *, options: Durability, clock: Clock) -> Journal:
+def _tail(log: DiskLog, store: SnapshotStore, *, clock: Clock) -> Tail:
+    """The end of the log on disk. A damaged log is set aside, and a new one begins with what Redis still has."""
+    try:
+        return tail_of(log, store)
+    except LogDamaged as error:
+        aside = log.directory.with_name(f"{log.directory.name}.damaged-{clock.wall_ms()}")
+        _log.error("joblog_damaged", reason=error.message, kept_as=str(aside))
+        epoch = epoch_of(segment_paths(log.directory)[-1].name)
+        log.directory.rename(aside)
+        return Tail(last=None, end=None, open_jobs={}, starts={}, epoch=epoch, last_entry=0, fingerprint=None)
+
+
+def _journal(tail: Tail, card: EngineCard, *, options: Durability, clock: Clock) -> Journal:
     """This epoch's part of the log on disk. What an earlier gang writes from now on does not count."""
-    tail = tail_of(log, store)
     opening = Opening(
         engine=options.engine,
         epoch=card.epoch,

@@ -10,7 +10,7 @@ import structlog
 
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.ids import FutureId
-from gradstream.shared.joblog.port import BatchId, Commit, LogEntry
+from gradstream.shared.joblog.port import BatchId, Commit, LogEntry, RecordWrite
 from gradstream.shared.wire import Plan
 from gradstream.worker.disklog.frames import LoggedBatch, LoggedOutcome, LoggedRecord, Position
 from gradstream.worker.disklog.writer import DiskLogWriter
@@ -60,7 +60,7 @@ class Journal:
 
     def batch(self, commit: Commit) -> None:
         """Log a batch that is about to be committed."""
-        batch = BatchId(commit.epoch, commit.number)
+        batch = commit.batch or BatchId(commit.epoch, commit.number)
         logged = LoggedBatch(
             epoch=batch.epoch,
             number=batch.number,
@@ -71,14 +71,8 @@ class Journal:
             ],
             cursor=commit.cursor,
             at_ms=commit.at_ms,
-            records=[
-                LoggedRecord(
-                    kind=write.kind,
-                    record_id=write.record_id,
-                    fields=None if write.fields is None else dict(write.fields),
-                )
-                for write in commit.records
-            ],
+            records=[_logged(write) for write in commit.records],
+            context=[_logged(write) for write in commit.context],
             sources=dict(commit.sources),
             elapsed_ms=commit.elapsed_ms,
         )
@@ -99,6 +93,11 @@ class Journal:
         with self._lock:
             for future_id in future_ids:
                 self._open.pop(future_id, None)
+
+
+def _logged(write: RecordWrite) -> LoggedRecord:
+    fields = None if write.fields is None else dict(write.fields)
+    return LoggedRecord(kind=write.kind, record_id=write.record_id, fields=fields)
 
 
 def _patiently(write: Callable[[], T]) -> T:

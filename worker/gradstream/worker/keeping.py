@@ -9,7 +9,7 @@ import structlog
 from gradstream.engine.snapshot.cut import Cut
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared.clock import Clock
-from gradstream.shared.errors import Unavailable
+from gradstream.shared.errors import StorageFailure, Unavailable
 from gradstream.shared.joblog.port import BatchId, Covered, Feed, Fenced
 from gradstream.worker.commit import Committer
 from gradstream.worker.disklog.errors import UnknownPosition
@@ -71,12 +71,12 @@ class Keeping:
         except Fenced as error:
             exit_fenced(str(error))
         self.cuts = [*self.cuts, cut][-self.durability.cadence.num_kept :]
-        self.store.collect({kept.id for kept in self.cuts})
         self._trim()
         return self.covered
 
     def _trim(self) -> None:
         try:
+            self.store.collect({kept.id for kept in self.cuts})
             retain(
                 self.durability.joblog,
                 before=position_of(self.cuts[0]),
@@ -84,8 +84,9 @@ class Keeping:
                 max_age_s=self.durability.retention_s,
                 clock=self.clock,
             )
-        except UnknownPosition as error:
-            _log.warning("joblog_not_trimmed", reason=str(error))
+        except (StorageFailure, UnknownPosition) as error:
+            # Nothing needs it to be gone.
+            _log.warning("past_not_trimmed", reason=str(error))
 
 
 def _facts(cut: Cut) -> dict[str, str]:

@@ -11,11 +11,12 @@ from gradstream.shared import codec
 from gradstream.shared.clock import Clock
 from gradstream.shared.errors import GradstreamError, Unavailable
 from gradstream.shared.ids import ModelId
-from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed, RecordKind
+from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed, RecordKind, RecordWrite
 from gradstream.shared.wire import Batch, Failed, Job, LoadWeightsDone, Outcome, Plan
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.commit import Committer
 from gradstream.worker.control import IDLE_TICK_S, Control
+from gradstream.worker.dead import DeadLetters
 from gradstream.worker.execute import Executor, execute
 from gradstream.worker.fence import StopRequest
 from gradstream.worker.journal import Journal
@@ -23,7 +24,7 @@ from gradstream.worker.models import Models
 from gradstream.worker.orphans import free_names
 from gradstream.worker.plan import Limits, Turn, next_turn
 from gradstream.worker.reader import LogReader
-from gradstream.worker.records import Executed, record_writes, saved_uri
+from gradstream.worker.records import Executed, is_creator, record_context, record_writes, saved_uri
 from gradstream.worker.recovery.replay import STATEFUL
 from gradstream.worker.snapshots import Snapshots
 from gradstream.worker.storage import Storage
@@ -49,6 +50,7 @@ class Crew:
     committer: Committer
     backlog: Backlog
     models: Models
+    dead: DeadLetters
     storage: Storage
     journal: Journal
     snapshots: Snapshots
@@ -119,11 +121,14 @@ class Leader:
         answered: list[Executed] = []
         for owner in list(crew.backlog.waiting):
             while len(answered) < _MAX_REFUSED and (jobs := crew.backlog.waiting.get(owner)):
+                starts = crew.backlog.starts.get(jobs[0].future_id, 0)
                 with crew.watchdog.watch(jobs[0].op):
                     outcome = storage_outcome(jobs[0], crew.storage)
-                outcome = outcome or crew.models.answer(jobs[0], starts=crew.backlog.starts.get(jobs[0].future_id, 0))
+                outcome = outcome or crew.models.answer(jobs[0], starts=starts)
                 if outcome is None:
                     break
+                if crew.models.is_deadly(starts) and isinstance(outcome, Failed):
+                    crew.dead.put(jobs[0], outcome, starts=starts, at_ms=crew.clock.wall_ms())
                 job = crew.backlog.take_first(owner)
                 answered.append(self._executed(job, outcome))
         if answered:
@@ -219,6 +224,7 @@ class Leader:
             plan=codec.encode(plan),
             cursor=cursor,
             records=[write for one in executed for write in record_writes(one)],
+            context=[write for one in executed for write in self._context(one)],
             covered=crew.snapshots.covered,
             sources=sources,
             at_ms=crew.clock.wall_ms(),
@@ -226,6 +232,16 @@ class Leader:
         )
         crew.committer.put(commit, on_tick=crew.control.idle)
         crew.reader.release(sum(len(one.job.payload) for one in executed))
+
+    def _context(self, executed: Executed) -> list[RecordWrite]:
+        """The records that the API wrote when a model was asked for, which only the log on disk could give back to a lost Redis."""
+        if not is_creator(executed.job):
+            return []
+        feed = self._crew.feed
+        model = self._patiently(lambda: feed.record(RecordKind.MODEL, executed.job.owner)) or {}
+        session_id = model.get("session")
+        session = self._patiently(lambda: feed.record(RecordKind.SESSION, session_id)) if session_id else None
+        return record_context(executed.job, model, session)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Call an idempotent operation until Redis answers, keeping the followers' wait alive."""

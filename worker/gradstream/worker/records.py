@@ -1,6 +1,7 @@
 """What an executed job changes in the records that describe models, samplers and checkpoints: a pure function."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from gradstream.shared.wire import (
 )
 
 _COPY = "copy_checkpoint"
+# Fields of a model's record that the job log's scripts keep; some have a part for each lane.
+_MOVING = frozenset({"state", "epoch", "applied", "queued", "held", "next_seq", "used_ms"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,15 @@ def record_writes(executed: Executed) -> list[RecordWrite]:
             return [_sampler(SamplerId(sampler), executed)]
         case _:
             return []
+
+
+def record_context(job: Job, model: Mapping[str, str], session: Mapping[str, str] | None) -> list[RecordWrite]:
+    """The records of a new model and of its session as the API made them, without what moves with the jobs."""
+    fields = {name: value for name, value in model.items() if name.partition(":")[0] not in _MOVING}
+    writes = [RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields=fields)]
+    if session is not None:
+        writes.append(RecordWrite(kind=RecordKind.SESSION, record_id=model["session"], fields=dict(session)))
+    return writes
 
 
 def _not_made(job: Job, message: str) -> RecordWrite:

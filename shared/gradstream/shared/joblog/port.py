@@ -269,7 +269,8 @@ class Commit:
     outcomes: in execution order. cursor: the entry id before the oldest entry that has no outcome after this commit.
     plan: msgpack of the Plan, as journaled. batch: None is (epoch, number); a take-over gives the earlier epoch's batch that it makes up
     for. Nothing is trimmed that covered does not cover. sources: by future, a digest of the checkpoint that a load_weights read. at_ms:
-    when the batch ended; elapsed_ms: how long it took.
+    when the batch ended; elapsed_ms: how long it took. context: records that others wrote and that belong to the jobs; they are put
+    into the log on disk and are not written.
     """
 
     epoch: int
@@ -278,11 +279,26 @@ class Commit:
     plan: bytes
     cursor: str
     records: Sequence[RecordWrite] = field(default_factory=tuple)
+    context: Sequence[RecordWrite] = field(default_factory=tuple)
     batch: BatchId | None = None
     covered: Covered | None = None
     sources: Mapping[FutureId, str] = field(default_factory=dict)
     at_ms: int = 0
     elapsed_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journaled:
+    """A committed batch as Redis still has it. entries and ended: its jobs and outcomes in execution order, those left out that are
+    gone from Redis; num_gone says how many.
+    """
+
+    batch: BatchId
+    plan: bytes
+    entries: Sequence[LogEntry]
+    ended: Sequence[Ended]
+    num_gone: int
+    at_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,8 +368,13 @@ class Feed(Protocol):
         """Replace the engine's card. Raises Fenced."""
         ...
 
-    def adopt(self, models: Sequence[ModelId], *, lost: Mapping[ModelId, str], epoch: int) -> Adoption:
-        """Say which models this gang holds; every other one that was ready is marked lost here, with the reason given. Raises Fenced."""
+    def adopt(
+        self, models: Sequence[ModelId], *, lost: Mapping[ModelId, str], otherwise: str = "", epoch: int
+    ) -> Adoption:
+        """Say which models this gang holds; every other one that was ready is marked lost here. Raises Fenced.
+
+        lost: the reasons of single models; otherwise: that of the rest.
+        """
         ...
 
     def point(self, snapshot: Mapping[str, str], *, epoch: int) -> None:
@@ -362,4 +383,20 @@ class Feed(Protocol):
 
     def last_batch(self) -> BatchId | None:
         """The newest batch in the journal, None when nothing was ever committed."""
+        ...
+
+    def restore(self, entry: LogEntry, *, epoch: int) -> bool:
+        """Put a job back that a lost Redis had accepted, an open one to be read again; True when it was missing. Raises Fenced."""
+        ...
+
+    def unknown(self, future_ids: Sequence[FutureId]) -> set[FutureId]:
+        """Those of these futures that Redis does not have."""
+        ...
+
+    def restore_record(self, write: RecordWrite) -> bool:
+        """Set a record's fields unless there is one; True when there was none."""
+        ...
+
+    def journaled(self, after: BatchId, *, count: int) -> list[Journaled]:
+        """The next batches of the journal, oldest first."""
         ...

@@ -13,15 +13,27 @@ from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import FutureId, ModelId, OwnerId, TenantId
 from gradstream.shared.joblog import lua
+from gradstream.shared.joblog.admission import Packed
 from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.client import BLOCK_MS, redis_errors, sync_client
 from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.port import Adoption, BatchId, Commit, Fenced, FutureStatus, LogEntry, RecordKind
+from gradstream.shared.joblog.port import (
+    Adoption,
+    BatchId,
+    Commit,
+    Ended,
+    Fenced,
+    FutureStatus,
+    Journaled,
+    LogEntry,
+    RecordKind,
+    RecordWrite,
+)
 from gradstream.shared.wire import Job
 
 _log = structlog.get_logger(__name__)
-_SCRIPTS = ("lease", "commit", "card", "adopt", "snapshot", "mark_started", "mark_stopped")
+_SCRIPTS = ("lease", "commit", "card", "adopt", "snapshot", "restore", "put_record", "mark_started", "mark_stopped")
 # With delays growing to one second: a restart of Redis is ridden out inside a call.
 _NUM_RETRIES = 30
 _Entry = tuple[bytes, dict[bytes, bytes]]
@@ -127,9 +139,11 @@ class RedisFeed:
     def publish_card(self, card: EngineCard, *, epoch: int) -> None:
         self._eval("card", [epoch, msgspec.json.encode(card)], epoch=epoch)
 
-    def adopt(self, models: Sequence[ModelId], *, lost: Mapping[ModelId, str], epoch: int) -> Adoption:
+    def adopt(
+        self, models: Sequence[ModelId], *, lost: Mapping[ModelId, str], otherwise: str = "", epoch: int
+    ) -> Adoption:
         reasons = [text for pair in lost.items() for text in pair]
-        reply = self._eval("adopt", [epoch, len(models), *models, *reasons], epoch=epoch)
+        reply = self._eval("adopt", [epoch, otherwise, len(models), *models, *reasons], epoch=epoch)
         num_needless = int(reply[1])
         named = [ModelId(model.decode()) for model in reply[2:]]
         return Adoption(needless=named[:num_needless], lost=named[num_needless:])
@@ -142,6 +156,64 @@ class RedisFeed:
         with redis_errors():
             value = cast("bytes | None", self._redis.hget(self._keys.stat, "journal"))
         return BatchId.parse(value.decode()) if value else None
+
+    def restore(self, entry: LogEntry, *, epoch: int) -> bool:
+        job, packed = entry.job, Packed.of(entry.job.payload)
+        blob = ""
+        if entry.is_open and len(packed.data) > self._limits.inline_bytes:
+            blob = self._keys.blob(job.future_id, packed.digest)
+            with redis_errors():
+                self._redis.set(blob, packed.data)
+        payload = packed.data if entry.is_open and not blob else b""
+        args: list[Value] = [epoch, job.owner, job.seq, job.op, job.tenant, packed.digest, len(packed.data)]
+        args += [job.num_tokens, packed.enc, payload, blob, int(entry.ordered), entry.at_ms]
+        args += [int(entry.entry_id.partition("-")[0]), int(entry.is_open)]
+        return bool(self._eval("restore", args, epoch=epoch)[1])
+
+    def unknown(self, future_ids: Sequence[FutureId]) -> set[FutureId]:
+        with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for future_id in future_ids:
+                pipe.exists(self._keys.future(future_id))
+            known = pipe.execute()
+        return {future_id for future_id, is_there in zip(future_ids, known, strict=True) if not is_there}
+
+    def restore_record(self, write: RecordWrite) -> bool:
+        key = self._keys.record(write.kind, write.record_id)
+        with redis_errors():
+            if write.fields is None or self._redis.hexists(key, "created_ms"):
+                return False
+            args: list[Value] = [write.kind.value, write.record_id, 0]
+            for name, value in write.fields.items():
+                args += [name, value]
+            self._scripts["put_record"](keys=[self._keys.log], args=[self._keys.prefix, *args])
+        return True
+
+    def journaled(self, after: BatchId, *, count: int) -> list[Journaled]:
+        with redis_errors():
+            raw = cast("list[_Entry]", self._redis.xrange(self._keys.journal, min=f"({after}", count=count))
+            return [self._journaled(entry_id.decode(), fields) for entry_id, fields in raw]
+
+    def _journaled(self, entry_id: str, fields: dict[bytes, bytes]) -> Journaled:
+        futures = [FutureId(text) for text in fields[b"futures"].decode().split(" ") if text]
+        entries: list[LogEntry] = []
+        ended: list[Ended] = []
+        for future in futures:
+            stored = self._redis.hmget(self._keys.future(future), "entry", "status", "outcome", "outcome_digest")
+            entry, status, data, digest = cast("list[bytes | None]", stored)
+            found = cast("list[_Entry]", self._redis.xrange(self._keys.log, min=entry, max=entry)) if entry else []
+            if not found or status is None or data is None or digest is None:
+                continue
+            (logged,) = self._entries(found)
+            entries.append(logged)
+            ended.append(Ended(job=logged.job, status=FutureStatus(status.decode()), data=data, digest=digest.decode()))
+        return Journaled(
+            batch=BatchId.parse(entry_id),
+            plan=fields[b"plan"],
+            entries=entries,
+            ended=ended,
+            num_gone=len(futures) - len(ended),
+            at_ms=int(fields[b"at_ms"]),
+        )
 
     @property
     def _redis(self) -> redis.Redis:

@@ -11,7 +11,7 @@ from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.port import BatchId, Ended
 from gradstream.worker.disklog.chain import resolve
-from gradstream.worker.disklog.errors import UnknownPosition
+from gradstream.worker.disklog.errors import LogDamaged, UnknownPosition
 from gradstream.worker.disklog.frames import Dropped, Frame, LoggedBatch, LoggedJob, Position, Started, Stopped
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.tail import Tail
@@ -22,7 +22,8 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Past:
-    """The log from a place on. batches: all of them, in order, those before the cut too; frames: the same as they were logged.
+    """The log from a place on. batches: all of them, in order, those before the cut too; frames: the same as they were logged;
+    jobs_of: their jobs likewise.
 
     open_jobs: those without an outcome, in the order of the log, and where they stand. starts: by open job, the epochs in which it was
     started and did not end. is_whole: reading began where the very first gang began to write.
@@ -31,6 +32,7 @@ class Past:
     is_whole: bool
     batches: list[PastBatch] = field(default_factory=list)
     frames: list[LoggedBatch] = field(default_factory=list)
+    jobs_of: dict[BatchId, list[LoggedJob]] = field(default_factory=dict)
     open_jobs: dict[FutureId, tuple[Position, LoggedJob]] = field(default_factory=dict)
     starts: dict[FutureId, set[int]] = field(default_factory=dict)
 
@@ -80,7 +82,7 @@ def cuts_that_count(log: DiskLog, store: SnapshotStore) -> Iterator[tuple[Cut, P
     for cut in survey.cuts:
         try:
             past = read(log, position_of(cut))
-        except UnknownPosition as error:
+        except (UnknownPosition, LogDamaged) as error:
             _log.warning("snapshot_not_on_the_log", batch=str(BatchId(*cut.id)), reason=str(error))
             continue
         if past.has(BatchId(*cut.id)):
@@ -105,6 +107,7 @@ def _take_in(past: Past, position: Position, frame: Frame) -> None:
             if (batch := _past_batch(past, frame)) is not None:
                 past.batches.append(batch)
                 past.frames.append(frame)
+                past.jobs_of[batch.batch] = [past.open_jobs[outcome.future_id][1] for outcome in frame.outcomes]
             _close(past, [outcome.future_id for outcome in frame.outcomes])
         case _:
             pass

@@ -12,7 +12,7 @@ from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared import codec
 from gradstream.shared.clock import Clock
 from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, OwnerId, TenantId
-from gradstream.shared.joblog.port import BatchId, Commit, Feed, FutureStatus, RecordWrite
+from gradstream.shared.joblog.port import BatchId, Feed, FutureStatus
 from gradstream.shared.wire import (
     Batch,
     Failed,
@@ -24,8 +24,10 @@ from gradstream.shared.wire import (
     RestoreSnapshot,
     UnloadModel,
 )
-from gradstream.worker.disklog.frames import LoggedBatch
+from gradstream.worker.disklog.errors import LogDamaged
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.journal import Journal
+from gradstream.worker.recovery.agree import catch_up, make_up
 from gradstream.worker.recovery.attempts import Attempts
 from gradstream.worker.recovery.compare import Compare, Mode
 from gradstream.worker.recovery.past import Past, cuts_that_count, read
@@ -33,6 +35,7 @@ from gradstream.worker.recovery.replay import Divergence, PastBatch, replay
 from gradstream.worker.storage import Storage
 
 _INTERNAL = FutureId("take-over:0")
+_UNKNOWN = "no snapshot and no batch of the log on disk holds it"
 _NOBODY = ModelId("take-over")
 _log = structlog.get_logger(__name__)
 
@@ -47,10 +50,12 @@ class Models(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What a take-over works with. run executes a batch on every rank."""
+    """What a take-over works with. run executes a batch on every rank. last: the newest batch of the log on disk."""
 
     feed: Feed
     log: DiskLog
+    journal: Journal
+    last: BatchId | None
     store: SnapshotStore
     storage: Storage
     engine: Models
@@ -79,21 +84,21 @@ class TakeOver:
 def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> TakeOver:
     """Commit what earlier gangs had logged and not committed, and restore their models.
 
-    The end of the log must be fixed before. Raises LogDamaged, Fenced, Unavailable.
+    The end of the log must be fixed before. Raises Fenced, Unavailable, and what breaks the engine.
     """
     start_s = tools.clock.monotonic_s()
-    cut, past = _restored(tools, epoch=epoch) if mode != "none" else (None, read(tools.log, None))
-    num_made_up = _agree(tools.feed, past, epoch=epoch)
+    behind = catch_up(tools.feed, tools.journal, last=tools.last, epoch=epoch)
+    cut, past = _restored(tools, epoch=epoch) if mode != "none" else (None, _whole(tools.log))
+    num_made_up = make_up(tools.feed, tools.log, past, epoch=epoch)
     todo: list[PastBatch] = []
-    if why := _cannot_replay(tools.feed, past, cut):
+    why = "recovery is none" if mode == "none" else behind or _cannot_replay(past, cut)
+    if why is not None:
         lost = dict.fromkeys(tools.engine.models(), why)
-    elif mode == "none":
-        lost = {}
     else:
         todo = past.after(None if cut is None else BatchId(*cut.id))
         lost = _lost(_replayed(tools, todo, compare=compare, epoch=epoch))
     _forget(tools, lost, epoch=epoch)
-    adoption = tools.feed.adopt(sorted(tools.engine.models()), lost=lost, epoch=epoch)
+    adoption = tools.feed.adopt(sorted(tools.engine.models()), lost=lost, otherwise=why or _UNKNOWN, epoch=epoch)
     _forget(tools, adoption.needless, epoch=epoch)
     models = dict(tools.engine.models())
     _log.info(
@@ -128,41 +133,23 @@ def _restored(tools: Tools, *, epoch: int) -> tuple[Cut | None, Past]:
             continue
         tools.store.continue_from(cut)
         return cut, past
-    return None, read(tools.log, None)
+    return None, _whole(tools.log)
 
 
-def _cannot_replay(feed: Feed, past: Past, cut: Cut | None) -> str | None:
+def _cannot_replay(past: Past, cut: Cut | None) -> str | None:
     """Why the log on disk does not lead to the models' last state, None when it does."""
-    if cut is None and not past.is_whole:
+    if cut is None and past.batches and not past.is_whole:
         return "no snapshot is whole, and the log on disk does not begin at the start"
-    last = feed.last_batch()
-    if last is not None and (past.last is None or last > past.last):
-        return f"the log on disk ends at batch {past.last}, and batch {last} was committed"
     return None
 
 
-def _agree(feed: Feed, past: Past, *, epoch: int) -> int:
-    """Commit the logged batches that Redis lacks; how many."""
-    last = feed.last_batch()
-    missing = [frame for frame in past.frames if last is None or frame.batch_id > last]
-    by_id = {batch.batch: batch for batch in past.batches}
-    for frame in missing:
-        feed.commit(_commit(frame, by_id[frame.batch_id], epoch=epoch))
-    return len(missing)
-
-
-def _commit(frame: LoggedBatch, past: PastBatch, *, epoch: int) -> Commit:
-    return Commit(
-        epoch=epoch,
-        number=0,
-        batch=frame.batch_id,
-        outcomes=past.ended,
-        plan=codec.encode(frame.plan),
-        cursor=frame.cursor,
-        records=[
-            RecordWrite(kind=record.kind, record_id=record.record_id, fields=record.fields) for record in frame.records
-        ],
-    )
+def _whole(log: DiskLog) -> Past:
+    """All of the log; an empty one when it is damaged."""
+    try:
+        return read(log, None)
+    except LogDamaged as error:
+        _log.error("joblog_damaged", reason=error.message)
+        return Past(is_whole=False)
 
 
 def _replayed(tools: Tools, batches: Sequence[PastBatch], *, compare: Compare, epoch: int) -> list[Divergence]:

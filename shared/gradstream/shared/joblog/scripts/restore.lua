@@ -1,0 +1,48 @@
+#!lua flags=allow-oom
+-- Put one job back that a lost Redis had accepted and the log on disk knows. A job that is there stays as it is.
+-- KEYS  1 log
+-- ARGV  1 prefix  2 epoch  3 owner  4 seq  5 op  6 tenant  7 digest  8 bytes (as stored)  9 tokens  10 enc  11 payload
+--       12 blob key  13 ordered (1|0)  14 at_ms  15 number of its entry in the lost log  16 1 when it is open and must be read again
+-- Reply {ok, 1 put back | 0 was there} | {fenced, current epoch}
+
+local epoch = redis.call('GET', P .. 'epoch')
+if epoch ~= ARGV[2] then return { 'fenced', epoch or '0' } end
+local owner, seq, op, tenant, digest = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local blob, ordered, is_open = ARGV[12], ARGV[13] == '1', ARGV[16] == '1'
+local future = owner .. ':' .. seq
+local key, model_key = P .. 'future:' .. future, P .. 'model:' .. owner
+
+-- Ids that were given out before are not given out again, or a reader would step over what carries them.
+local last = math.max(tonumber(redis.call('HGET', P .. 'stat', 'log') or '0'), tonumber(ARGV[15]))
+redis.call('HSET', P .. 'stat', 'log', int(last))
+if tonumber(redis.call('HGET', P .. 'stat', 'notes') or '0') < NOW then redis.call('HSET', P .. 'stat', 'notes', int(NOW)) end
+if ordered then
+  local field = lane_field('next_seq', seq)
+  local next_seq = next_in_lane(redis.call('HGET', model_key, field), seq)
+  redis.call('HSET', model_key, field, int(math.max(next_seq, tonumber(seq) + 1)))
+  redis.call('HSETNX', model_key, 'tenant', tenant)
+  redis.call('HSETNX', model_key, 'state', 'creating')
+  redis.call('HSETNX', model_key, 'epoch', '0')
+  redis.call('HSETNX', P .. 'seqs:' .. owner, seq, digest)
+  redis.call('SADD', P .. 'models', owner)
+end
+if redis.call('EXISTS', key) == 1 then return { 'ok', 0 } end
+
+redis.call('HINCRBY', P .. 'stat', 'queued_jobs', 1)
+redis.call('HINCRBY', P .. 'stat', 'queued_bytes', ARGV[8])
+redis.call('HINCRBY', P .. 'tenants', tenant, ARGV[8])
+redis.call('HINCRBY', P .. 'tenant_jobs', tenant, 1)
+if ordered then
+  redis.call('HINCRBY', model_key, 'queued', 1)
+else
+  redis.call('HINCRBY', P .. 'owners', owner, 1)
+end
+redis.call('HSET', key, 'status', 'queued', 'op', op, 'owner', owner, 'seq', seq, 'tenant', tenant, 'at_ms', ARGV[14],
+  'digest', digest, 'bytes', ARGV[8], 'tokens', ARGV[9], 'enc', ARGV[10], 'ordered', ARGV[13])
+if blob ~= '' then redis.call('HSET', key, 'blob', blob) end
+if is_open then
+  local entry = append(future, { op = op, owner = owner, seq = seq, tenant = tenant, digest = digest, bytes = ARGV[8],
+    tokens = ARGV[9], at_ms = ARGV[14], enc = ARGV[10], payload = ARGV[11], blob = blob })
+  redis.call('HSET', key, 'entry', entry)
+end
+return { 'ok', 1 }
