@@ -8,8 +8,8 @@ import psutil
 import pytest
 import tinker
 from tests.faults.conftest import StartRun
+from tests.support.faults_client import API_KEY, BASE_MODEL
 from tests.support.faults_server import Role, Server
-from tests.support.faults_workload import API_KEY, BASE_MODEL
 from tinker import types
 
 from gradstream.worker.disklog.frames import LoggedBatch, Started

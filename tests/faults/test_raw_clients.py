@@ -6,8 +6,8 @@ import httpx
 import pytest
 from tests.faults.conftest import StartRun
 from tests.support.bodies import proto_datum, proto_request
+from tests.support.faults_client import BASE_MODEL, patiently
 from tests.support.faults_server import Role, Server
-from tests.support.faults_workload import BASE_MODEL, patiently
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -6,11 +6,12 @@ from contextlib import suppress
 
 import redis
 
+from tests.support.faults_client import GROUP
 from tests.support.faults_footprint import Footprint, footprint, growth
 from tests.support.faults_ledger import Ledger, settled_ledger, violations
 from tests.support.faults_report import Recovery, Report
 from tests.support.faults_server import Role, Server
-from tests.support.faults_workload import GROUP, Reference, Workload, compare, differences
+from tests.support.faults_workload import Reference, Workload, compare, differences
 
 # How many differences a failure lists.
 _MAX_LINES = 12

@@ -119,7 +119,7 @@ class Server:
                 return False
             with self.redis() as client:
                 epoch, card, lease = client.mget(self.keys.epoch, self.keys.card, self.keys.lease)
-            return lease is not None and card is not None and b'"epoch":%s' % (epoch or b"?") in card
+            return lease is not None and card is not None and f'"epoch":{(epoch or b"?").decode()}' in card.decode()
         return False
 
     @property
