@@ -1,5 +1,9 @@
 """Dtype and determinism rules, and the text that names everything on which result bits depend."""
 
+import platform
+import re
+from pathlib import Path
+
 import torch
 import transformers
 from torch.backends import cpu as cpu_backend
@@ -51,5 +55,15 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cpu":
-        return f"cpu-{cpu_backend.get_cpu_capability()}"
+        return f"cpu-{cpu_backend.get_cpu_capability()}-{_cpu_model()}"
     return torch.cuda.get_device_name(device).replace(" ", "-")
+
+
+def _cpu_model() -> str:
+    """Vendor, family and model of the processor, by which libraries of matrix products choose their kernels; else its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (\S+)", text, re.MULTILINE))
+    return "-".join(found.values()) or platform.machine()

