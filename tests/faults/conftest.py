@@ -84,7 +84,7 @@ def start_run(
     with ExitStack() as stack:
 
         def start(overrides: Mapping[str, str] | None = None, *, num_ranks: int = 1, directory: Path = tmp_path) -> Run:
-            server = Server(directory / "out", {**(overrides or {}), **ranks(num_ranks)})
+            server = Server(directory / "out", {**(overrides or {}), **ranks(num_ranks)}, said=tmp_path / "said.txt")
             stack.callback(server.stop)
             server.launch_until_ready()
             run = Run(server, lambda: references(num_ranks), report=report, test=request.node.name)

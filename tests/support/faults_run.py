@@ -44,12 +44,12 @@ class Run:
         """Kill, and wait until the server serves again. Records the recovery time."""
         # After a kill that was not waited for, it may not run again yet.
         self.server.until(lambda: role is Role.EVERYTHING or role in self.server.processes(), what=f"{role} runs")
-        epoch = self._epoch() if role in (Role.RANK0, Role.PEER, Role.TORCHRUN) else None
+        epoch = self.epoch() if role in (Role.RANK0, Role.PEER, Role.TORCHRUN) else None
         at_s = time.monotonic()
         self.faults.append(f"{at_s:.1f} kill {role}")
         assert self.server.kill(role), f"no {role} runs\n{self.server.evidence()}"
         if epoch is not None:
-            self.server.until(lambda: self._epoch() > epoch, what=f"a new epoch begins after the kill of {role}")
+            self.server.until(lambda: self.epoch() > epoch, what=f"a new epoch begins after the kill of {role}")
         self.recovered(f"kill -9 {role}", at_s=at_s)
 
     def kill_only(self, role: Role) -> None:
@@ -109,7 +109,7 @@ class Run:
                 lines.append(f"client {client.number} downloaded {downloaded}, its last save holds {saved}")
         return lines
 
-    def _epoch(self) -> int:
+    def epoch(self) -> int:
         """The epoch, 0 while the queue server does not answer."""
         with suppress(redis.RedisError, OSError):
             return self.server.epoch()

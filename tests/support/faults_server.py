@@ -1,5 +1,6 @@
 """A real server whose processes can be found by their role, and killed."""
 
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,6 @@ import httpx
 import psutil
 import redis
 
-from gradstream.shared.config import read_handover
 from gradstream.shared.embedded import child as shim
 from gradstream.shared.joblog.keys import Keys
 
@@ -62,12 +62,14 @@ _MODULES = {
 class Server:
     """`gradstream serve` in an output directory of its own. It can be killed, and started again on the same port and directory."""
 
-    def __init__(self, output_dir: Path, overrides: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, output_dir: Path, overrides: Mapping[str, str] | None = None, *, said: Path | None = None
+    ) -> None:
         self.output_dir = output_dir
         self.overrides = {**DEFAULTS, **(overrides or {})}
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.said = output_dir.with_name(f"{output_dir.name}.txt")
+        self.said = said or output_dir.with_name(f"{output_dir.name}.txt")
         self.num_launches = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._handed = output_dir / "run" / "settings.json"
@@ -114,7 +116,7 @@ class Server:
         """True when the API answers and the gang of the newest epoch holds the lease and has shown its card."""
         if not self.is_up or not self._handed.exists():
             return False
-        with suppress(httpx.TransportError, redis.RedisError, OSError):
+        with suppress(httpx.TransportError, redis.RedisError, OSError, json.JSONDecodeError):
             if httpx.get(f"{self.url}/api/v1/healthz", timeout=2, trust_env=False).status_code != 200:
                 return False
             with self.redis() as client:
@@ -129,7 +131,7 @@ class Server:
     @contextmanager
     def redis(self) -> Iterator["redis.Redis"]:
         """A connection to the queue's server as the launcher's settings name it."""
-        url = str(read_handover(self._handed).redis_url)
+        url = json.loads(self._handed.read_bytes())["redis_url"]
         with redis.Redis.from_url(url, socket_timeout=5) as client:
             yield client
 
@@ -204,7 +206,7 @@ class Server:
         shutil.rmtree(kept, ignore_errors=True)
         texts = [f"all logs: {kept}"]
         for path in (self.said, *sorted((self.output_dir / "logs").glob("*.log"))):
-            if path.exists():
+            if path.is_file():
                 kept.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, kept / path.name)
                 lines = [line for line in _lines(path) if not any(word in line for word in _ORDINARY)]
