@@ -25,6 +25,7 @@ EXIT_MISTAKE = 2
 _HEAVY = {
     "models": "gradstream.worker.cli_models",
     "replay": "gradstream.worker.cli_replay",
+    "bisect": "gradstream.worker.cli_bisect",
 }
 _LOOK = "Look into a server"
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -158,6 +159,12 @@ def models(context: typer.Context) -> None:
 def replay(context: typer.Context) -> None:
     """Run a log again and compare every job's outcome: gradstream replay --help."""
     importlib.import_module(_HEAVY["replay"]).app(context.args, prog_name="gradstream replay")
+
+
+@app.command("bisect", context_settings=_PASS_ON, add_help_option=False, rich_help_panel=_LOOK)
+def bisect(context: typer.Context) -> None:
+    """Find the first job at which something holds, such as a loss that is not finite: gradstream bisect --help."""
+    importlib.import_module(_HEAVY["bisect"]).app(context.args, prog_name="gradstream bisect")
 
 
 def main() -> None:

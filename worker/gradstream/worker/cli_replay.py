@@ -11,9 +11,10 @@ import typer
 from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, fail, readable_errors
 from gradstream.worker.inspect.tables import console, plain, write_json
 from gradstream.worker.replaying.errors import CannotReplay, Stopped
+from gradstream.worker.replaying.extent import Want
 from gradstream.worker.replaying.report import ReplayReport, report, result_table, summary
 from gradstream.worker.replaying.results import JobResult
-from gradstream.worker.replaying.session import Session, Want, open_session
+from gradstream.worker.replaying.session import Session, open_session
 from gradstream.worker.replaying.source import Where
 from gradstream.worker.replaying.watch import Watch, Wishes
 
@@ -55,6 +56,12 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", metavar="ID", help="Only this model, and those whose jobs ran in one batch with its own."),
 ]
+TolerantOption = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerant", min=0, metavar="X", help="Numbers may differ by X; needed for logs of another kind of engine."
+    ),
+]
 
 
 @app.command()
@@ -63,12 +70,7 @@ def replay(  # noqa: PLR0913 - one parameter an option
     to: ToOption = None,
     begin: FromOption = None,
     model: ModelOption = None,
-    tolerant: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerant", min=0, metavar="X", help="Numbers may differ by X; needed for logs of another kind of engine."
-        ),
-    ] = None,
+    tolerant: TolerantOption = None,
     samples: Annotated[bool, typer.Option("--samples", help="Run samples too.")] = False,
     break_at: Annotated[
         str | None,
