@@ -1,7 +1,9 @@
 """The recorded run in tests/golden, and copies of it in which something is changed."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 from typer.testing import CliRunner, Result
@@ -15,7 +17,6 @@ from gradstream.worker.disklog import framing
 from gradstream.worker.disklog.archive import archive_frames
 from gradstream.worker.disklog.frames import LoggedBatch, LoggedOutcome, SegmentHead, Selection
 from gradstream.worker.disklog.framing import AnyFrame
-from gradstream.worker.replaying.bisecting import Finding
 from gradstream.worker.replaying.report import ReplayReport
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run.gslog"
@@ -48,11 +49,13 @@ def replayed(*arguments: str, status: int = 0) -> ReplayReport:
     return msgspec.json.decode(result.stdout, type=ReplayReport)
 
 
-def found(*arguments: str, status: int = 0) -> Finding:
-    """What a search that ends with this status says."""
+def found(*arguments: str, status: int = 0) -> SimpleNamespace:
+    """What a search that ends with this status says: the fields of a Finding, with rows as such and the job as plain JSON."""
     result = bisect(*arguments, "--json")
     assert result.exit_code == status, result.output
-    return msgspec.json.decode(result.stdout, type=Finding)
+    fields = json.loads(result.stdout)
+    rows = {name: fields[name] and SimpleNamespace(**fields[name]) for name in ("before", "after")}
+    return SimpleNamespace(**(fields | rows))
 
 
 def golden_fingerprint() -> str:
