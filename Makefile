@@ -15,7 +15,7 @@ SOURCES := api engine shared worker
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench docs proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-durability docs golden proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ format: setup ## rewrite the sources as ruff formats them
 bench: setup ## measure the server against bare torch + peft on a tiny model
 	$(OFFLINE) $(BIN)/python -m bench.latency
 
+bench-durability: setup ## measure what each durability setting costs, and recovery times
+	$(OFFLINE) $(BIN)/python -m bench.durability
+
 proto: setup ## write the protobuf modules from their .proto files
 	$(BIN)/python tools/generate_proto.py
 
@@ -81,6 +84,9 @@ docs: setup ## write the pages that are made from the code: config, endpoints, l
 	$(BIN)/gradstream config docs > docs/config.md
 	$(BIN)/python tools/endpoints.py > docs/endpoints.md
 	$(BIN)/python -m tools.losses_docs
+
+golden: setup ## record the run in tests/golden again, when the log's format or the arithmetic changed on purpose
+	$(OFFLINE) $(BIN)/python -m tools.golden_log
 
 lock: setup ## pin in constraints.txt what .venv holds
 	$(BIN)/python tools/lock.py

@@ -141,7 +141,7 @@ async def test_a_redis_that_lost_everything_is_filled_again_from_the_log_on_disk
     expected = await uninterrupted(tmp_path, redis_url, engine_name, jobs)
     settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **STRICT)
     with gang(settings) as process:
-        model, created = await client.create()
+        model, _ = await client.create()
         futures = [await client.submit(model, job) for job in jobs[:7]]
         outcomes = await client.outcomes(futures)
         os.kill(process.pid, signal.SIGSTOP)

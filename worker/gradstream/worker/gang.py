@@ -34,6 +34,7 @@ from gradstream.worker.reader import LogReader
 from gradstream.worker.recovery.compare import exact, tolerant
 from gradstream.worker.recovery.past import tail_of
 from gradstream.worker.recovery.takeover import TakeOver, Tools, take_over
+from gradstream.worker.running import RunningNote
 from gradstream.worker.snapshots import Place, Snapshots, Stamp
 from gradstream.worker.storage import Storage
 from gradstream.worker.watchdog import Watchdog
@@ -139,6 +140,7 @@ def lead(
         storage=storage,
         journal=journal,
         snapshots=_snapshots(engine, tools, taken, journal, committer, card=card, options=options.durability),
+        running=RunningNote(feed, epoch=epoch),
         watchdog=watchdog,
         clock=clock,
     )
@@ -154,6 +156,7 @@ def lead(
 def _serve(crew: Crew, *, epoch: int, limits: Limits, stop: StopRequest) -> None:
     """From the first job to the last."""
     crew.snapshots.start()
+    crew.running.start()
     crew.reader.start()
     crew.committer.start()
     Leader(crew, epoch=epoch, limits=limits, stop=stop).run()
@@ -161,6 +164,7 @@ def _serve(crew: Crew, *, epoch: int, limits: Limits, stop: StopRequest) -> None
     crew.reader.close()
     crew.committer.close()
     crew.snapshots.close()
+    crew.running.close()
     crew.journal.close()
 
 

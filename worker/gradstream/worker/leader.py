@@ -26,9 +26,10 @@ from gradstream.worker.plan import Limits, Turn, next_turn
 from gradstream.worker.reader import LogReader
 from gradstream.worker.records import Executed, is_creator, record_context, record_writes, saved_uri
 from gradstream.worker.recovery.replay import STATEFUL
+from gradstream.worker.running import RunningNote
 from gradstream.worker.snapshots import Snapshots
 from gradstream.worker.storage import Storage
-from gradstream.worker.storage_jobs import storage_outcome
+from gradstream.worker.storage_jobs import STORAGE_OPS, storage_outcome
 from gradstream.worker.watchdog import Watchdog
 
 # The kind of a plan whose jobs were answered without the engine.
@@ -54,6 +55,7 @@ class Crew:
     storage: Storage
     journal: Journal
     snapshots: Snapshots
+    running: RunningNote
     watchdog: Watchdog
     clock: Clock
 
@@ -122,9 +124,7 @@ class Leader:
         for owner in list(crew.backlog.waiting):
             while len(answered) < _MAX_REFUSED and (jobs := crew.backlog.waiting.get(owner)):
                 starts = crew.backlog.starts.get(jobs[0].future_id, 0)
-                with crew.watchdog.watch(jobs[0].op):
-                    outcome = storage_outcome(jobs[0], crew.storage)
-                outcome = outcome or crew.models.answer(jobs[0], starts=starts)
+                outcome = self._outcome_without_engine(jobs[0], starts=starts)
                 if outcome is None:
                     break
                 if crew.models.is_deadly(starts) and isinstance(outcome, Failed):
@@ -136,6 +136,16 @@ class Leader:
             self._number += 1
             self._commit(answered, Plan(kind=REFUSED, future_ids=future_ids, row_budget_tokens=0))
             _log.info("jobs_answered_without_engine", num_jobs=len(answered), number=self._number)
+
+    def _outcome_without_engine(self, job: Job, *, starts: int) -> Outcome | None:
+        crew = self._crew
+        if job.op in STORAGE_OPS and not crew.models.is_deadly(starts):
+            crew.journal.started(self._number + 1, [job.future_id])
+            with crew.watchdog.watch(job.op):
+                outcome = storage_outcome(job, crew.storage)
+            if outcome is not None:
+                return outcome
+        return crew.models.answer(job, starts=starts)
 
     def _run_turn(self, turn: Turn) -> None:
         crew = self._crew
@@ -149,9 +159,11 @@ class Leader:
         if jobs:
             free_names(jobs, storage=crew.storage, recorded=self._recorded, settle=self._settle)
             crew.journal.started(batch.number, plan.future_ids)
+        crew.running.began(batch.number, plan.kind, list(crew.backlog.running))
         with crew.watchdog.watch(plan.kind):
             crew.control.run(batch)
             outcomes = execute(crew.engine, batch)
+        crew.running.ended()
         elapsed_s = crew.clock.monotonic_s() - start_s
         ended = [job for job in crew.backlog.running.values() if job.future_id in outcomes]
         assert len(ended) == len(outcomes), "an outcome is of no job that runs"

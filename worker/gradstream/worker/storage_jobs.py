@@ -16,12 +16,13 @@ from gradstream.shared.wire import (
 )
 from gradstream.worker.storage import Storage
 
-_OPS = frozenset({"copy_checkpoint", "delete_checkpoint"})
+# Jobs that rank 0 does between batches.
+STORAGE_OPS = frozenset({"copy_checkpoint", "delete_checkpoint"})
 
 
 def storage_outcome(job: Job, storage: Storage) -> Outcome | None:
     """The outcome of a storage job, None for a job of any other op. Doing one again changes nothing."""
-    if job.op not in _OPS or not job.payload:
+    if job.op not in STORAGE_OPS or not job.payload:
         return None
     try:
         match codec.decode_payload(job.payload):

@@ -353,6 +353,10 @@ class Feed(Protocol):
         """
         ...
 
+    def note_running(self, number: int, op: str, future_ids: Sequence[FutureId], *, epoch: int) -> None:
+        """Say what the gang runs now, for people who look. Raises Fenced."""
+        ...
+
     def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         """All fields of a record, or None."""
         ...

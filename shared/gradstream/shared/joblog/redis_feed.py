@@ -33,7 +33,18 @@ from gradstream.shared.joblog.port import (
 from gradstream.shared.wire import Job
 
 _log = structlog.get_logger(__name__)
-_SCRIPTS = ("lease", "commit", "card", "adopt", "snapshot", "restore", "put_record", "mark_started", "mark_stopped")
+_SCRIPTS = (
+    "lease",
+    "commit",
+    "card",
+    "adopt",
+    "snapshot",
+    "restore",
+    "put_record",
+    "running",
+    "mark_started",
+    "mark_stopped",
+)
 # With delays growing to one second: a restart of Redis is ridden out inside a call.
 _NUM_RETRIES = 30
 _Entry = tuple[bytes, dict[bytes, bytes]]
@@ -110,6 +121,9 @@ class RedisFeed:
 
     def mark_stopped(self, future_ids: Sequence[FutureId], *, epoch: int) -> None:
         self._eval("mark_stopped", [epoch, *future_ids], epoch=epoch)
+
+    def note_running(self, number: int, op: str, future_ids: Sequence[FutureId], *, epoch: int) -> None:
+        self._eval("running", [epoch, number, op, *future_ids], epoch=epoch)
 
     def record(self, kind: RecordKind, record_id: str) -> dict[str, str] | None:
         with redis_errors():
