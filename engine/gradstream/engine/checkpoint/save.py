@@ -108,7 +108,8 @@ def _write_optimizer(adapter: Adapter, path: Path) -> None:
         for site, pair in adapter.named_views(flat).items()
         for part, view in zip("ab", pair, strict=True)
     }
-    write_tensors(path, tensors, metadata={"format": "pt", "step": str(adapter.step)})
+    # The step is in the manifest: safetensors writes several entries here in any order, and equal states make equal files.
+    write_tensors(path, tensors, metadata={"format": "pt"})
 
 
 def _check_tenant(adapter: Adapter, location: Location, directory: Path) -> None:
