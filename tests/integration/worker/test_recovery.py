@@ -228,3 +228,26 @@ async def test_a_log_damaged_in_the_middle_is_set_aside_and_made_anew_from_redis
         assert "Redis has the journal up to" in record["error"]
     assert not any(isinstance(outcome, Failed) for outcome in again)
     assert list((output_dir(settings) / "joblog").glob("*.damaged-*"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_lost"), [(("exact", 1.0), True), (("tolerant", 1e-6), True), (("tolerant", 1e6), False)]
+)
+async def test_a_model_that_does_not_come_out_as_it_was_is_lost_unless_that_is_tolerated(
+    client, tmp_path, redis_url, engine_name, mode, is_lost
+):
+    given = {"snapshot_idle_s": 600, "recovery": mode[0], "recovery_tolerance": mode[1]}
+    before = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, lora_alpha=32, **given)
+    with gang(before) as process:
+        model, _ = await client.create()
+        await train(client, model, program(3))
+        kill(process)
+    # Another scale of the adapter: what the replay gives differs from what had been given.
+    after = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, lora_alpha=16, **given)
+    with gang(after):
+        (outcome,) = await train(client, model, [optim_step()])
+    assert isinstance(outcome, Failed) is is_lost
+    if is_lost:
+        assert outcome.code == "model_lost"
+        record = await client.intake.record(RecordKind.MODEL, model)
+        assert record["error"].startswith("in batch 1-")

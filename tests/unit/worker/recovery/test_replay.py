@@ -1,0 +1,81 @@
+"""Which batches run again, and what is said of those that differ."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, future_id
+from gradstream.shared.joblog.port import BatchId, Ended
+from gradstream.shared.wire import Batch, Failed, Job, OptimStepDone, Outcome, Plan
+from gradstream.worker.recovery.attempts import MAX_DEATHS, Attempts
+from gradstream.worker.recovery.compare import exact
+from gradstream.worker.recovery.replay import PastBatch, replay
+
+FAILED = Failed(code="non_finite", category="user", message="nan")
+
+
+def past(number: int, *outcomes: Outcome, kind: str = "optim_step") -> PastBatch:
+    owner = ModelId("s:train:0")
+    jobs = [
+        Job(
+            future_id=future_id(owner, 10 * number + at),
+            owner=owner,
+            seq=10 * number + at,
+            op=kind,
+            tenant=LOCAL_TENANT,
+            payload=b"",
+        )
+        for at in range(len(outcomes))
+    ]
+    plan = Plan(kind=kind, future_ids=[job.future_id for job in jobs], row_budget_tokens=7, isolate_jobs=True)
+    ended = [Ended.of(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+    return PastBatch(batch=BatchId(3, number), plan=plan, ended=ended, sources={})
+
+
+class Again:
+    """Gives every job the same outcome, and keeps the batches."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.batches: list[Batch] = []
+        self._outcome = outcome
+
+    def __call__(self, batch: Batch) -> Mapping[FutureId, Outcome]:
+        self.batches.append(batch)
+        return {job.future_id: self._outcome for job in batch.jobs}
+
+
+DONE = OptimStepDone(metrics={"step": 1.0})
+
+
+def test_batches_run_again_in_order_with_their_own_plans_and_the_others_are_left_out() -> None:
+    batches = [past(1, DONE), past(2, DONE, kind="sample"), past(3, FAILED), past(4, DONE, DONE)]
+    run = Again(DONE)
+    assert replay(batches, run, compare=exact, epoch=9) == []
+    assert [batch.plan for batch in run.batches] == [batches[0].plan, batches[3].plan]
+    assert {batch.epoch for batch in run.batches} == {9}
+
+
+def test_a_job_that_failed_beside_others_runs_with_them_and_must_fail_again() -> None:
+    (divergence,) = replay([past(1, DONE, FAILED)], Again(DONE), compare=exact, epoch=1)
+    assert divergence.job.seq == 11
+    assert divergence.message == "in batch 3-1, optim_step seq 11: it was done and had failed (nan)"
+
+
+def test_a_refused_batch_does_not_run_and_all_its_jobs_diverged() -> None:
+    run = Again(DONE)
+    found = replay([past(1, DONE, DONE), past(2, DONE)], run, compare=exact, epoch=1, refuse=lambda _: "no")
+    assert [divergence.what for divergence in found] == ["no"] * 3
+    assert run.batches == []
+
+
+def test_a_batch_that_ends_every_gang_is_refused_in_the_end_and_another_one_starts_the_count_anew(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log" / "replaying.json"
+    for _ in range(MAX_DEATHS):
+        assert Attempts(path).begin(BatchId(1, 5)) is None
+    assert Attempts(path).begin(BatchId(1, 6)) is None
+    for _ in range(MAX_DEATHS):
+        assert Attempts(path).begin(BatchId(1, 5)) is None
+    assert f"died {MAX_DEATHS} times" in (Attempts(path).begin(BatchId(1, 5)) or "")
+    Attempts(path).end()
+    assert Attempts(path).begin(BatchId(1, 5)) is None
