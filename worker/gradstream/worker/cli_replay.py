@@ -149,9 +149,16 @@ def _run(session: Session) -> ReplayReport:
     jobs: list[JobResult] = []
     stopped = False
     try:
-        for ran in session.run():
+        for number, ran in enumerate(session.run(), start=1):
             jobs += ran.results
+            _say_progress(f"batch {ran.past.batch}, {number} of {len(session.extent.notes)}")
     except Stopped:
         stopped = True
         sys.stderr.write("note: stopped in the debugger\n")
     return report(session, jobs, stopped=stopped)
+
+
+def _say_progress(text: str) -> None:
+    """In one line of a terminal, which the next one takes."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}\r")

@@ -23,7 +23,7 @@ FORWARD = "forward"
 SAMPLE = "sample"
 SAVES = frozenset({"save_weights", "save_weights_for_sampler", "save_weights_external"})
 # Plans with few jobs, whose outcomes say where a checkpoint went or came from.
-_TELLING = SAVES | {"load_weights", REFUSED}
+TOUCH_FILES = SAVES | {"load_weights", REFUSED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ def _note(frame: LoggedBatch, found: Overview) -> Note:
     futures = tuple(outcome.future_id for outcome in frame.outcomes)
     done = [outcome for outcome in frame.outcomes if outcome.status is FutureStatus.DONE]
     told: list[Outcome] = []
-    if frame.plan.kind in _TELLING:
+    if frame.plan.kind in TOUCH_FILES:
         told = [codec.decode_outcome(outcome.data) for outcome in done]
     return Note(
         batch=frame.batch_id,

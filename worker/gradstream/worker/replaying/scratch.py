@@ -19,7 +19,7 @@ from gradstream.worker.disklog.frames import LoggedBatch
 from gradstream.worker.records import saved_uri
 from gradstream.worker.recovery.replay import PastBatch
 from gradstream.worker.replaying.errors import CannotReplay
-from gradstream.worker.replaying.overview import loaded_uri
+from gradstream.worker.replaying.overview import TOUCH_FILES, loaded_uri
 from gradstream.worker.storage import Storage
 from gradstream.worker.storage_jobs import storage_outcome
 
@@ -53,6 +53,8 @@ class Scratch:
         Raises CannotReplay when a checkpoint is missing, or is not the one that was loaded.
         """
         wrong: dict[str, str] = {}
+        if past.plan.kind not in TOUCH_FILES:
+            return wrong
         for ended in past.ended:
             if ended.status is not FutureStatus.DONE:
                 continue
@@ -81,12 +83,11 @@ class Scratch:
                 self._set_created(uri, int(text))
 
     def repeat(self, job: Job) -> Outcome | None:
-        """Do a job that only touches the disk, here; None when it is no such job."""
+        """Do a job that only touches the disk, here; None when it is no such job, or copies what is not there any more."""
         with suppress(GradstreamError):
             match codec.decode_payload(job.payload):
-                case CopyCheckpoint(source=source, path=path):
-                    self._bring(source)
-                    shutil.rmtree(parse_uri(path).directory(self.directory), ignore_errors=True)
+                case CopyCheckpoint(source=source) if not self.has(source):
+                    return None
                 case _:
                     pass
         return storage_outcome(job, self._storage)
