@@ -1,5 +1,6 @@
 """Two ranks give what one rank gives: outputs, losses, gradients and weights."""
 
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.support.engine_builders import (
 from tests.support.ranks import Ranks
 
 from gradstream.engine.parallel.comm import Comm
-from gradstream.shared.wire import Failed, ForwardBackwardDone
+from gradstream.shared.wire import Failed, ForwardBackwardDone, Outcome
 
 pytestmark = pytest.mark.gloo
 
@@ -76,6 +77,41 @@ def test_two_ranks_equal_one(path: Path, two_ranks: Ranks) -> None:
     for ours, theirs in ((first.grads, second.grads), (first.weights, second.weights)):
         for mine, yours in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(mine, yours)
+
+
+def _isolated(comm: Comm, *, together: bool) -> tuple[list[Outcome], np.ndarray]:
+    """Outcomes and the sum of the gradients of jobs of every size, in one batch or one after the other."""
+    driver = Driver(open_engine(DENSE, comm), row_budget_tokens=64)
+    driver.isolate_jobs = True
+    driver.create("m")
+    randomize(driver, "m")
+    jobs = [
+        cross_entropy(random_data([9 + 2 * seed, 14, 3 * seed + 1][: 1 + seed % 3], seed=seed)) for seed in range(7)
+    ]
+    batches = [jobs] if together else [[job] for job in jobs]
+    outcomes = [outcome for batch in batches for outcome in driver.run(*(("m", job) for job in batch))]
+    return outcomes, driver.grad("m").numpy()
+
+
+def _isolated_alone(comm: Comm) -> tuple[list[Outcome], np.ndarray]:
+    return _isolated(comm, together=False)
+
+
+def _isolated_together(comm: Comm) -> tuple[list[Outcome], np.ndarray]:
+    return _isolated(comm, together=True)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_isolated_jobs_of_a_batch_give_the_bits_that_they_give_alone(
+    num_ranks: int, two_ranks: Ranks, tmp_path: Path
+) -> None:
+    with nullcontext(two_ranks) if num_ranks == 2 else closing(Ranks(num_ranks, tmp_path)) as ranks:
+        alone = ranks.run(_isolated_alone)
+        together = ranks.run(_isolated_together)
+    for (outcomes, grad), (want_outcomes, want_grad) in zip(together, alone, strict=True):
+        assert outcomes == want_outcomes
+        np.testing.assert_array_equal(grad, want_grad)
+        assert grad.any()
 
 
 def _talk(comm: Comm) -> tuple[bytes, bytes, list[bytes] | None, float]:

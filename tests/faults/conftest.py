@@ -128,14 +128,10 @@ def proxied(start_run: StartRun) -> Iterator[Proxied]:
 
 
 def ranks(num_ranks: int) -> dict[str, str]:
-    """The settings of a gang of this size.
-
-    Which rank runs which row depends on the whole batch, also with strict isolation; with one job a batch it depends on the job only.
-    """
+    """The settings of a gang of this size."""
     if num_ranks == 1:
         return {}
     return {
         "num_ranks": str(num_ranks),
         "data_parallel_replicate_size": str(num_ranks),
-        "batch_max_jobs": "1",
     }

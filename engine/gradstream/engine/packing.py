@@ -1,7 +1,8 @@
 """Which sequences share a row, and which rank runs which row; pure functions of lengths."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,19 @@ def _rows(lengths: Mapping[int, Sequence[int]], budget_tokens: int, num_ranks: i
     return rows
 
 
-def assign(rows: Sequence[Row], *, num_ranks: int) -> list[int]:
-    """The rank of each row: in order, to the rank with the fewest tokens so far, the lowest such rank first."""
+def assign(rows: Sequence[Row], *, num_ranks: int, isolate_jobs: bool = False) -> list[int]:
+    """The rank of each row: in order, to the rank with the fewest tokens so far, the lowest such rank first.
+
+    isolate_jobs, of rows that were packed so: the tokens of the row's own job count, so that its rows go where they go when it is
+    alone. A job of a single row then always runs on rank 0, and small jobs leave the other ranks idle.
+    """
+    if isolate_jobs:
+        jobs = groupby(rows, key=lambda row: row.placements[0].job)
+        return [rank for _, own in jobs for rank in _least_loaded(own, num_ranks)]
+    return _least_loaded(rows, num_ranks)
+
+
+def _least_loaded(rows: Iterable[Row], num_ranks: int) -> list[int]:
     loads = [0] * num_ranks
     ranks = []
     for row in rows:

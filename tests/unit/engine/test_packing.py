@@ -39,3 +39,20 @@ def test_equal_rows_are_spread_evenly() -> None:
 def test_a_budget_below_one_is_a_callers_mistake() -> None:
     with pytest.raises(ValueError, match="budget_tokens is 0"):
         pack([[1]], budget_tokens=0)
+
+
+@given(JOBS, st.integers(1, 120), st.integers(1, 4))
+def test_an_isolated_job_has_the_rows_and_the_ranks_that_it_has_alone(
+    jobs: list[list[int]], budget: int, ranks: int
+) -> None:
+    rows = pack(jobs, budget_tokens=budget, num_ranks=ranks, isolate_jobs=True)
+    owners = assign(rows, num_ranks=ranks, isolate_jobs=True)
+    for number, job in enumerate(jobs):
+        alone = pack([job], budget_tokens=budget, num_ranks=ranks, isolate_jobs=True)
+        together = [
+            (len(row.placements), row.num_tokens, owner)
+            for row, owner in zip(rows, owners, strict=True)
+            if row.placements[0].job == number
+        ]
+        expected = zip(alone, assign(alone, num_ranks=ranks, isolate_jobs=True), strict=True)
+        assert together == [(len(row.placements), row.num_tokens, owner) for row, owner in expected]

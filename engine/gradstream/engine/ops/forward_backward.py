@@ -24,14 +24,14 @@ from gradstream.shared.wire import Failed, ForwardBackward, ForwardBackwardDone,
 
 import_siblings(losses)
 
-# Matrix products may differ in the last bit with the alignment of what they write to. Each view of the batch's buffer begins at a
+# Matrix products may differ in the last bit with the alignment of what they write to. Each view of a buffer begins at a
 # multiple of 64 bytes, as torch's own tensors do, so that a job's numbers do not depend on the sizes of the jobs before it.
 _ALIGN_ELEMENTS = 16
 
 
 @OPS.register(ForwardBackward)
 def forward_backward(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]]) -> list[Outcome]:
-    """Run all jobs together, row by row; each rank runs its rows, and one all-reduce makes every rank hold everything.
+    """Run all jobs together, row by row; each rank runs its rows, and an all-reduce makes every rank hold everything.
 
     A job that is refused, or whose loss or gradient is not finite, changes no accumulator.
     """
@@ -59,25 +59,35 @@ def _run(
     state: EngineState, work: Sequence[tuple[Adapter, Datums]], backward: Sequence[bool], plan: Plan
 ) -> list[JobTensors]:
     """Every job's gradient and outputs, complete on every rank."""
-    buffer, tensors = _allocate(state, work, backward)
+    # In which order the ranks are added up may depend on where a number lies in the buffer: an isolated job has one of its own.
+    num_together = 1 if plan.isolate_jobs else len(work)
+    buffers: list[Tensor] = []
+    tensors: list[JobTensors] = []
+    for first in range(0, len(work), num_together):
+        together = slice(first, first + num_together)
+        buffer, own = _allocate(state, work[together], backward[together])
+        buffers.append(buffer)
+        tensors += own
     rows = pack(
         [datums.lengths for _, datums in work],
         budget_tokens=plan.row_budget_tokens,
         num_ranks=state.comm.size,
         isolate_jobs=plan.isolate_jobs,
     )
-    for row, rank in zip(rows, assign(rows, num_ranks=state.comm.size), strict=True):
+    ranks = assign(rows, num_ranks=state.comm.size, isolate_jobs=plan.isolate_jobs)
+    for row, rank in zip(rows, ranks, strict=True):
         if rank == state.comm.rank:
             run_row(state.base, row, tensors)
     # What a rank did not compute is zero in its buffer, so the sum is the whole.
-    state.comm.all_reduce_sum_(buffer)
+    for buffer in buffers:
+        state.comm.all_reduce_sum_(buffer)
     return tensors
 
 
 def _allocate(
     state: EngineState, work: Sequence[tuple[Adapter, Datums]], backward: Sequence[bool]
 ) -> tuple[Tensor, list[JobTensors]]:
-    """One flat fp32 buffer for the whole batch, and each job's views into it."""
+    """One flat fp32 buffer for these jobs, and each job's views into it."""
     device = state.base.device
     sizes: list[int] = []
     for (adapter, datums), is_backward in zip(work, backward, strict=True):
