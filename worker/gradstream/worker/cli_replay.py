@@ -25,7 +25,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 LogOption = Annotated[
     Path | None,
     typer.Option(
-        "--log", metavar="FILE", help="An exported log instead of a server's own.", rich_help_panel="Which server"
+        "--log",
+        "--file",
+        metavar="FILE",
+        help="An exported log instead of a server's own.",
+        rich_help_panel="Which server",
     ),
 ]
 ModelPathOption = Annotated[
