@@ -1,15 +1,18 @@
 """`gradstream replay` and `bisect` on logs of real gangs: beside a running one, from snapshots, and with checkpoints of before."""
 
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.gang import Client, forward_backward, gang, optim_step, output_dir, settings_file
+from tests.support.gang import TINY, Client, forward_backward, gang, optim_step, output_dir, settings_file
 from tests.support.golden import bisect, found, replay, replayed
 
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.snapshot.store import SnapshotStore
+from gradstream.shared.clock import SystemClock
 from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import (
@@ -22,6 +25,9 @@ from gradstream.shared.wire import (
     SaveWeights,
     SaveWeightsDone,
 )
+from gradstream.worker.disklog.archive import export_log
+from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.disklog.selection import Choice
 
 pytestmark = [pytest.mark.timeout(400)]
 
@@ -138,6 +144,11 @@ async def test_a_checkpoint_of_before_the_log_is_read_and_must_be_the_one_that_w
             await train(successor, loaded, program(1))
     whole = [*server(second), "--from", "start"]
     assert replayed(*whole).num_differing == 0
+    file = tmp_path / "carried.gslog"
+    export_log(DiskLog(out / "joblog" / f"{engine_name}-b"), file, Choice(), clock=SystemClock())
+    carried = ["--log", str(file), "--model-path", str(TINY)]
+    assert replayed(*carried, "--output-dir", str(out)).num_equal == 4
+    assert "is missing" in replay(*carried).output
 
     directory = parse_uri(saved.path).directory(out)
     aside = directory.with_name("aside")
@@ -156,3 +167,25 @@ async def test_a_checkpoint_of_before_the_log_is_read_and_must_be_the_one_that_w
     assert f"checkpoint {saved.path} was replaced since" in replaced.output
     # The snapshot that was taken with the load does not need it.
     assert replayed(*server(second)).num_differing == 0
+
+
+async def test_a_run_over_a_killed_gang_is_replayed_through_the_death(client, tmp_path, redis_url, engine_name):
+    settings = settings_file(
+        tmp_path, redis_url=redis_url, engine=engine_name, snapshot_idle_s=0.2, batch_isolation="strict"
+    )
+    with gang(settings) as process:
+        model, _ = await client.create()
+        other, _ = await client.create(2)
+        await train(client, model, program(2))
+        await train(client, other, program(1, seed=30))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    with gang(settings):
+        await train(client, model, program(2, seed=10))
+        await train(client, other, program(1, seed=40))
+    whole = replayed(*server(tmp_path), "--from", "start")
+    assert (whole.num_equal, whole.num_differing, whole.num_not_run) == (2 + 9 + 9, 0, 0)
+    assert {job.batch.partition("-")[0] for job in whole.jobs} == {"1", "2"}
+    own = replayed(*server(tmp_path), "--from", "start", "--model", other)
+    assert (own.models, own.num_equal) == ([other], 1 + 6)
+    assert replayed(*server(tmp_path)).num_differing == 0

@@ -50,16 +50,15 @@ class Note:
 
 @dataclass(slots=True, kw_only=True)
 class Overview:
-    """A log. batches: in order. place: of each job that ended, the number of its batch in batches. open: jobs without an outcome; creators: those
-    that make their model.
+    """A log. batches: in order. place: of each job that ended, the number of its batch in batches. open: jobs without an outcome.
 
-    base_models: under which names models were made. fingerprints: by epoch. damage: what keeps the rest from being read.
+    creators: jobs that make their model, with the base model that they name. base_models: under which names models were made. fingerprints: by epoch. damage: what keeps the rest from being read.
     """
 
     batches: list[Note] = field(default_factory=list)
     place: dict[FutureId, int] = field(default_factory=dict)
     open: set[FutureId] = field(default_factory=set)
-    creators: set[FutureId] = field(default_factory=set)
+    creators: dict[FutureId, str | None] = field(default_factory=dict)
     base_models: list[str] = field(default_factory=list)
     fingerprints: dict[int, str] = field(default_factory=dict)
     damage: LogDamaged | None = None
@@ -125,26 +124,35 @@ def _take_in(found: Overview, frame: Frame) -> None:
         case LoggedJob():
             found.open.add(frame.job.future_id)
             if is_creator(frame.job):
-                found.creators.add(frame.job.future_id)
-                _learn_base(found, frame)
+                found.creators[frame.job.future_id] = _base_model(frame)
         case Dropped():
             found.open.difference_update(frame.future_ids)
         case LoggedBatch():
             note = _note(frame, found)
             found.place.update(dict.fromkeys(note.futures, len(found.batches)))
             found.batches.append(note)
+            _learn_bases(found, frame, note)
             found.open.difference_update(note.futures)
         case _:
             pass
 
 
-def _learn_base(found: Overview, frame: LoggedJob) -> None:
+def _base_model(frame: LoggedJob) -> str | None:
+    """The base model that a job names; None when it names none, or does not read."""
     try:
         base = getattr(codec.decode_payload(frame.job.payload), "base_model", None)
     except InvalidRequest:
-        return
-    if base is not None and base not in found.base_models:
-        found.base_models.append(base)
+        return None
+    return base if isinstance(base, str) else None
+
+
+def _learn_bases(found: Overview, frame: LoggedBatch, note: Note) -> None:
+    """The names of the base model under which this batch made models, as their jobs or their records say."""
+    named = [found.creators.get(outcome.future_id) for outcome in frame.outcomes if note.makes]
+    named += [(record.fields or {}).get("base_model") for record in [*frame.records, *frame.context] if note.makes]
+    for base in named:
+        if base and base not in found.base_models:
+            found.base_models.append(base)
 
 
 def _note(frame: LoggedBatch, found: Overview) -> Note:
