@@ -83,7 +83,7 @@ async def test_an_older_epoch_changes_nothing(bench: Bench) -> None:
         lambda: bench.commit(bench.log()[1:], epoch=old, records=[ready()]),
         lambda: bench.feed.publish_card(card, epoch=old),
         lambda: bench.feed.adopt([], lost={}, epoch=old),
-        lambda: bench.feed.point({"cut": "1-1"}, epoch=old),
+        lambda: bench.feed.name_snapshot({"cut": "1-1"}, epoch=old),
         lambda: bench.feed.mark_started([], epoch=old),
         lambda: bench.feed.mark_stopped([], epoch=old),
         lambda: bench.feed.renew(old),

@@ -20,7 +20,7 @@ from gradstream.worker.control import Control
 from gradstream.worker.dead import DeadLetters
 from gradstream.worker.disklog.errors import LogDamaged
 from gradstream.worker.disklog.log import DiskLog
-from gradstream.worker.disklog.segments import epoch_of, segment_paths
+from gradstream.worker.disklog.segments import newest_epoch
 from gradstream.worker.disklog.tail import Tail
 from gradstream.worker.disklog.writer import DiskLogWriter, Opening
 from gradstream.worker.execute import Executor, execute
@@ -93,7 +93,7 @@ def lead(
         clock=clock,
         timeout_s=options.acquire_timeout_s,
         stop=stop,
-        above=_tail(log, store, clock=clock).epoch,
+        above=newest_epoch(options.durability.joblog),
     )
     if epoch is None:
         control.stop()
@@ -103,7 +103,7 @@ def lead(
     watchdog = Watchdog(timeout_s=options.operation_timeout_s, clock=clock)
     watchdog.start()
     card = engine.card(epoch=epoch)
-    tail = _tail(log, store, clock=clock)
+    tail = _tail_or_set_aside(log, store, clock=clock)
     journal = _journal(tail, card, options=options.durability, clock=clock)
 
     def run(batch: Batch) -> Mapping[FutureId, Outcome]:
@@ -132,7 +132,7 @@ def lead(
         engine=engine,
         control=control,
         feed=feed,
-        reader=LogReader(feed, cursor=cursor, max_bytes=options.read_ahead_bytes, log=journal.read),
+        reader=LogReader(feed, cursor=cursor, max_bytes=options.read_ahead_bytes, log=journal.log_read),
         committer=committer,
         backlog=Backlog(cursor=cursor, starts=taken.starts),
         models=_models(feed, taken, options),
@@ -168,14 +168,17 @@ def _serve(crew: Crew, *, epoch: int, limits: Limits, stop: StopRequest) -> None
     crew.journal.close()
 
 
-def _tail(log: DiskLog, store: SnapshotStore, *, clock: Clock) -> Tail:
-    """The end of the log on disk. A damaged log is set aside, and a new one begins with what Redis still has."""
+def _tail_or_set_aside(log: DiskLog, store: SnapshotStore, *, clock: Clock) -> Tail:
+    """The end of the log on disk. A damaged log is moved aside, and a new one begins with what Redis still has.
+
+    Only for the holder of the lease.
+    """
     try:
         return tail_of(log, store)
     except LogDamaged as error:
         aside = log.directory.with_name(f"{log.directory.name}.damaged-{clock.wall_ms()}")
         _log.error("joblog_damaged", reason=error.message, kept_as=str(aside))
-        epoch = epoch_of(segment_paths(log.directory)[-1].name)
+        epoch = newest_epoch(log.directory)
         log.directory.rename(aside)
         return Tail(last=None, end=None, open_jobs={}, starts={}, epoch=epoch, last_entry=0, fingerprint=None)
 

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
 import msgspec
 import structlog
@@ -19,14 +18,14 @@ _RETRY_S = 1.0
 
 _PLAN: msgspec.msgpack.Decoder[Plan] = msgspec.msgpack.Decoder(Plan)
 
-T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
 class Journal:
     """The log of one epoch. Called by the reading, the leading and the committing thread.
 
-    A disk that refuses is waited out: nothing runs and nothing is committed that is not in the log. open_jobs: where the jobs stand
+    A disk that refuses is waited out by the reading and the committing thread: nothing is handed on and nothing is committed that is not
+    in the log. open_jobs: where the jobs stand
     that earlier epochs logged and that have no outcome.
     """
 
@@ -35,7 +34,7 @@ class Journal:
         self._lock = threading.Lock()
         self._open = dict(open_jobs)
 
-    def read(self, entries: Sequence[LogEntry]) -> None:
+    def log_read(self, entries: Sequence[LogEntry]) -> None:
         """Log the open jobs that are not in the log yet."""
         position = self._writer.position()
         with self._lock:
@@ -46,17 +45,17 @@ class Journal:
             _patiently(lambda: self._writer.append_jobs(fresh))
 
     def started(self, number: int, future_ids: Sequence[FutureId]) -> None:
-        """Log that these jobs are about to run."""
-        _patiently(lambda: self._writer.append_started(number, future_ids))
+        """Log that these jobs are about to run. Without room on the disk it is not known: their batch will have to wait anyway."""
+        _once(lambda: self._writer.append_started(number, future_ids))
 
     def dropped(self, future_ids: Sequence[FutureId]) -> None:
         """Log that these jobs were cancelled before they ran."""
-        _patiently(lambda: self._writer.append_dropped(future_ids))
+        _once(lambda: self._writer.append_dropped(future_ids))
         self._close(future_ids)
 
     def stopped(self, future_ids: Sequence[FutureId]) -> None:
         """Log that these jobs are left undone by a clean stop."""
-        _patiently(lambda: self._writer.append_stopped(future_ids))
+        _once(lambda: self._writer.append_stopped(future_ids))
 
     def batch(self, commit: Commit) -> None:
         """Log a batch that is about to be committed."""
@@ -100,10 +99,16 @@ def _logged(write: RecordWrite) -> LoggedRecord:
     return LoggedRecord(kind=write.kind, record_id=write.record_id, fields=fields)
 
 
-def _patiently(write: Callable[[], T]) -> T:
-    while True:
-        try:
-            return write()
-        except StorageFailure as error:
-            _log.error("joblog_not_written", reason=error.message)
-            time.sleep(_RETRY_S)
+def _patiently(write: Callable[[], object]) -> None:
+    while not _once(write):
+        time.sleep(_RETRY_S)
+
+
+def _once(write: Callable[[], object]) -> bool:
+    """Write; False when the disk refuses, which is logged."""
+    try:
+        write()
+    except StorageFailure as error:
+        _log.error("joblog_not_written", reason=error.message)
+        return False
+    return True

@@ -67,7 +67,7 @@ class Keeping:
         if cut.head.epoch == self.epoch and not self.committer.wait_recorded(cut.head.number):
             raise Unavailable(f"batch {cut.head.number} was not committed")
         try:
-            self.feed.point(_facts(cut), epoch=self.epoch)
+            self.feed.name_snapshot(_facts(cut), epoch=self.epoch)
         except Fenced as error:
             exit_fenced(str(error))
         self.cuts = [*self.cuts, cut][-self.durability.cadence.num_kept :]

@@ -42,7 +42,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
-    """What the leader works with; each part is opened and closed by the caller. feed is used by the leader's thread only."""
+    """What the leader works with; each part is opened and closed by the caller."""
 
     engine: Executor
     control: Control

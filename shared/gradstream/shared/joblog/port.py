@@ -189,6 +189,13 @@ class Intake(Protocol):
         """True while a gang holds the lease."""
         ...
 
+    async def leading(self) -> int | None:
+        """The epoch of the gang that leads: it holds the lease, and has published its card, which it does once it restored everything.
+
+        None while there is none, also while a gang takes over.
+        """
+        ...
+
     async def fail_gaps(self) -> int:
         """Fail jobs held longer than hold_timeout_s with SequenceGap; how many. Idempotent, any replica may call it.
 
@@ -314,7 +321,7 @@ class Fenced(Exception):
 
 
 class Feed(Protocol):
-    """Rank 0's side of the job log. Blocking; one thread."""
+    """Rank 0's side of the job log. Blocking; several threads may use it, each call on a connection of its own."""
 
     def acquire(self, *, owner: str, above: int = 0) -> int:
         """The new epoch, higher than every one before and than above.
@@ -381,7 +388,7 @@ class Feed(Protocol):
         """
         ...
 
-    def point(self, snapshot: Mapping[str, str], *, epoch: int) -> None:
+    def name_snapshot(self, snapshot: Mapping[str, str], *, epoch: int) -> None:
         """Name the newest snapshot. Raises Fenced, so that the holder of an older epoch removes nothing."""
         ...
 
@@ -397,8 +404,8 @@ class Feed(Protocol):
         """Those of these futures that Redis does not have."""
         ...
 
-    def restore_record(self, write: RecordWrite) -> bool:
-        """Set a record's fields unless there is one; True when there was none."""
+    def restore_record(self, write: RecordWrite, *, epoch: int) -> bool:
+        """Put a record back that a lost Redis had; True when there was none. Raises Fenced."""
         ...
 
     def journaled(self, after: BatchId, *, count: int) -> list[Journaled]:

@@ -40,7 +40,7 @@ _SCRIPTS = (
     "adopt",
     "snapshot",
     "restore",
-    "put_record",
+    "restore_record",
     "running",
     "mark_started",
     "mark_stopped",
@@ -162,7 +162,7 @@ class RedisFeed:
         named = [ModelId(model.decode()) for model in reply[2:]]
         return Adoption(needless=named[:num_needless], lost=named[num_needless:])
 
-    def point(self, snapshot: Mapping[str, str], *, epoch: int) -> None:
+    def name_snapshot(self, snapshot: Mapping[str, str], *, epoch: int) -> None:
         fields = [text for pair in snapshot.items() for text in pair]
         self._eval("snapshot", [epoch, *fields], epoch=epoch)
 
@@ -191,16 +191,10 @@ class RedisFeed:
             known = pipe.execute()
         return {future_id for future_id, is_there in zip(future_ids, known, strict=True) if not is_there}
 
-    def restore_record(self, write: RecordWrite) -> bool:
-        key = self._keys.record(write.kind, write.record_id)
-        with redis_errors():
-            if write.fields is None or self._redis.hexists(key, "created_ms"):
-                return False
-            args: list[Value] = [write.kind.value, write.record_id, 0]
-            for name, value in write.fields.items():
-                args += [name, value]
-            self._scripts["put_record"](keys=[self._keys.log], args=[self._keys.prefix, *args])
-        return True
+    def restore_record(self, write: RecordWrite, *, epoch: int) -> bool:
+        fields = [text for pair in (write.fields or {}).items() for text in pair]
+        args: list[Value] = [epoch, write.kind.value, write.record_id, *fields]
+        return bool(self._eval("restore_record", args, epoch=epoch)[1])
 
     def journaled(self, after: BatchId, *, count: int) -> list[Journaled]:
         with redis_errors():

@@ -35,6 +35,7 @@ _MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
 # Above this, compressing and hashing leave the event loop.
 _THREAD_ABOVE_BYTES = 64 * 1024
+_CARD = msgspec.json.Decoder(EngineCard)
 _VIEW_FIELDS = ("op", "tenant", "status", "outcome", "owner", "seq")
 
 
@@ -209,10 +210,16 @@ class RedisIntake:
 
     async def card(self) -> EngineCard | None:
         text = (await self._run(("GET", self._keys.card)))[0]
-        return None if text is None else msgspec.json.decode(text, type=EngineCard)
+        return None if text is None else _CARD.decode(text)
 
     async def is_worker_alive(self) -> bool:
         return bool((await self._run(("EXISTS", self._keys.lease)))[0])
+
+    async def leading(self) -> int | None:
+        epoch, card, lease = (await self._run(("MGET", self._keys.epoch, self._keys.card, self._keys.lease)))[0]
+        if epoch is None or card is None or lease is None or _CARD.decode(card).epoch != int(epoch):
+            return None
+        return int(epoch)
 
     async def fail_gaps(self) -> int:
         limits = self._limits

@@ -88,7 +88,8 @@ class LoggedBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """A batch that ran: its plan and all that became visible with it.
 
     outcomes: in execution order. cursor: the entry id before the oldest open entry after this batch. sources: for each load_weights, the
-    digest of the manifest of the checkpoint that it read. partial: an export left out jobs of this batch that its plan names.
+    digest of the checkpoint that it read. elapsed_ms: how long the gang took. partial: an export left out jobs of this batch that
+    its plan names. context: records that others wrote and that a lost Redis would need again: a new model's, and its session's.
     """
 
     epoch: int

@@ -30,6 +30,12 @@ def epoch_of(name: str) -> int:
     return int(name[:8])
 
 
+def newest_epoch(directory: Path) -> int:
+    """The highest epoch that wrote a segment here, be it one that counts or not; 0 when none did."""
+    paths = segment_paths(directory)
+    return epoch_of(paths[-1].name) if paths else 0
+
+
 def segment_paths(directory: Path) -> list[Path]:
     """The segments in a directory, in the order of their names; none when there is no such directory."""
     if not directory.is_dir():

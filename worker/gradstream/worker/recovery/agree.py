@@ -29,7 +29,7 @@ def catch_up(feed: Feed, journal: Journal, *, last: BatchId | None, epoch: int) 
         for one in batches:
             if one.num_gone or (last is None and not num_fetched and one.batch != BatchId(1, 1)):
                 return f"the log on disk ends at batch {last}, and batch {one.batch} is not whole in Redis any more"
-            journal.read([_as_open(entry) for entry in one.entries])
+            journal.log_read([_as_open(entry) for entry in one.entries])
             journal.batch(
                 Commit(
                     epoch=epoch,
@@ -62,7 +62,7 @@ def make_up(feed: Feed, log: DiskLog, past: Past, *, epoch: int) -> int:
         for frame, entries, ended in frames:
             _give_back(feed, entries, epoch=epoch)
             for record in frame.context:
-                feed.restore_record(_write(record))
+                feed.restore_record(_write(record), epoch=epoch)
             feed.commit(_commit(frame, ended, epoch=epoch))
             num_made_up += 1
     num_jobs = _give_back(feed, [_entry(job, is_open=True) for _, job in past.open_jobs.values()], epoch=epoch)
