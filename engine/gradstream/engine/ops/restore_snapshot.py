@@ -11,7 +11,7 @@ from gradstream.engine.checkpoint.snapshot import to_bytes, to_tensor
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.snapshot.cut import Cut
-from gradstream.engine.snapshot.state import ModelState, to_adapter
+from gradstream.engine.snapshot.state import ModelState, owner_of, to_adapter
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import GradstreamError, StorageFailure
@@ -89,7 +89,7 @@ def _restore(state: EngineState, store: SnapshotStore, cut: Cut, model_id: Model
 
     data = msgspec.msgpack.decode(on_leader(state.comm, work), type=dict[str, bytes])
     model = ModelState(
-        owner=entry.owner(model_id),
+        owner=owner_of(model_id, entry),
         scale=entry.scale,
         step=entry.step,
         has_grad=entry.has_grad,

@@ -1,20 +1,29 @@
-"""The file of a cut: which models it holds, where their files are, and a digest of the text itself."""
+"""The file of a cut: which models it holds, where their files are, and a digest of the text itself.
+
+Needs no torch, so that tools which only look at snapshots start quickly.
+"""
 
 import hashlib
-from pathlib import PurePosixPath
+import re
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import msgspec
 
-from gradstream.engine.adapters.adapter import Owner
 from gradstream.engine.checkpoint.manifest import FileEntry
-from gradstream.engine.snapshot.shards import WholeTensor, is_shard_name
-from gradstream.engine.snapshot.state import ModelKind
+from gradstream.engine.files import storage_errors
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.ids import ModelId, SessionId, TenantId
 from gradstream.shared.wire import LoraSpec
 
 CUT_VERSION = 1
 MODELS = "models"
+CUTS = "cuts"
+_SUFFIX = ".json"
+_SHARD_NAME = re.compile(r"shard-\d{5,}-model-00001-of-00001\.safetensors")
+
+DType = Literal["float32", "bfloat16"]
+ModelKind = Literal["lora", "full"]
 
 # (epoch, number) of the last batch that a cut holds.
 CutId = tuple[int, int]
@@ -41,6 +50,13 @@ class CutHead(msgspec.Struct, frozen=True, kw_only=True):
         return self.epoch, self.number
 
 
+class WholeTensor(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor with all its parts together."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One model of a cut.
 
@@ -65,17 +81,6 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.files.values())
-
-    def owner(self, model_id: ModelId) -> Owner:
-        """Whose adapter it is; for a "lora" model."""
-        assert self.spec is not None
-        return Owner(
-            model_id=model_id,
-            tenant=self.tenant,
-            session_id=self.session_id,
-            spec=self.spec,
-            user_metadata=self.user_metadata,
-        )
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +124,38 @@ def parse_name(name: str) -> CutId | None:
         return None
     cut_id = int(epoch), int(number)
     return cut_id if cut_name(cut_id) == name else None
+
+
+def cut_path(directory: Path, cut_id: CutId) -> Path:
+    """The file of a cut in the store at directory."""
+    return directory / CUTS / f"{cut_name(cut_id)}{_SUFFIX}"
+
+
+def cut_ids(directory: Path) -> list[CutId]:
+    """Of every file of the store at directory that is named as a cut, newest first."""
+    found = [parse_name(path.stem) for path in (directory / CUTS).glob(f"*{_SUFFIX}")]
+    return sorted((cut_id for cut_id in found if cut_id is not None), reverse=True)
+
+
+def shard_name(rank: int) -> str:
+    """The file of a rank in a model's directory."""
+    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+
+
+def is_shard_name(name: str) -> bool:
+    """True for a name that `shard_name` gives."""
+    return _SHARD_NAME.fullmatch(name) is not None
+
+
+def read_cut(directory: Path, cut_id: CutId) -> Cut:
+    """A cut of the store at directory; raises StorageFailure when its file is missing, unreadable, damaged, or another cut's."""
+    path = cut_path(directory, cut_id)
+    with storage_errors(f"snapshot {path} cannot be read"):
+        data = path.read_bytes()
+    cut = decode_cut(data, source=f"snapshot {path}")
+    if cut.id != cut_id:
+        raise StorageFailure(f"snapshot {path} is damaged: it says that it is {cut.name}")
+    return cut
 
 
 def encode_cut(cut: Cut) -> bytes:

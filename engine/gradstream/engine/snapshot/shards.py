@@ -1,22 +1,19 @@
 """Tensors in one safetensors file a rank, in the sharded layout of torch.distributed.checkpoint."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gradstream.engine.checkpoint.peft_format import write_tensors
+from gradstream.engine.snapshot.cut import DType, WholeTensor, shard_name
 from gradstream.shared.errors import StorageFailure
 
-DType = Literal["float32", "bfloat16"]
 _DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -25,14 +22,6 @@ _SHARDING_KEY = "DCP_SHARDING_INFO"
 _VERSION_KEY = "DCP_VERSION"
 _VERSION = "1.0"
 _OFFSETS_KEY = "saved_offsets"
-_FILE_NAME = re.compile(r"shard-\d{5,}-model-00001-of-00001\.safetensors")
-
-
-class WholeTensor(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor with all its parts together."""
-
-    dtype: DType
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +40,6 @@ def whole(tensor: Tensor) -> WholeTensor:
 def whole_part(tensor: Tensor) -> Part:
     """The part of a tensor that is all here."""
     return Part(tensor=tensor, offsets=(0,) * tensor.dim())
-
-
-def shard_name(rank: int) -> str:
-    """The file of a rank."""
-    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
-
-
-def is_shard_name(name: str) -> bool:
-    """True for a name that `shard_name` gives."""
-    return _FILE_NAME.fullmatch(name) is not None
 
 
 def write_shard(directory: Path, parts: Mapping[str, Part], *, rank: int) -> None:

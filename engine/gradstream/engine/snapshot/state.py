@@ -2,18 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gradstream.engine.adapters.adapter import Adapter, Owner
 from gradstream.engine.adapters.layout import AdapterLayout
+from gradstream.engine.snapshot.cut import ModelEntry, ModelKind
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import ModelId
 
-ModelKind = Literal["lora", "full"]
 WEIGHTS = "weights"
 EXP_AVG = "exp_avg"
 EXP_AVG_SQ = "exp_avg_sq"
@@ -73,6 +72,18 @@ def _copy(adapter: Adapter) -> ModelState:
         has_grad=adapter.has_grad,
         layout_digest=adapter.layout.digest,
         tensors={name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()},
+    )
+
+
+def owner_of(model_id: ModelId, entry: ModelEntry) -> Owner:
+    """Whose adapter a "lora" model of a cut is."""
+    assert entry.spec is not None
+    return Owner(
+        model_id=model_id,
+        tenant=entry.tenant,
+        session_id=entry.session_id,
+        spec=entry.spec,
+        user_metadata=entry.user_metadata,
     )
 
 

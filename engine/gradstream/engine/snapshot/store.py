@@ -10,24 +10,23 @@ from gradstream.engine.checkpoint.location import path_part
 from gradstream.engine.checkpoint.manifest import damage_of, entries
 from gradstream.engine.files import make_directories, storage_errors, whole_directory, write_whole_file
 from gradstream.engine.snapshot.cut import (
+    CUTS,
     MODELS,
     Cut,
     CutHead,
     CutId,
     ModelEntry,
+    cut_ids,
     cut_name,
-    decode_cut,
+    cut_path,
     encode_cut,
-    parse_name,
+    read_cut,
 )
 from gradstream.engine.snapshot.leftovers import remove_leftovers
 from gradstream.engine.snapshot.shards import read_shards, whole, whole_part, write_shard
-from gradstream.engine.snapshot.state import ModelState
+from gradstream.engine.snapshot.state import ModelState, owner_of
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.ids import ModelId
-
-_CUTS = "cuts"
-_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +91,7 @@ class SnapshotStore:
     def survey(self) -> Survey:
         """Every cut that there is, and what cannot be read."""
         cuts, problems = [], []
-        for cut_id in self._ids():
+        for cut_id in cut_ids(self.directory):
             try:
                 cuts.append(self.find(cut_id))
             except StorageFailure as failure:
@@ -105,13 +104,7 @@ class SnapshotStore:
 
     def find(self, cut_id: CutId) -> Cut:
         """The cut; raises StorageFailure when it is missing or unreadable."""
-        path = self._path(cut_id)
-        with storage_errors(f"snapshot {path} cannot be read"):
-            data = path.read_bytes()
-        cut = decode_cut(data, source=f"snapshot {path}")
-        if cut.id != cut_id:
-            raise StorageFailure(f"snapshot {path} is damaged: it says that it is {cut.name}")
-        return cut
+        return read_cut(self.directory, cut_id)
 
     def verify(self, cut: Cut, model_ids: Iterable[ModelId] | None = None) -> None:
         """Read every file of these models (all of them when None); raises StorageFailure naming the first that is not as written."""
@@ -127,7 +120,7 @@ class SnapshotStore:
         """One "lora" model of a cut, its files not verified; raises StorageFailure when they cannot be read."""
         entry = cut.models[model_id]
         return ModelState(
-            owner=entry.owner(model_id),
+            owner=owner_of(model_id, entry),
             scale=entry.scale,
             step=entry.step,
             has_grad=entry.has_grad,
@@ -146,13 +139,13 @@ class SnapshotStore:
         if not keep:
             return 0
         newest = max(keep)
-        doomed = [cut_id for cut_id in self._ids() if cut_id < newest and cut_id not in keep]
-        remaining = {*keep, *(cut_id for cut_id in self._ids() if cut_id > newest)}
+        doomed = [cut_id for cut_id in cut_ids(self.directory) if cut_id < newest and cut_id not in keep]
+        remaining = {*keep, *(cut_id for cut_id in cut_ids(self.directory) if cut_id > newest)}
         needed = {entry.directory for cut_id in remaining for entry in self.find(cut_id).models.values()}
         with storage_errors(f"cannot remove snapshots below {self.directory}"):
             remove_leftovers(
                 files=[self._path(cut_id) for cut_id in doomed],
-                cuts=self.directory / _CUTS,
+                cuts=self.directory / CUTS,
                 models=self.directory / MODELS,
                 needed={self.directory / directory for directory in needed},
                 newest=newest,
@@ -183,7 +176,7 @@ class SnapshotStore:
 
     def _make_parents(self, model_ids: Iterable[ModelId]) -> None:
         with storage_errors(f"cannot write below {self.directory}"):
-            make_directories(self.directory / _CUTS)
+            make_directories(self.directory / CUTS)
             for model_id in model_ids:
                 make_directories(self.directory / MODELS / path_part(model_id))
 
@@ -217,14 +210,8 @@ class SnapshotStore:
             with suppress(OSError):
                 shutil.rmtree(self.directory / _model_directory(head, model_id), ignore_errors=True)
 
-    def _ids(self) -> list[CutId]:
-        """Of every file that is named as a cut, newest first."""
-        names = [path.name for path in (self.directory / _CUTS).glob(f"*{_SUFFIX}")]
-        found = [parse_name(name.removesuffix(_SUFFIX)) for name in names]
-        return sorted((cut_id for cut_id in found if cut_id is not None), reverse=True)
-
     def _path(self, cut_id: CutId) -> Path:
-        return self.directory / _CUTS / f"{cut_name(cut_id)}{_SUFFIX}"
+        return cut_path(self.directory, cut_id)
 
 
 def _model_directory(head: CutHead, model_id: ModelId) -> str:

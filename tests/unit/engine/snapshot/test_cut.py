@@ -5,8 +5,16 @@ import pytest
 from tests.support.snapshots import head
 
 from gradstream.engine.checkpoint.manifest import FileEntry
-from gradstream.engine.snapshot.cut import Cut, ModelEntry, cut_name, decode_cut, encode_cut, parse_name
-from gradstream.engine.snapshot.shards import WholeTensor, shard_name
+from gradstream.engine.snapshot.cut import (
+    Cut,
+    ModelEntry,
+    WholeTensor,
+    cut_name,
+    decode_cut,
+    encode_cut,
+    parse_name,
+    shard_name,
+)
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.wire import LoraSpec
 

@@ -5,16 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gradstream.engine.snapshot.shards import (
-    Part,
-    WholeTensor,
-    is_shard_name,
-    read_shards,
-    shard_name,
-    whole,
-    whole_part,
-    write_shard,
-)
+from gradstream.engine.snapshot.cut import WholeTensor, is_shard_name, shard_name
+from gradstream.engine.snapshot.shards import Part, read_shards, whole, whole_part, write_shard
 from gradstream.shared.errors import StorageFailure
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")

@@ -1,20 +1,14 @@
-"""The snapshots of an engine as rows, read without torch.
+"""The snapshots of an engine as rows, read without torch."""
 
-Only what people ask for is decoded; the whole format, and everything that loads one, is in the engine's snapshot package.
-"""
-
-import hashlib
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from gradstream.engine.checkpoint.manifest import FileEntry, damage_of
+from gradstream.engine.checkpoint.manifest import damage_of
+from gradstream.engine.snapshot.cut import Cut, CutId, ModelEntry, cut_ids, cut_path, read_cut
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.joblog.port import BatchId
-
-_VERSION = 1
-_CUTS = "cuts"
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,36 +44,6 @@ class SnapshotRow(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
-class _Head(msgspec.Struct):
-    epoch: int
-    number: int
-    cursor: str
-    log_segment: str
-    log_offset: int
-    fingerprint: str
-    created_ms: int
-
-
-class _Model(msgspec.Struct):
-    directory: str
-    files: dict[str, FileEntry]
-    kind: str
-    tenant: str
-    step: int
-    has_grad: bool
-
-
-class _Cut(msgspec.Struct):
-    head: _Head
-    models: dict[str, _Model]
-
-
-class _File(msgspec.Struct):
-    version: int
-    sha256: str
-    cut: msgspec.Raw
-
-
 def snapshot_rows(
     directory: Path, *, verify: bool = False, batches: Collection[BatchId] | None = None
 ) -> list[SnapshotRow]:
@@ -88,29 +52,27 @@ def snapshot_rows(
     verify: read every file and compare its SHA-256. batches: those of the log that count; a snapshot at any other does not, since a
     gang that had lost its lease made it; None when that is not to be looked at.
     """
-    paths = sorted((directory / _CUTS).glob("[!.]*.json"), reverse=True)
-    return [_row(directory, path, verify=verify, batches=batches) for path in paths]
+    return [_row(directory, cut_id, verify=verify, batches=batches) for cut_id in cut_ids(directory)]
 
 
-def _row(directory: Path, path: Path, *, verify: bool, batches: Collection[BatchId] | None) -> SnapshotRow:
-    name = path.stem
+def _row(directory: Path, cut_id: CutId, *, verify: bool, batches: Collection[BatchId] | None) -> SnapshotRow:
+    batch, file = BatchId(*cut_id), cut_path(directory, cut_id).name
     try:
-        cut = _read(path)
-    except (OSError, StorageFailure, msgspec.DecodeError, UnicodeDecodeError) as error:
-        return SnapshotRow(batch=_named(name), file=path.name, is_valid=False, problem=str(error))
+        cut = read_cut(directory, cut_id)
+    except StorageFailure as failure:
+        return SnapshotRow(batch=str(batch), file=file, is_valid=False, problem=failure.message)
     head = cut.head
-    batch = BatchId(head.epoch, head.number)
-    models = [_model_row(name, model_id, model) for model_id, model in sorted(cut.models.items())]
+    models = [_model_row(cut, model_id, model) for model_id, model in sorted(cut.models.items())]
     problem = _problem(directory, cut, batch, batches) if verify else None
     return SnapshotRow(
         batch=str(batch),
-        file=path.name,
+        file=file,
         created_ms=head.created_ms,
         cursor=head.cursor,
         log_segment=head.log_segment,
         log_offset=head.log_offset,
         fingerprint=head.fingerprint,
-        size_bytes=sum(model.size_bytes for model in models),
+        size_bytes=cut.size_bytes,
         own_bytes=sum(model.size_bytes for model in models if model.is_own),
         models=models,
         is_valid=problem is None if verify else None,
@@ -118,22 +80,7 @@ def _row(directory: Path, path: Path, *, verify: bool, batches: Collection[Batch
     )
 
 
-def _read(path: Path) -> _Cut:
-    """Raises OSError, StorageFailure, msgspec.DecodeError, UnicodeDecodeError."""
-    file = msgspec.json.decode(path.read_bytes(), type=_File)
-    if file.version != _VERSION:
-        raise StorageFailure(f"format version {file.version}; this gradstream reads version {_VERSION}")
-    text = msgspec.json.format(bytes(file.cut), indent=-1)
-    if hashlib.sha256(text).hexdigest() != file.sha256:
-        raise StorageFailure("damaged: it does not have its own digest")
-    cut = msgspec.json.decode(text, type=_Cut)
-    paths = [PurePosixPath(model.directory) for model in cut.models.values()]
-    if any(path.is_absolute() or ".." in path.parts for path in paths):
-        raise StorageFailure("a path in it leads out of the snapshots")
-    return cut
-
-
-def _problem(directory: Path, cut: _Cut, batch: BatchId, batches: Collection[BatchId] | None) -> str | None:
+def _problem(directory: Path, cut: Cut, batch: BatchId, batches: Collection[BatchId] | None) -> str | None:
     """What is wrong with a snapshot, None when nothing is."""
     if batches is not None and batch not in batches:
         return f"batch {batch} is not one of the log: a gang that had lost its lease made it"
@@ -144,20 +91,14 @@ def _problem(directory: Path, cut: _Cut, batch: BatchId, batches: Collection[Bat
     return None
 
 
-def _model_row(cut_name: str, model_id: str, model: _Model) -> ModelRow:
+def _model_row(cut: Cut, model_id: str, model: ModelEntry) -> ModelRow:
     return ModelRow(
         model=model_id,
         tenant=model.tenant,
         kind=model.kind,
         step=model.step,
         has_grad=model.has_grad,
-        size_bytes=sum(entry.size_bytes for entry in model.files.values()),
+        size_bytes=model.size_bytes,
         directory=model.directory,
-        is_own=PurePosixPath(model.directory).name == cut_name,
+        is_own=PurePosixPath(model.directory).name == cut.name,
     )
-
-
-def _named(name: str) -> str:
-    """The batch that a file's name stands for, the name itself when it is none."""
-    epoch, _, number = name.partition("-")
-    return str(BatchId(int(epoch), int(number))) if epoch.isdecimal() and number.isdecimal() else name
