@@ -19,6 +19,7 @@ from gradstream.worker.cli_queue import queue
 from gradstream.worker.cli_snapshots import snapshots
 from gradstream.worker.crew import Rendezvous
 from gradstream.worker.launcher import CannotStart, Stop, check_rendezvous, serve
+from gradstream.worker.voice import console as heedless_console
 
 EXIT_MISTAKE = 2
 # Command groups whose modules need torch; they are imported when they are used.
@@ -115,7 +116,7 @@ def serve_command(  # noqa: PLR0913 - one parameter an option
         "operation_timeout_s": operation_timeout,
     }
     given = [f"{OVERRIDE_PREFIX}{name}={value}" for name, value in options.items() if value is not None]
-    console = Console(soft_wrap=True)
+    console = heedless_console()
     stop = Stop()
     try:
         check_rendezvous(mode=mode, num_nodes=nnodes)
