@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 REPORT = Path(__file__).parents[2] / "outputs" / "faults" / "report.json"
+# A run that is broken off leaves a report of all but the last few.
+_WRITE_EVERY = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class Report:
 
     def add(self, recovery: Recovery) -> None:
         self.recoveries.append(recovery)
+        if len(self.recoveries) % _WRITE_EVERY == 0:
+            self.write()
 
     def write(self, path: Path = REPORT) -> None:
         """Replace the file at path."""
