@@ -1,5 +1,6 @@
 """The processes of one server: their command lines, and the order in which they stop."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ def gang_spec(settings_file: Path, run_dir: RunDir, *, settings: Settings, meet:
     argv += ["--nproc-per-node", str(settings.num_ranks), "--max-restarts", "0"]
     argv += ["-m", "gradstream.worker", "--settings", str(settings_file)]
     environment = _environment(num_threads=settings.torch_threads or 1)
+    # torchrun must not cut the ranks' last batch short.
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(math.ceil(settings.stop_timeout_s))
     if meet.host == _LOOPBACK and sys.platform == "linux":
         # The ranks' sockets stay off the network, and a host name that does not resolve does no harm.
         environment["GLOO_SOCKET_IFNAME"] = "lo"

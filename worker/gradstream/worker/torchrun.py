@@ -1,16 +1,19 @@
 """torchrun with the ranks' exit code as its own: `python -m gradstream.worker.torchrun TORCHRUN_ARGUMENTS`."""
 
+import signal
 import sys
-import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as run
 
+from gradstream.worker.meeting import meeting_place
 from gradstream.worker.parent import end_with_parent
+
+_GRACE_S = 3
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,8 +22,23 @@ def main(arguments: Sequence[str]) -> int:
     torchrun itself answers 1 for every failure, which hides the difference between a mistake in the config and a crash.
     A rank that a signal killed counts as 1.
     """
-    with tempfile.TemporaryDirectory(prefix="gradstream-ranks-") as folder:
-        return _run(_meeting_in_files(arguments, Path(folder)))
+    _kill_soon()
+    with meeting_place() as folder:
+        return _run(_meeting_in_files(arguments, folder))
+
+
+def _kill_soon() -> None:
+    """Have torchrun kill the other ranks _GRACE_S after one failed; it waits 30 s, and has no option for it.
+
+    One that stands still hears no signal, and what the others were doing is repeated by the next gang in any case. How long ranks
+    have after a stop that was asked for is another matter: TORCH_ELASTIC_SHUTDOWN_TIMEOUT.
+    """
+    close = PContext.close
+
+    def close_soon(context: PContext, death_sig: signal.Signals | None = None, timeout: int = _GRACE_S) -> None:
+        close(context, death_sig, timeout)
+
+    PContext.close = close_soon  # type: ignore[method-assign, assignment]
 
 
 def _meeting_in_files(arguments: Sequence[str], folder: Path) -> list[str]:
