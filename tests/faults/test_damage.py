@@ -139,7 +139,6 @@ def test_an_operator_empties_the_queue_server(start_run: StartRun) -> None:
     run.verdict(min_rounds=12)
 
 
-@pytest.mark.xfail(reason="until a gang has restored the records, the API says 404 instead of 503", strict=True)
 def test_an_operator_empties_the_queue_server_under_load(start_run: StartRun) -> None:
     """Pass: the same while clients ask; none is told that its model does not exist."""
     run = start_run()

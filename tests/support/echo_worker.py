@@ -101,7 +101,7 @@ class EchoWorker:
         try:
             with self._feed:
                 epoch = self._feed.acquire(owner="echo")
-                self._feed.publish_card(self._card, epoch=epoch)
+                self._feed.publish_card(msgspec.structs.replace(self._card, epoch=epoch), epoch=epoch)
                 self._ready.set()
                 self._serve(epoch)
                 self._feed.release(epoch)

@@ -9,6 +9,8 @@ from gradstream.api.metrics import Metrics
 from gradstream.shared.clock import Clock
 
 API_PREFIX = "/api/v1"
+# In the scope of a request: when it came, by the monotonic clock.
+SCOPE_START = "gradstream.start_s"
 _LOG = structlog.get_logger("gradstream.api")
 # Polls and heartbeats come all the time and say little.
 _QUIET = ("/retrieve_future", "/retrieve_futures", "/session_heartbeat", "/telemetry", "/healthz", "/metrics")
@@ -27,6 +29,7 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         start_s = self._clock.monotonic_s()
+        scope[SCOPE_START] = start_s
         status = 0
 
         async def watched(message: Message) -> None:

@@ -13,12 +13,12 @@ from starlette.requests import ClientDisconnect
 
 from gradstream.api import access
 from gradstream.api.auth import tenant_of
-from gradstream.api.errors import http_error, on_gradstream_error
+from gradstream.api.errors import http_error, response_of
 from gradstream.api.gate import Gate
 from gradstream.api.native.routes import RESOURCES as OWN
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.tinker.routes import RESOURCES
-from gradstream.shared.errors import GradstreamError
+from gradstream.shared.errors import GradstreamError, Unavailable
 from gradstream.shared.ids import LOCAL_TENANT
 
 _LOG = structlog.get_logger("gradstream.api")
@@ -32,7 +32,7 @@ def create_app(parts: Parts) -> FastAPI:
     for resource in (*RESOURCES, *OWN):
         app.include_router(resource.router, prefix=access.API_PREFIX, tags=[resource.__name__.rsplit(".", 1)[-1]])
     app.add_api_route("/metrics", _metrics, methods=["GET"], include_in_schema=False)
-    app.add_exception_handler(GradstreamError, on_gradstream_error)
+    app.add_exception_handler(GradstreamError, _on_gradstream_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     # What is added last comes first: the access log sees refusals too.
@@ -44,6 +44,7 @@ def create_app(parts: Parts) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     parts = app.state.parts
+    await _look(parts)
     async with asyncio.TaskGroup() as tasks:
         check = tasks.create_task(_check_gaps(parts))
         yield
@@ -54,6 +55,7 @@ async def _check_gaps(parts: Parts) -> None:
     """Fail, now and then, the jobs that wait for a seq_id that does not come. Safe in every replica at once."""
     while True:
         await asyncio.sleep(parts.config.gap_check_s)
+        await _look(parts)
         try:
             num_failed = await parts.intake.fail_gaps()
         except GradstreamError as error:
@@ -68,6 +70,14 @@ async def _check_gaps(parts: Parts) -> None:
             _LOG.warning("gap_jobs_failed", num_jobs=num_failed)
 
 
+async def _look(parts: Parts) -> None:
+    """See who leads, so that the first request for something that does not exist hears so at once."""
+    try:
+        await parts.recovery.look()
+    except GradstreamError as error:
+        _LOG.debug("leader_not_seen", code=error.code, detail=error.message)
+
+
 async def _metrics(request: Request) -> Response:
     """The counts are of all tenants together, so with keys they are for the machine's own tenant only."""
     if tenant_of(request) != LOCAL_TENANT:
@@ -75,6 +85,15 @@ async def _metrics(request: Request) -> Response:
             403, code="forbidden", detail=f"metrics: only keys of the tenant {LOCAL_TENANT!r} may read them"
         )
     return Response(generate_latest(parts_of(request).metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _on_gradstream_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GradstreamError)
+    try:
+        await parts_of(request).recovery.check(error, since_s=request.scope[access.SCOPE_START])
+    except Unavailable as instead:
+        return response_of(instead)
+    return response_of(error)
 
 
 async def _on_http_exception(_request: Request, error: Exception) -> Response:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import Response
 
 from gradstream.shared.errors import GradstreamError, InvalidRequest, QueueFull
 
@@ -53,12 +53,6 @@ def response_of(error: GradstreamError, *, status: int | None = None) -> Respons
         headers=headers,
         media_type="application/json",
     )
-
-
-async def on_gradstream_error(_request: Request, error: Exception) -> Response:
-    """FastAPI's handler for our own errors."""
-    assert isinstance(error, GradstreamError)
-    return response_of(error)
 
 
 def http_error(status: int, *, code: str, detail: str) -> Response:

@@ -1,15 +1,17 @@
 """Long polls: what a client hears when it asks for a future's outcome."""
 
+import asyncio
 import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
 from gradstream.api.parts import Parts
 from gradstream.shared import ids
-from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.joblog.keys import next_seq_field
 from gradstream.shared.joblog.port import FutureStatus, FutureView, RecordKind
+
+_RECOVERY_LOOK_S = 0.25
 
 
 class QueueState(StrEnum):
@@ -39,11 +41,30 @@ class Expired:
     """The future existed, but its result is no longer kept."""
 
 
-async def poll(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finished | Pending | Expired:
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """There never was such a future, or it is another tenant's."""
+
+
+async def poll(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finished | Pending | Expired | Missing:
     """The future's outcome, as soon as it is there or the poll's time is over.
 
-    Raises UnknownModel when there never was such a future, or when it is another tenant's.
+    What is not there is waited for while it may yet be restored.
     """
+    deadline_s = parts.clock.monotonic_s() + _hold_s(parts, future_id)
+    while True:
+        start_s = parts.clock.monotonic_s()
+        answer = await _look(parts, future_id, tenant=tenant)
+        if not isinstance(answer, Missing | Expired):
+            return answer
+        if await parts.recovery.is_settled(start_s):
+            return answer
+        is_over = parts.clock.monotonic_s() >= deadline_s
+        if is_over or await parts.parked.wait(asyncio.sleep(_RECOVERY_LOOK_S, result=True)) is None:
+            return Pending(state=QueueState.PAUSED_CAPACITY, reason="the server is recovering; ask again")
+
+
+async def _look(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finished | Pending | Expired | Missing:
     # Looked at before the wait: how long the answer takes must not tell a stranger that there is such a future.
     view = await parts.intake.future(future_id)
     if view is not None and view.tenant == tenant and view.outcome is None:
@@ -53,11 +74,9 @@ async def poll(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finish
             # Gone, or the server stops and the wait ended early.
             view = await parts.intake.future(future_id)
     if view is None:
-        if await _existed(parts, future_id, tenant=tenant):
-            return Expired()
-        raise UnknownModel(f"request_id: there is no future {future_id!r}")
+        return Expired() if await _existed(parts, future_id, tenant=tenant) else Missing()
     if view.tenant != tenant:
-        raise UnknownModel(f"request_id: there is no future {future_id!r}")
+        return Missing()
     match view.status:
         case FutureStatus.DONE | FutureStatus.FAILED:
             assert view.outcome is not None

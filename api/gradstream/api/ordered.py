@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -116,14 +116,21 @@ def place_in_json(raw: bytes, *, caller: Caller) -> Place | None:
 
 @asynccontextmanager
 async def refusing(parts: Parts, place: Place | None) -> AsyncIterator[None]:
-    """A UserError inside counts the place's seq as used before it goes on, so that later requests do not wait for it."""
+    """A UserError inside counts the place's seq as used before it goes on, so that later requests do not wait for it.
+
+    Raises Unavailable instead when that cannot be told yet, because the server is recovering.
+    """
+    start_s = parts.clock.monotonic_s()
     try:
         yield
-    except UserError:
+    except UserError as error:
+        await parts.recovery.check(error, since_s=start_s)
         if place is not None:
-            # The request's own fault is the better answer, also for a model that does not exist.
-            with suppress(UnknownModel):
+            try:
                 await parts.intake.refuse(model=place.model, seq=place.seq, tenant=place.tenant)
+            except UnknownModel as unknown:
+                await parts.recovery.check(unknown, since_s=start_s)
+                # The request's own fault is the better answer, also for a model that does not exist.
         raise
 
 

@@ -10,6 +10,7 @@ from gradstream.api.config import ApiConfig
 from gradstream.api.limits import ByteBudget
 from gradstream.api.metrics import Metrics
 from gradstream.api.parked import Parked
+from gradstream.api.recovery import Recovery
 from gradstream.shared.clock import Clock
 from gradstream.shared.joblog.port import Intake
 from gradstream.shared.keys import WatchedKeys
@@ -30,6 +31,7 @@ class Parts:
     bodies: ByteBudget
     metrics: Metrics
     parked: Parked
+    recovery: Recovery
     keys: WatchedKeys | None
 
 
@@ -45,6 +47,7 @@ def build_parts(intake: Intake, *, clock: Clock, config: ApiConfig) -> Parts:
         bodies=ByteBudget(config.max_inflight_body_bytes),
         metrics=metrics,
         parked=Parked(),
+        recovery=Recovery(intake, clock=clock),
         keys=None if config.keys_file is None else WatchedKeys(config.keys_file, clock=clock),
     )
 

@@ -21,6 +21,9 @@ class OddIntake:
         self.num_checks = 0
         self.is_well = asyncio.Event()
 
+    async def leading(self) -> int | None:
+        return None
+
     async def fail_gaps(self) -> int:
         self.num_checks += 1
         if self.num_checks == 1:

@@ -12,7 +12,7 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.budgets import check_session_room, check_storage_room
 from gradstream.api.errors import STATUS_OF_CODE, http_error, require
-from gradstream.api.futures import Expired, Finished, Pending, poll
+from gradstream.api.futures import Expired, Finished, Missing, Pending, poll
 from gradstream.api.ordered import Place
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import CHECKPOINT_KINDS, any_checkpoint_path, open_session, own_record
@@ -126,3 +126,5 @@ async def _answer(parts: Parts, future_id: ids.FutureId, path: str, *, tenant: T
             if await parts.intake.record(RecordKind.CHECKPOINT, path) is not None:
                 return CopiedWeights(tinker_path=path)
             raise UnknownModel(f"the copy {path} was made, and is gone since")
+        case Missing():
+            raise UnknownModel(f"the copy {path} was asked for, and nothing of it is left; ask again")

@@ -9,7 +9,7 @@ from starlette.background import BackgroundTask
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import PROTOBUF, Body, documents, offloaded, small_body
 from gradstream.api.errors import http_error, response_of
-from gradstream.api.futures import Expired, Finished, Pending, poll
+from gradstream.api.futures import Expired, Finished, Missing, Pending, poll
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.tinker.results import Rendered, render
 from gradstream.shared import codec, ids
@@ -38,7 +38,7 @@ async def retrieve_future(request: Request) -> Response:
     parts = parts_of(request)
     body = await small_body(request, RetrieveFutureBody)
     if not ids.is_valid_id(body.request_id):
-        raise UnknownModel(f"request_id: there is no future {body.request_id[:80]!r}")
+        return _missing(body)
     future_id = FutureId(body.request_id)
     try:
         answer = await poll(parts, future_id, tenant=tenant_of(request))
@@ -52,8 +52,14 @@ async def retrieve_future(request: Request) -> Response:
                 {"type": "try_again", "request_id": future_id, "queue_state": state, "queue_state_reason": reason},
                 status=408,
             )
+        case Missing():
+            return _missing(body)
         case Expired():
             return http_error(410, code="expired", detail=f"request_id: the result of {future_id!r} is no longer kept")
+
+
+def _missing(body: RetrieveFutureBody) -> Response:
+    return response_of(UnknownModel(f"request_id: there is no future {body.request_id[:80]!r}"))
 
 
 async def _finished(parts: Parts, request: Request, body: RetrieveFutureBody, stored: bytes) -> Response:
