@@ -36,6 +36,7 @@ from gradstream.shared.wire import (
     Payload,
     SaveWeights,
 )
+from gradstream.worker.directories import joblog_dir
 from gradstream.worker.disklog.archive import export_log
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.selection import Choice
@@ -84,7 +85,7 @@ def main() -> None:
         asyncio.run(_record(directory))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
-        log = DiskLog(directory / "out" / "joblog" / ENGINE)
+        log = DiskLog(joblog_dir(directory / "out", ENGINE))
         end = export_log(log, file, Choice(), clock=SystemClock())
     # Only what the repository shows anyway is in it.
     file.chmod(0o644)

@@ -1,10 +1,9 @@
 """The gradstream command."""
 
 import importlib
-import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,13 +14,13 @@ from gradstream.shared.config.load import OVERRIDE_PREFIX
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.telemetry.log import setup_logging
 from gradstream.worker import cli_dead, cli_export, cli_keys, cli_log
+from gradstream.worker.cli_errors import fail
 from gradstream.worker.cli_queue import queue
 from gradstream.worker.cli_snapshots import snapshots
 from gradstream.worker.crew import Rendezvous
 from gradstream.worker.launcher import CannotStart, Stop, check_rendezvous, serve
 from gradstream.worker.voice import console as heedless_console
 
-EXIT_MISTAKE = 2
 # Command groups whose modules need torch; they are imported when they are used.
 _HEAVY = {
     "models": "gradstream.worker.cli_models",
@@ -127,7 +126,7 @@ def serve_command(  # noqa: PLR0913 - one parameter an option
         with stop.listening():
             serve(resolved.settings, console=console, stop=stop, meet=Rendezvous(host=master_addr, port=master_port))
     except (ConfigError, CannotStart) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @config_app.command("check")
@@ -177,7 +176,7 @@ def _resolved(file: Path) -> Resolved:
     try:
         return resolve(load_settings(file), Machine.here())
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _say_notices(resolved: Resolved, console: Console) -> None:
@@ -198,12 +197,6 @@ def _say_briefly(resolved: Resolved, console: Console) -> None:
     for notice in resolved.notices:
         if notice.field in settings.explicit:
             console.print(notice.message, markup=False, highlight=False)
-
-
-def _fail(message: str) -> NoReturn:
-    for line in message.splitlines():
-        sys.stderr.write(f"error: {line}\n")
-    raise typer.Exit(EXIT_MISTAKE)
 
 
 def _version(*, on: bool) -> None:

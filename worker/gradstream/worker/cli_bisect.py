@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, fail
+from gradstream.worker.cli_errors import fail
+from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption
 from gradstream.worker.cli_replay import (
     DeviceOption,
     LogOption,

@@ -11,16 +11,8 @@ from gradstream.shared import codec
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.joblog.redis_intake import RedisIntake
-from gradstream.worker.cli_place import (
-    ConfigOption,
-    DirOption,
-    EngineOption,
-    JsonOption,
-    UrlOption,
-    fail,
-    place_of,
-    readable_errors,
-)
+from gradstream.worker.cli_errors import fail, readable_errors
+from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, UrlOption, place_of
 from gradstream.worker.dead import DeadLetters, Letter
 from gradstream.worker.inspect.describe import describe, describe_payload, text_lines
 from gradstream.worker.inspect.place import Place, reachable_redis

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -15,6 +15,7 @@ import typer
 from gradstream.engine.files import whole_directory
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.exports import ExportState
+from gradstream.worker.cli_errors import fail
 
 _POLL_S = 1.0
 _TIMEOUT_S = 60.0
@@ -52,7 +53,7 @@ def export(
     """Fetch a checkpoint from a running server: its adapter, or with --merged a model of its own."""
     target = out or Path(uri.rpartition("/")[2])
     if target.exists():
-        _fail(f"{target} exists already; name a directory that does not with --out")
+        fail(f"{target} exists already; name a directory that does not with --out")
     server = _Server(base_url.rstrip("/"), api_key)
     try:
         archive = server.merged(uri) if merged else server.adapter(uri)
@@ -64,7 +65,7 @@ def export(
         ):
             tar.extractall(draft, filter="data")
     except (Refused, StorageFailure, FileExistsError, tarfile.TarError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(target)
 
 
@@ -125,8 +126,3 @@ def _words_of(body: bytes) -> str:
         return msgspec.json.decode(body, type=_Problem).detail
     except msgspec.DecodeError:
         return ""
-
-
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
-    raise typer.Exit(2)

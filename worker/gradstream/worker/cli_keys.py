@@ -3,7 +3,7 @@
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from gradstream.shared.config import ConfigError, load_settings
 from gradstream.shared.ids import TenantId
 from gradstream.shared.keys import KeyFileError, StoredKey, change_keys, mint, read_keys
 from gradstream.shared.keys.api_key import looks_like_key
+from gradstream.worker.cli_errors import fail
 
 app = typer.Typer(
     help="API keys. A running server takes changes up within a second.",
@@ -41,7 +42,7 @@ def add(
         made = mint(TenantId(tenant), created_ms=SystemClock().wall_ms())
         change_keys(path, lambda keys: (*keys, made.stored))
     except (KeyFileError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(made.text)
     sys.stderr.write(f"key {made.stored.key_id} of tenant {tenant} is in {path}; the line above is not shown again\n")
 
@@ -53,9 +54,9 @@ def list_keys(*, file: KeyFile = None, config: ConfigFile = None) -> None:
     try:
         keys = read_keys(path)
     except FileNotFoundError:
-        _fail(f"{path}: is not there; make it with `gradstream keys add TENANT --file {path}`")
+        fail(f"{path}: is not there; make it with `gradstream keys add TENANT --file {path}`")
     except KeyFileError as error:
-        _fail(str(error))
+        fail(str(error))
     for key in keys:
         made = datetime.fromtimestamp(key.created_ms / 1000, tz=UTC).date().isoformat()
         typer.echo(f"{key.key_id}  {made}  {key.tenant}")
@@ -71,7 +72,7 @@ def revoke(
     """Take a key out of force. Its tenant's models and checkpoints stay, for the tenant's other keys."""
     path = _path(file, config)
     if looks_like_key(key_id):
-        _fail(
+        fail(
             "ID: this is a whole key, now seen by whoever can list processes; give its id, the 8 characters after tml-"
         )
 
@@ -84,26 +85,20 @@ def revoke(
     try:
         change_keys(path, without)
     except KeyFileError as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"key {key_id} is revoked")
 
 
 def _path(file: Path | None, config: Path | None) -> Path:
     if (file is None) == (config is None):
-        _fail("--file, --config: give one of the two")
+        fail("--file, --config: give one of the two")
     if file is not None:
         return file
     assert config is not None
     try:
         named = load_settings(config).api_keys_file
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     if named is None:
-        _fail(f"{config}: sets no api_keys_file; add one, for example api_keys_file: api-keys.json")
+        fail(f"{config}: sets no api_keys_file; add one, for example api_keys_file: api-keys.json")
     return Path(named).expanduser()
-
-
-def _fail(message: str) -> NoReturn:
-    for line in message.splitlines():
-        sys.stderr.write(f"error: {line}\n")
-    raise typer.Exit(2)

@@ -10,19 +10,12 @@ import typer
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.ids import FutureId
 from gradstream.worker.cli_dead import write_payload
+from gradstream.worker.cli_errors import fail, readable_errors
 from gradstream.worker.cli_log_files import FileOption, export_file, import_file, verify_log
-from gradstream.worker.cli_place import (
-    ConfigOption,
-    DirOption,
-    EngineOption,
-    JsonOption,
-    fail,
-    place_of,
-    readable_errors,
-)
+from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, place_of
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.inspect.describe import text_lines
-from gradstream.worker.inspect.log_rows import Follower, JobRow, Wanted, batch_row, batches_in, jobs_in
+from gradstream.worker.inspect.log_rows import JobPairer, JobRow, Wanted, batch_row, batches_in, jobs_in
 from gradstream.worker.inspect.log_show import find_batch, find_job
 from gradstream.worker.inspect.log_source import Following, Frames, batch_id, open_log, since_ms
 from gradstream.worker.inspect.log_table import batch_table, job_line, job_table
@@ -136,16 +129,14 @@ def follow(  # noqa: PLR0913 - one parameter an option
 
 
 def _follow(log: DiskLog, wanted: Wanted, *, tail: int, every_s: float, json: bool) -> None:
-    follower = Follower()
+    pairer = JobPairer()
 
     def restart() -> None:
-        nonlocal follower
-        follower = Follower()
+        nonlocal pairer
+        pairer = JobPairer()
 
     following = Following(log, on_restart=restart)
-    first = deque(
-        (one for frame, _ in following.new() for one in follower.take(frame) if wanted.takes(one)), maxlen=tail
-    )
+    first = deque((one for frame, _ in following.new() for one in pairer.take(frame) if wanted.takes(one)), maxlen=tail)
     out = console()
 
     def say(row: JobRow) -> None:
@@ -157,7 +148,7 @@ def _follow(log: DiskLog, wanted: Wanted, *, tail: int, every_s: float, json: bo
     for one in first:
         say(one.row())
     for frame, is_news in following.forever(every_s=every_s):
-        for one in follower.take(frame):
+        for one in pairer.take(frame):
             if is_news and wanted.takes(one):
                 say(one.row())
 

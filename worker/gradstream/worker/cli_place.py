@@ -1,18 +1,12 @@
 """The options by which every looking tool is told which server is meant."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from gradstream.shared.config import ConfigError
-from gradstream.shared.errors import GradstreamError
-from gradstream.worker.inspect.place import CannotLook, Place, find_place
-
-EXIT_MISTAKE = 2
+from gradstream.worker.cli_errors import readable_errors
+from gradstream.worker.inspect.place import Place, find_place
 
 ConfigOption = Annotated[
     Path | None,
@@ -50,25 +44,7 @@ EngineOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 
 
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """Everything that can go wrong in a tool, as `error: ...` and status 2."""
-    try:
-        yield
-    except GradstreamError as error:
-        fail(error.message)
-    except (CannotLook, ConfigError) as error:
-        fail(str(error))
-
-
 def place_of(config: Path | None, redis_url: str | None, output_dir: Path | None, engine: str | None) -> Place:
     """The server that the options mean; ends the command when they mean none."""
     with readable_errors():
         return find_place(config=config, redis_url=redis_url, output_dir=output_dir, engine=engine)
-
-
-def fail(message: str) -> NoReturn:
-    """End the command with an error."""
-    for line in message.splitlines():
-        sys.stderr.write(f"error: {line}\n")
-    raise typer.Exit(EXIT_MISTAKE)

@@ -11,15 +11,8 @@ from rich.live import Live
 
 from gradstream.shared.joblog.look import QueueReader
 from gradstream.shared.joblog.queue_look import QueueLook
-from gradstream.worker.cli_place import (
-    ConfigOption,
-    DirOption,
-    EngineOption,
-    JsonOption,
-    UrlOption,
-    place_of,
-    readable_errors,
-)
+from gradstream.worker.cli_errors import readable_errors
+from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, UrlOption, place_of
 from gradstream.worker.inspect.place import reachable_redis
 from gradstream.worker.inspect.queue_table import queue_table
 from gradstream.worker.inspect.tables import console, write_json

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, fail, readable_errors
+from gradstream.worker.cli_errors import fail, readable_errors
+from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption
 from gradstream.worker.inspect.tables import console, plain, write_json
 from gradstream.worker.replaying.errors import CannotReplay, Stopped
 from gradstream.worker.replaying.extent import Want

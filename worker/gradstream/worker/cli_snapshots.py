@@ -8,15 +8,8 @@ from rich.table import Table
 
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.joblog.port import BatchId
-from gradstream.worker.cli_place import (
-    ConfigOption,
-    DirOption,
-    EngineOption,
-    JsonOption,
-    fail,
-    place_of,
-    readable_errors,
-)
+from gradstream.worker.cli_errors import fail, readable_errors
+from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, place_of
 from gradstream.worker.disklog.frames import LoggedBatch
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.segments import segment_paths

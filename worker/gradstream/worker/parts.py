@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gradstream.engine.config import DTypePolicy, EngineConfig
 from gradstream.shared.config import Settings
+from gradstream.worker.directories import joblog_dir, snapshots_dir
 from gradstream.worker.gang import LeadOptions
 from gradstream.worker.keeping import Durability
 from gradstream.worker.plan import Limits
@@ -81,8 +82,8 @@ def durability(settings: Settings) -> Durability:
     output_dir = Path(settings.output_dir)
     return Durability(
         engine=settings.engine_name,
-        joblog=output_dir / "joblog" / settings.engine_name,
-        snapshots=output_dir / "snapshots" / settings.engine_name,
+        joblog=joblog_dir(output_dir, settings.engine_name),
+        snapshots=snapshots_dir(output_dir, settings.engine_name),
         mode=settings.recovery,
         tolerance=settings.recovery_tolerance,
         cadence=Cadence(

@@ -16,6 +16,7 @@ from gradstream.shared.embedded.paths import DataDirInUse, socket_path
 from gradstream.shared.embedded.server import EmbeddedServer, ServerDidNotStart
 from gradstream.shared.joblog.client import sync_client
 from gradstream.shared.joblog.limits import Limits, limits_of
+from gradstream.worker.directories import joblog_dir, snapshots_dir
 from gradstream.worker.run_dir import RunDir
 
 DEFAULT_ENGINE = "main"
@@ -45,12 +46,12 @@ class Place:
     @property
     def joblog_dir(self) -> Path:
         """Where the engine's job log is on disk."""
-        return self.directory / "joblog" / self.engine
+        return joblog_dir(self.directory, self.engine)
 
     @property
     def snapshots_dir(self) -> Path:
         """Where the engine's snapshots are."""
-        return self.directory / "snapshots" / self.engine
+        return snapshots_dir(self.directory, self.engine)
 
 
 def find_place(
