@@ -13,8 +13,8 @@ rename after fsync, the directories before the cut that names them, so what is c
 One safetensors file a rank, `shard-{rank + 1}`, holds that rank's parts of the tensors, with the place of each part in the whole
 (`saved_offsets`) in the file's header. This is the sharded layout of torch.distributed.checkpoint, whose HuggingFaceStorageReader
 loads it into any sharding; the cut names each tensor's whole shape, and `shards.read_shards` puts it together from any number of
-files. The files are written here and not by DCP's writer, which took 1.5 times as long for an adapter of 0.2 MB with its moments and
-1.6 to 2 times as long for one of 50 MB, plans through collectives, and marks no rank but the first without a process group.
+files. The files are written here and not by DCP's writer, which plans through collectives, and without a process group marks no rank
+but the first.
 
 An adapter ("lora") is the same on every rank, so it has one shard: flat fp32 `weights`, `exp_avg`, `exp_avg_sq` and, while something
 is accumulated, `grad`, in the order of its layout. The format leaves room for a "full" model with a shard from each rank.

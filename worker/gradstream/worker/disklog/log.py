@@ -16,7 +16,7 @@ from gradstream.worker.disklog.tail import Tail, TailBuilder
 _BUFFER_BYTES = 1024**2
 
 
-class Step(NamedTuple):
+class PlacedFrame(NamedTuple):
     """A frame, where it starts and where it ends."""
 
     position: Position
@@ -40,20 +40,20 @@ class DiskLog:
         A frame torn by a kill, and nothing behind it, is the end. Raises LogDamaged when what was written does not read any more,
         UnknownPosition when start is not on the log.
         """
-        for step in self._walk(start):
-            yield step.position, step.frame
+        for placed in self._walk(start):
+            yield placed.position, placed.frame
 
     def tail(self, start: Position | None = None) -> Tail:
         """What a successor needs to know, from one scan. With start, as far as the frames from there on tell. Raises like scan."""
         builder = TailBuilder()
         end = start
-        for step in self._walk(start):
-            builder.take(step.position, step.frame)
-            end = step.end
+        for placed in self._walk(start):
+            builder.take(placed.position, placed.frame)
+            end = placed.end
         paths = segment_paths(self._directory)
         return builder.build(end=end, epoch=epoch_of(paths[-1].name) if paths else 0)
 
-    def _walk(self, start: Position | None) -> Iterator[Step]:
+    def _walk(self, start: Position | None) -> Iterator[PlacedFrame]:
         links = resolve(self._directory)
         offset = 0
         if start is not None:
@@ -67,7 +67,7 @@ class DiskLog:
             offset = 0
 
 
-def segment_frames(link: Link, offset: int) -> Iterator[Step]:
+def segment_frames(link: Link, offset: int) -> Iterator[PlacedFrame]:
     """The frames of one segment from an offset on. Raises LogDamaged, UnknownPosition when offset is behind the end."""
     segment = link.segment
     with segment.path.open("rb", buffering=_BUFFER_BYTES) as file:
@@ -78,7 +78,7 @@ def segment_frames(link: Link, offset: int) -> Iterator[Step]:
         while (raw := _next(file, link, offset)) is not None:
             position = Position(segment.name, offset)
             offset += raw.num_bytes
-            yield Step(position, _decoded(raw, segment.path, position.offset), Position(segment.name, offset))
+            yield PlacedFrame(position, _decoded(raw, segment.path, position.offset), Position(segment.name, offset))
 
 
 def _limit(file: BinaryIO, link: Link) -> int:

@@ -119,7 +119,7 @@ class JobEnd:
 
 
 @dataclass(slots=True)
-class Follower:
+class JobPairer:
     """Pairs jobs with their ends over frames that come bit by bit. Holds the open jobs only."""
 
     _open: dict[FutureId, LoggedJob] = field(default_factory=dict)
@@ -192,21 +192,21 @@ class Wanted:
 
 def jobs_in(frames: Iterable[AnyFrame], wanted: Wanted) -> Iterator[JobEnd]:
     """The wanted jobs: ended ones in the order of their ends, then the open ones."""
-    follower = Follower()
+    pairer = JobPairer()
     for frame in frames:
-        for ended in follower.take(frame):
+        for ended in pairer.take(frame):
             if wanted.takes(ended):
                 yield ended
-    for ended in follower.still_open():
+    for ended in pairer.still_open():
         if wanted.takes(ended):
             yield ended
 
 
 def batches_in(frames: Iterable[AnyFrame], wanted: Wanted) -> Iterator[tuple[LoggedBatch, list[JobEnd]]]:
     """The batches that ended a wanted job, with all the jobs that ended."""
-    follower = Follower()
+    pairer = JobPairer()
     for frame in frames:
-        ended = follower.take(frame)
+        ended = pairer.take(frame)
         if isinstance(frame, LoggedBatch) and any(map(wanted.takes, ended)):
             yield frame, ended
 

@@ -10,7 +10,7 @@ from gradstream.shared.joblog.port import BatchId
 from gradstream.worker.disklog.frames import LoggedBatch, SegmentHead, Started
 from gradstream.worker.disklog.framing import AnyFrame
 from gradstream.worker.inspect.describe import Plain, describe, describe_payload
-from gradstream.worker.inspect.log_rows import Follower, JobEnd, decoded
+from gradstream.worker.inspect.log_rows import JobEnd, JobPairer, decoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Found:
 
 def find_job(frames: Iterable[AnyFrame], future_id: FutureId) -> Found | None:
     """A job with its payload in short, its plan, its outcome and metrics; None when the log does not have it."""
-    follower = Follower()
+    pairer = JobPairer()
     starts: list[Plain] = []
     fingerprint = ""
     found: JobEnd | None = None
@@ -32,11 +32,11 @@ def find_job(frames: Iterable[AnyFrame], future_id: FutureId) -> Found | None:
             fingerprint = frame.fingerprint
         if isinstance(frame, Started) and future_id in frame.future_ids:
             starts.append(f"{frame.epoch}-{frame.number}")
-        found = next((one for one in follower.take(frame) if one.future_id == future_id), None)
+        found = next((one for one in pairer.take(frame) if one.future_id == future_id), None)
         if found is not None:
             break
     else:
-        found = next((one for one in follower.still_open() if one.future_id == future_id), None)
+        found = next((one for one in pairer.still_open() if one.future_id == future_id), None)
     if found is None:
         return None
     shown: dict[str, Plain] = {"job": _row(found), "started_as_batch": starts}
@@ -55,10 +55,10 @@ def find_job(frames: Iterable[AnyFrame], future_id: FutureId) -> Found | None:
 
 def find_batch(frames: Iterable[AnyFrame], batch_id: BatchId) -> Found | None:
     """A batch with its plan, its jobs and the records that it changed; None when the log does not have it."""
-    follower = Follower()
+    pairer = JobPairer()
     fingerprint = ""
     for frame in frames:
-        ended = follower.take(frame)
+        ended = pairer.take(frame)
         if isinstance(frame, SegmentHead):
             fingerprint = frame.fingerprint
         if isinstance(frame, LoggedBatch) and frame.batch_id == batch_id:

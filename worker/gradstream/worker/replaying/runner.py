@@ -14,7 +14,7 @@ from gradstream.shared.joblog.port import BatchId, Ended, FutureStatus
 from gradstream.shared.wire import Batch, Outcome, Sample
 from gradstream.worker.disklog.frames import Frame, LoggedBatch
 from gradstream.worker.execute import execute
-from gradstream.worker.inspect.log_rows import Follower, JobEnd
+from gradstream.worker.inspect.log_rows import JobEnd, JobPairer
 from gradstream.worker.leader import REFUSED
 from gradstream.worker.recovery.compare import Compare
 from gradstream.worker.recovery.replay import PastBatch, again, divergences
@@ -104,9 +104,9 @@ def past_batches(
     frames: Iterable[Frame], *, after: BatchId | None, last: BatchId
 ) -> Iterator[tuple[LoggedBatch, PastBatch]]:
     """The batches behind one and up to another, with those of their jobs that the log still has."""
-    follower = Follower()
+    pairer = JobPairer()
     for frame in frames:
-        ended = follower.take(frame)
+        ended = pairer.take(frame)
         if not isinstance(frame, LoggedBatch):
             continue
         if frame.batch_id > last:
