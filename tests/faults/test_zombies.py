@@ -46,6 +46,17 @@ def epoch_of(pointer: dict[bytes, bytes]) -> int:
     return int(pointer.get(b"epoch", pointer.get(b"batch", b"0")).partition(b"-")[0])
 
 
+def test_a_leader_that_stands_still_is_replaced_by_its_launcher(start_run: StartRun) -> None:
+    """Pass: when nobody has led for a while the gang is started again, without help; every number holds."""
+    run = start_run({"lease_ttl_s": "3"})
+    run.until_answered(count=20)
+    epoch, at_s = run.server.epoch(), time.monotonic()
+    run.server.member(Role.RANK0).send_signal(signal.SIGSTOP)
+    run.server.until(lambda: run.server.epoch() > epoch, what="the gang is replaced")
+    run.recovered("SIGSTOP of rank 0", at_s=at_s)
+    run.verdict(min_rounds=8)
+
+
 def test_a_peer_that_stands_still_is_noticed_and_the_gang_replaced(start_run: StartRun) -> None:
     """Pass: the watchdog ends the gang within operation_timeout_s (and the time of a start); every number holds."""
     run = start_run({"operation_timeout_s": "5"}, num_ranks=2)

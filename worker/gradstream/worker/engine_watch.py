@@ -7,6 +7,7 @@ from typing import Self, cast
 import msgspec
 
 from gradstream.shared.catalog import EngineCard
+from gradstream.shared.clock import Clock
 from gradstream.shared.errors import Unavailable
 from gradstream.shared.joblog import lua
 from gradstream.shared.joblog.client import redis_errors, sync_client
@@ -24,6 +25,28 @@ class Sight:
     card_epoch: int = 0
     lease_owner: str = ""
     last_batch: str = ""
+
+
+class Leaderless:
+    """Tells when nobody has held the lease for limit_s although a gang runs that should."""
+
+    def __init__(self, *, limit_s: float, clock: Clock) -> None:
+        self._limit_s = limit_s
+        self._clock = clock
+        self._since_s: float | None = None
+
+    def is_overdue(self, sight: Sight | None, *, should_lead: bool) -> bool:
+        """Take in one look. should_lead: a gang runs that had the lease.
+
+        A Redis that was away begins a new count: the gang could not renew its lease there.
+        """
+        if sight is None or sight.lease_owner or not should_lead:
+            self._since_s = None
+            return False
+        now_s = self._clock.monotonic_s()
+        if self._since_s is None:
+            self._since_s = now_s
+        return now_s - self._since_s >= self._limit_s
 
 
 class EngineWatch:

@@ -30,7 +30,7 @@ from gradstream.worker.crew import (
     restart_policy,
 )
 from gradstream.worker.echo import LogTail
-from gradstream.worker.engine_watch import EngineWatch, Sight
+from gradstream.worker.engine_watch import EngineWatch, Leaderless, Sight
 from gradstream.worker.log_rotation import rotate
 from gradstream.worker.run_dir import OutputDirInUse, RunDir
 from gradstream.worker.supervise import ConfigFailure, Supervised
@@ -41,6 +41,8 @@ _TICK_S = 0.1
 _LOOK_S = 0.5
 _HEALTHZ_TIMEOUT_S = 2.0
 _HEALTHY_API_AFTER_S = 60.0
+# A gang without its lease has nothing to finish: it could commit nothing.
+_STOP_DEAF_GANG_S = 3.0
 # torch's own log lines, which surround what a rank said.
 _TORCH_NOISE = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d")
 
@@ -138,6 +140,7 @@ class Shift:
         self._num_gangs = 0
         self._epoch_before = 0
         self._has_reported = False
+        self._leaderless = Leaderless(limit_s=2 * settings.lease_ttl_s, clock=clock)
 
     def run(self, stop: Stop) -> None:
         """Start the crew and look after everything until stop is requested. Raises CannotStart when a child cannot be configured."""
@@ -175,6 +178,7 @@ class Shift:
             rotate(member.spec.log_file)
         sight = self._watch.look()
         if sight is None:
+            self._leaderless.is_overdue(None, should_lead=False)
             return
         if sight.last_batch != self._sight.last_batch:
             self._crew.gang.note_progress()
@@ -189,12 +193,17 @@ class Shift:
                 self._check_api()
 
     def _check_gang(self, sight: Sight) -> None:
-        """Start a gang anew that does not take the lease in time. Once it has, the lease is its own business."""
+        """Start a gang anew that does not take the lease in time, or that lost it and stands still."""
         gang, limit_s = self._crew.gang, self._settings.worker_connection_timeout
         if gang.num_starts != self._num_gangs:
             self._num_gangs, self._epoch_before, self._has_reported = gang.num_starts, self._sight.epoch, False
         is_ours = sight.lease_owner == self._settings.lease_owner
         self._has_reported = self._has_reported or (is_ours and sight.epoch != self._epoch_before)
+        should_lead = self._has_reported and gang.pid is not None
+        if self._leaderless.is_overdue(sight, should_lead=should_lead):
+            self._say(f"the gang runs, but does not renew its lease; it is started again. Log: {gang.spec.log_file}")
+            gang.restart(timeout_s=_STOP_DEAF_GANG_S)
+            return
         if self._has_reported or gang.pid is None or gang.age_s < limit_s:
             return
         self._say(
