@@ -5,7 +5,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -49,6 +49,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Directory to make (default: the checkpoint's name).")] = None,
     base_url: Annotated[str, typer.Option(envvar="TINKER_BASE_URL", help="The server.")] = "http://127.0.0.1:5555",
     api_key: Annotated[str, typer.Option(envvar="TINKER_API_KEY", help="A key of it.")] = "",
+    timeout_s: Annotated[
+        float,
+        typer.Option("--timeout", min=0, metavar="S", help="Give up when the server's work stands still this long."),
+    ] = 600.0,
 ) -> None:
     """Fetch a checkpoint from a running server: its adapter, or with --merged a model of its own."""
     target = out or Path(uri.rpartition("/")[2])
@@ -56,16 +60,11 @@ def export(
         fail(f"{target} exists already; name a directory that does not with --out")
     server = _Server(base_url.rstrip("/"), api_key)
     try:
-        archive = server.merged(uri) if merged else server.adapter(uri)
-        # A stream: nothing of the archive is in memory or on disk but the files.
-        with (
-            server.open("GET", archive) as stream,
-            tarfile.open(fileobj=stream, mode="r|") as tar,
-            whole_directory(target) as draft,
-        ):
-            tar.extractall(draft, filter="data")
-    except (Refused, StorageFailure, FileExistsError, tarfile.TarError) as error:
+        server.unpack(server.merged(uri, timeout_s=timeout_s) if merged else server.adapter(uri), target)
+    except (Refused, StorageFailure) as error:
         fail(str(error))
+    except FileExistsError:
+        fail(f"{target} was made by someone else meanwhile; name another directory with --out")
     typer.echo(target)
 
 
@@ -81,48 +80,104 @@ class _Server:
         run, _, checkpoint_id = uri.removeprefix(_SCHEME).partition("/")
         return f"{self._api}/training_runs/{run}/checkpoints/{checkpoint_id}/archive"
 
-    def merged(self, uri: str) -> str:
-        """The URL of a merged export as a tar, once it is made."""
+    def merged(self, uri: str, *, timeout_s: float) -> str:
+        """The URL of a merged export as a tar, once it is made. Raises Refused when nothing of it changes for timeout_s."""
         asked = msgspec.json.encode({"path": uri, "format": "merged"})
         export = self._call(_Export, "POST", f"{self._api}/gradstream/exports", asked)
         where = f"{self._api}/gradstream/exports/{export.export_id}"
-        shown = -1.0
+        shown, changed_s = "", time.monotonic()
         while export.state is not ExportState.DONE:
             if export.state is ExportState.FAILED:
                 raise Refused(f"the export failed: {export.error}")
-            if export.progress != shown:
-                shown = export.progress
-                sys.stderr.write(f"{export.state} {shown:.0%}\n")
+            now = f"{export.state} {export.progress:.0%}"
+            if now != shown:
+                shown, changed_s = now, time.monotonic()
+                sys.stderr.write(f"{now}\n")
+            elif time.monotonic() - changed_s >= timeout_s:
+                raise Refused(
+                    f"export {export.export_id} has stood at {now} for {timeout_s:g} s: it waits behind others, or the server's "
+                    "exporter does not run (logs/exports.log in its output_dir). The same command goes on waiting for it"
+                )
             time.sleep(_POLL_S)
             export = self._call(_Export, "GET", where)
         return self._call(_Urls, "GET", f"{where}/urls").archive
+
+    def unpack(self, archive: str, target: Path) -> None:
+        """Make the directory target of a tar. Raises Refused, StorageFailure, FileExistsError; then nothing is left of it."""
+        try:
+            # A stream: nothing of the archive is in memory or on disk but the files.
+            with (
+                self.open("GET", archive) as response,
+                # Of a stream, tarfile asks for read() alone.
+                tarfile.open(fileobj=_Body(response, archive), mode="r|") as tar,  # type: ignore[call-overload]
+                whole_directory(target) as draft,
+            ):
+                tar.extractall(draft, filter="data")
+        except tarfile.TarError as error:
+            raise Refused(f"{archive} is no whole archive: {error}; run the command again") from error
 
     def open(self, method: str, url: str, body: bytes | None = None) -> HTTPResponse:
         """The response, to be closed; raises Refused with the server's own words."""
         if not url.startswith(("http://", "https://")):
             raise Refused(f"{url} is not the URL of a server; it begins with http:// or https://")
         headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
-        request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310 - checked above
         try:
+            request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310 - checked above
             response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310 - checked above
         except urllib.error.HTTPError as error:
-            raise Refused(_words_of(error.read(_MAX_ERROR_BYTES)) or f"{url}: {error}") from error
-        except (urllib.error.URLError, TimeoutError) as error:
-            raise Refused(f"{url} cannot be reached: {error}") from error
+            raise Refused(_words_of(error) or f"{url}: {error}") from error
+        except (OSError, HTTPException, ValueError) as error:
+            raise Refused(
+                f"{url} cannot be reached: {_reason(error)}; is the server up, and --base-url right?"
+            ) from error
         assert isinstance(response, HTTPResponse)
         return response
 
     def _call(self, answer: type[T], method: str, url: str, body: bytes | None = None) -> T:
         with self.open(method, url, body) as response:
-            return msgspec.json.decode(response.read(), type=answer)
+            data = _Body(response, url).read()
+        try:
+            return msgspec.json.decode(data, type=answer)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Refused(
+                f"{url} did not answer as a gradstream server does ({error}); is --base-url right?"
+            ) from error
+
+
+class _Body:
+    """A response's bytes, whole: reading raises Refused when the connection breaks or ends before all of it came."""
+
+    def __init__(self, response: HTTPResponse, url: str) -> None:
+        self._response = response
+        self._url = url
+
+    def read(self, size: int | None = None) -> bytes:
+        """At most size bytes, or all; empty at the end."""
+        try:
+            data = self._response.read(size)
+        except (OSError, HTTPException) as error:
+            raise Refused(self._broke(_reason(error))) from error
+        # Reading in pieces, http.client takes an early end for the end.
+        if not data and size != 0 and self._response.length:
+            raise Refused(self._broke(f"{self._response.length} bytes are missing"))
+        return data
+
+    def _broke(self, why: str) -> str:
+        return f"the connection broke while {self._url} was read: {why}; run the command again"
 
 
 class _Problem(msgspec.Struct):
     detail: str = ""
 
 
-def _words_of(body: bytes) -> str:
+def _words_of(error: urllib.error.HTTPError) -> str:
+    """What the server says is wrong, empty when it does not say it as gradstream does."""
     try:
-        return msgspec.json.decode(body, type=_Problem).detail
-    except msgspec.DecodeError:
+        return msgspec.json.decode(error.read(_MAX_ERROR_BYTES), type=_Problem).detail
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError, HTTPException):
         return ""
+
+
+def _reason(error: Exception) -> str:
+    """The error in words; some say nothing but their type."""
+    return str(error) or type(error).__name__

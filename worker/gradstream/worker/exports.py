@@ -111,5 +111,5 @@ def _check(manifest: Manifest, record: dict[str, str], settings: Settings) -> No
     served = {settings.model_name, settings.model_path, *settings.model_aliases}
     if manifest.base_model not in served:
         raise InvalidRequest(
-            f"checkpoint {record['path']} is of the base model {manifest.base_model}, and this server has {settings.model_name}"
+            f"checkpoint {record['path']} is of the base model {manifest.base_model}, and this server has {settings.model_name or settings.model_path}"
         )
