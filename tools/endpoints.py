@@ -27,6 +27,8 @@ Where the answer differs from a hosted service, on purpose:
 - Projects are names that group sessions. Audits and bills are empty. Traces are not recorded, and an export says so.
 - `archive` redirects to a tar that is made while it is read, so it never answers that it is still being built.
 - Encrypted exports and losses sent by clients are refused.
+- While no worker leads, at a start or while one recovers, what is not found is answered 503 with Retry-After, and a poll for it is held:
+  it may yet be restored. 404 is said by a server that knows.
 """
 
 
