@@ -223,7 +223,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 1e-3
     snapshot_replay_budget_s: Annotated[
         float,
-        Meta(ge=0, description="Seconds of training after which a snapshot is due: what a recovery repeats at most."),
+        Meta(
+            ge=0,
+            description="Seconds of training after which a snapshot is due; a recovery repeats about that much, more when "
+            "writing snapshots takes longer or fails.",
+        ),
     ] = 60.0
     snapshot_idle_s: Annotated[
         float, Meta(gt=0, description="Seconds without work after which changed models are snapshotted.")
