@@ -15,10 +15,10 @@ SOURCES := api engine shared worker
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-durability docs golden proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-durability bench-disk-log docs golden proto lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the server, the demo's and the developers' packages
 
@@ -76,6 +76,9 @@ bench: setup ## measure the server against bare torch + peft on a tiny model
 
 bench-durability: setup ## measure what each durability setting costs, and recovery times
 	$(OFFLINE) $(BIN)/python -m bench.durability
+
+bench-disk-log: setup ## measure what an append to the log on disk costs, and reading it
+	$(BIN)/python -m bench.disk_log
 
 proto: setup ## write the protobuf modules from their .proto files
 	$(BIN)/python tools/generate_proto.py
