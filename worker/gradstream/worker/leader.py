@@ -69,6 +69,7 @@ class Leader:
         self._limits = limits
         self._stop = stop
         self._number = 0
+        self._last: BatchId | None = None
 
     def run(self) -> None:
         """Serve until asked to stop, then wait for the last commit. Whatever is not a job's own error propagates.
@@ -76,6 +77,7 @@ class Leader:
         Samples that run then are left to the next gang, which runs them again with the same random numbers.
         """
         backlog = self._crew.backlog
+        self._last = self._patiently(self._crew.feed.last_batch)
         while not self._stop.asked:
             self._take_in()
             self._answer_without_engine()
@@ -241,7 +243,9 @@ class Leader:
             sources=sources,
             at_ms=crew.clock.wall_ms(),
             elapsed_ms=round(1000 * elapsed_s, 3),
+            after=self._last,
         )
+        self._last = BatchId(self._epoch, self._number)
         crew.committer.put(commit, on_tick=crew.control.idle)
         crew.reader.release(sum(len(one.job.payload) for one in executed))
 

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 import structlog
 
 from gradstream.shared.errors import Unavailable
-from gradstream.shared.joblog.port import Feed, LogEntry
+from gradstream.shared.joblog.port import Feed, LogEntry, TailLost
 
 READ_COUNT = 64
 READ_BLOCK_MS = 1000
@@ -78,6 +78,7 @@ class LogReader:
     def _read(self) -> None:
         try:
             entries = self._feed.read(self._cursor, count=READ_COUNT, block_ms=READ_BLOCK_MS)
+            newest = None if entries else self._feed.newest_entry()
         except Unavailable as error:
             _log.warning("log_unreachable", reason=error.message)
             return
@@ -87,3 +88,5 @@ class LogReader:
             with self._room:
                 self._held_bytes += sum(len(entry.job.payload) for entry in entries)
             self._inbox.put(entries)
+        if newest is not None and newest < int(self._cursor.partition("-")[0]):
+            raise TailLost(f"the log in Redis ends at entry {newest}-0, and this gang has read up to {self._cursor}")

@@ -277,7 +277,7 @@ class Commit:
     plan: msgpack of the Plan, as journaled. batch: None is (epoch, number); a take-over gives the earlier epoch's batch that it makes up
     for. Nothing is trimmed that covered does not cover. sources: by future, a digest of the checkpoint that a load_weights read. at_ms:
     when the batch ended; elapsed_ms: how long it took. context: records that others wrote and that belong to the jobs; they are put
-    into the log on disk and are not written.
+    into the log on disk and are not written. after: the batch that the journal must end with before this one, None: not checked.
     """
 
     epoch: int
@@ -292,6 +292,7 @@ class Commit:
     sources: Mapping[FutureId, str] = field(default_factory=dict)
     at_ms: int = 0
     elapsed_ms: float = 0.0
+    after: BatchId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,6 +321,10 @@ class Fenced(Exception):
     """Another gang holds a newer epoch. The holder of this one must stop at once and change nothing more."""
 
 
+class TailLost(Exception):
+    """Redis was put back in time: it lacks what this gang had read or committed. The gang must end; its successor makes up for it."""
+
+
 class Feed(Protocol):
     """Rank 0's side of the job log. Blocking; several threads may use it, each call on a connection of its own."""
 
@@ -344,6 +349,10 @@ class Feed(Protocol):
 
     def read(self, after: str, *, count: int, block_ms: int) -> list[LogEntry]:
         """Entries after an id, with their payloads, oldest first; empty when none came within block_ms."""
+        ...
+
+    def newest_entry(self) -> int:
+        """The number of the newest entry ever put into the log, 0 before the first one."""
         ...
 
     def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> list[FutureId]:
@@ -371,7 +380,7 @@ class Feed(Protocol):
     def commit(self, commit: Commit) -> None:
         """Record outcomes, journal entry, records, applied positions and cursor in one step, and wake the waiters.
 
-        Idempotent: the same commit again changes nothing. Raises Fenced.
+        Idempotent: the same commit again changes nothing. Raises Fenced, TailLost.
         """
         ...
 
@@ -396,8 +405,12 @@ class Feed(Protocol):
         """The newest batch in the journal, None when nothing was ever committed."""
         ...
 
-    def restore(self, entry: LogEntry, *, epoch: int) -> bool:
-        """Put a job back that a lost Redis had accepted, an open one to be read again; True when it was missing. Raises Fenced."""
+    def restore(self, entry: LogEntry, *, epoch: int, ended_ms: int = 0) -> bool:
+        """Put a job back that a lost Redis had accepted, an open one to be read again; True when it was missing. Raises Fenced.
+
+        ended_ms: of an executed one, when its batch ended; one that ended so long ago that nobody can ask for its outcome any more
+        leaves only its place in its model's order.
+        """
         ...
 
     def unknown(self, future_ids: Sequence[FutureId]) -> set[FutureId]:

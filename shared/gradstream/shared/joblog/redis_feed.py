@@ -29,6 +29,7 @@ from gradstream.shared.joblog.port import (
     LogEntry,
     RecordKind,
     RecordWrite,
+    TailLost,
 )
 from gradstream.shared.wire import Job
 
@@ -115,6 +116,11 @@ class RedisFeed:
             if time.monotonic() >= deadline:
                 return []
 
+    def newest_entry(self) -> int:
+        with redis_errors():
+            value = cast("bytes | None", self._redis.hget(self._keys.stat, "log"))
+        return int(value or 0)
+
     def mark_started(self, future_ids: Sequence[FutureId], *, epoch: int) -> list[FutureId]:
         reply = self._eval("mark_started", [epoch, *future_ids], epoch=epoch)
         return [FutureId(future.decode()) for future in reply[1:]]
@@ -138,6 +144,8 @@ class RedisFeed:
         args += [limits.keep_log_entries, limits.keep_journal_entries, limits.keep_notes, len(commit.outcomes)]
         covered = commit.covered
         args += [batch.epoch, str(covered.batch) if covered else "0-0", covered.entry_id if covered else "0-0"]
+        args += [str(commit.after) if commit.after else "", int(commit.batch is not None), commit.at_ms]
+        args += [limits.delivered_ttl_s]
         for ended in commit.outcomes:
             args += [ended.job.future_id, ended.status.value, ended.data, ended.digest]
         for record in commit.records:
@@ -147,6 +155,10 @@ class RedisFeed:
         reply = self._eval("commit", args, epoch=commit.epoch)
         if reply[0] == b"order":
             raise ValueError(f"batch {batch} does not come after batch {reply[1].decode()}")
+        if reply[0] == b"lost":
+            raise TailLost(
+                f"batch {batch} was made after batch {commit.after}, and the journal in Redis ends at {reply[1].decode()}"
+            )
         if reply[0] == b"ok" and (reply[1] or reply[2]):
             _log.warning("commit_met_finished_jobs", batch=str(batch), num_gone=reply[1], num_other_outcome=reply[2])
 
@@ -171,7 +183,7 @@ class RedisFeed:
             value = cast("bytes | None", self._redis.hget(self._keys.stat, "journal"))
         return BatchId.parse(value.decode()) if value else None
 
-    def restore(self, entry: LogEntry, *, epoch: int) -> bool:
+    def restore(self, entry: LogEntry, *, epoch: int, ended_ms: int = 0) -> bool:
         job, packed = entry.job, Packed.of(entry.job.payload)
         blob = ""
         if entry.is_open and len(packed.data) > self._limits.inline_bytes:
@@ -182,6 +194,7 @@ class RedisFeed:
         args: list[Value] = [epoch, job.owner, job.seq, job.op, job.tenant, packed.digest, len(packed.data)]
         args += [job.num_tokens, packed.enc, payload, blob, int(entry.ordered), entry.at_ms]
         args += [int(entry.entry_id.partition("-")[0]), int(entry.is_open)]
+        args += [ended_ms, self._limits.unread_ttl_s, self._limits.keep_seqs]
         return bool(self._eval("restore", args, epoch=epoch)[1])
 
     def unknown(self, future_ids: Sequence[FutureId]) -> set[FutureId]:
@@ -212,6 +225,8 @@ class RedisFeed:
             if not found or status is None or data is None or digest is None:
                 continue
             (logged,) = self._entries(found)
+            if not logged.job.payload:
+                continue
             entries.append(logged)
             ended.append(Ended(job=logged.job, status=FutureStatus(status.decode()), data=data, digest=digest.decode()))
         return Journaled(

@@ -5,12 +5,15 @@ from collections.abc import Iterable
 import structlog
 
 from gradstream.shared import codec
+from gradstream.shared.errors import StorageFailure, UnknownModel
 from gradstream.shared.ids import FutureId
-from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed, LogEntry, RecordWrite
+from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed, LogEntry, RecordKind, RecordWrite
 from gradstream.worker.disklog.frames import Dropped, LoggedBatch, LoggedJob, LoggedRecord
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.journal import Journal
+from gradstream.worker.records import checkpoint_fields
 from gradstream.worker.recovery.past import Past
+from gradstream.worker.storage import Storage
 
 _PAGE = 64
 _log = structlog.get_logger(__name__)
@@ -49,21 +52,22 @@ def catch_up(feed: Feed, journal: Journal, *, last: BatchId | None, epoch: int) 
     return None
 
 
-def make_up(feed: Feed, log: DiskLog, past: Past, *, epoch: int) -> int:
+def make_up(feed: Feed, log: DiskLog, past: Past, *, epoch: int, storage: Storage | None = None) -> int:
     """Commit the logged batches that Redis lacks, and give it back jobs that it lost; how many batches.
 
     A gang that died between the log and the commit leaves one or two. A Redis that was emptied, or that a failover put back in time,
-    gets back everything that the log still has: outcomes, records of models, sessions, checkpoints and samplers, and the open jobs.
+    gets back everything that the log still has: outcomes that may still be asked for, records of models, sessions, checkpoints and
+    samplers, and the open jobs. storage: tells which checkpoints are still there, and what they are now.
     """
     last = feed.last_batch()
     num_made_up = 0
     if past.last is not None and (last is None or last < past.last):
         frames = _after(last, past) if last is not None and past.has(last) else _whole(log, last)
         for frame, entries, ended in frames:
-            _give_back(feed, entries, epoch=epoch)
+            _give_back(feed, entries, epoch=epoch, ended_ms=frame.at_ms)
             for record in frame.context:
                 feed.restore_record(_write(record), epoch=epoch)
-            feed.commit(_commit(frame, ended, epoch=epoch))
+            feed.commit(_commit(frame, ended, epoch=epoch, storage=storage))
             num_made_up += 1
     num_jobs = _give_back(feed, [_entry(job, is_open=True) for _, job in past.open_jobs.values()], epoch=epoch)
     if num_jobs:
@@ -105,10 +109,11 @@ def _whole(log: DiskLog, last: BatchId | None) -> _Frames:
                 pass
 
 
-def _give_back(feed: Feed, entries: list[LogEntry], *, epoch: int) -> int:
+def _give_back(feed: Feed, entries: list[LogEntry], *, epoch: int, ended_ms: int = 0) -> int:
     """Restore those jobs that Redis does not know; how many."""
     missing = feed.unknown([entry.job.future_id for entry in entries])
-    return sum(feed.restore(entry, epoch=epoch) for entry in entries if entry.job.future_id in missing)
+    lost = [entry for entry in entries if entry.job.future_id in missing]
+    return sum(feed.restore(entry, epoch=epoch, ended_ms=ended_ms) for entry in lost)
 
 
 def _entry(job: LoggedJob, *, is_open: bool) -> LogEntry:
@@ -120,7 +125,7 @@ def _as_open(entry: LogEntry) -> LogEntry:
     return LogEntry(entry_id=entry.entry_id, job=entry.job, is_open=True, ordered=entry.ordered, at_ms=entry.at_ms)
 
 
-def _commit(frame: LoggedBatch, ended: list[Ended], *, epoch: int) -> Commit:
+def _commit(frame: LoggedBatch, ended: list[Ended], *, epoch: int, storage: Storage | None) -> Commit:
     return Commit(
         epoch=epoch,
         number=0,
@@ -128,8 +133,23 @@ def _commit(frame: LoggedBatch, ended: list[Ended], *, epoch: int) -> Commit:
         outcomes=ended,
         plan=codec.encode(frame.plan),
         cursor=frame.cursor,
-        records=[_write(record) for record in frame.records],
+        records=[write for record in frame.records if (write := _as_it_is_now(_write(record), storage)) is not None],
+        at_ms=frame.at_ms,
     )
+
+
+def _as_it_is_now(write: RecordWrite, storage: Storage | None) -> RecordWrite | None:
+    """The record of a checkpoint as its manifest on disk tells, None when it is gone; any other record as it is."""
+    if storage is None or write.kind is not RecordKind.CHECKPOINT or write.fields is None:
+        return write
+    try:
+        manifest = storage.manifest(write.record_id)
+    except UnknownModel:
+        return None
+    except StorageFailure as error:
+        _log.warning("checkpoint_not_read", checkpoint=write.record_id, reason=error.message)
+        return write
+    return RecordWrite(kind=write.kind, record_id=write.record_id, fields=checkpoint_fields(manifest))
 
 
 def _write(record: LoggedRecord) -> RecordWrite:

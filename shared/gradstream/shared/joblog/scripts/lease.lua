@@ -10,6 +10,7 @@
 local verb, owner, ttl_ms = ARGV[2], ARGV[3], ARGV[4]
 local lease = P .. 'lease'
 if verb == 'acquire' then
+  mend_stat()
   local holder = redis.call('GET', lease)
   if holder and holder ~= owner then return { 'taken', holder, redis.call('PTTL', lease) } end
   local before = math.max(tonumber(redis.call('GET', P .. 'epoch') or '0'), tonumber(ARGV[5]))

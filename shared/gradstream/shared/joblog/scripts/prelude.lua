@@ -40,8 +40,21 @@ local function seq_text(seq)
   return lane == 0 and seq_id or seq_id .. ' of lane ' .. int(lane)
 end
 
+-- Make `stat` anew from the streams when somebody deleted it: the last ids, which everything that is added must be above.
+local function mend_stat()
+  if redis.call('EXISTS', P .. 'stat') == 1 then return end
+  for _, name in ipairs({ 'log', 'notes', 'journal' }) do
+    local info = redis.call('EXISTS', P .. name) == 1 and redis.call('XINFO', 'STREAM', P .. name) or {}
+    for i = 1, #info, 2 do
+      local id = info[i] == 'last-generated-id' and info[i + 1] or '0-0'
+      if id ~= '0-0' then redis.call('HSET', P .. 'stat', name, name == 'journal' and id or string.match(id, '^%d+')) end
+    end
+  end
+end
+
 -- Append a job to the log; f holds its plain fields by name. Returns the entry id. Ids are 1-0, 2-0, ... without a gap.
 local function append(future, f)
+  mend_stat()
   local id = int(redis.call('HINCRBY', P .. 'stat', 'log', 1)) .. '-0'
   local body = { 'payload', f.payload }
   if f.blob and f.blob ~= '' then body = { 'blob', f.blob } end
@@ -53,6 +66,7 @@ end
 
 -- Wake everybody who waits for one of the futures (a space-separated list). Note ids are 1-0, 2-0, ... without a gap.
 local function notify(futures, keep)
+  mend_stat()
   local id = int(redis.call('HINCRBY', P .. 'stat', 'notes', 1)) .. '-0'
   redis.call('XADD', P .. 'notes', 'MAXLEN', '~', keep, id, 'futures', futures)
 end
@@ -134,13 +148,14 @@ local function unread_bytes(tenant)
 end
 
 -- Give an open job its outcome and its budgets back. counter is the model's field that counted it: queued or held.
-local function finish(future, status, outcome, digest, counter, unread_ttl_s, keep_blob_s)
+-- An outcome that was given back to a lost Redis, and may have been read long ago, counts for no tenant; the caller says how long it lives.
+local function finish(future, status, outcome, digest, counter, ttl_s, keep_blob_s, is_given_back)
   local key = P .. 'future:' .. future
   local f = redis.call('HMGET', key, 'owner', 'tenant', 'bytes', 'blob', 'ordered', 'seq')
   redis.call('HSET', key, 'status', status, 'outcome', outcome, 'outcome_digest', digest, 'done_ms', int(NOW))
   redis.call('HDEL', key, 'payload')
-  redis.call('EXPIRE', key, unread_ttl_s)
-  count_unread(f[2], future, outcome, unread_ttl_s)
+  redis.call('EXPIRE', key, ttl_s)
+  if not is_given_back then count_unread(f[2], future, outcome, ttl_s) end
   if f[4] then redis.call('EXPIRE', f[4], keep_blob_s) end
   redis.call('HINCRBY', P .. 'stat', 'queued_jobs', -1)
   redis.call('HINCRBY', P .. 'stat', 'queued_bytes', '-' .. f[3])
@@ -151,7 +166,7 @@ local function finish(future, status, outcome, digest, counter, unread_ttl_s, ke
     if redis.call('EXISTS', model) == 1 then redis.call('HINCRBY', model, counter, -1) end
   else
     if redis.call('HINCRBY', P .. 'owners', f[1], -1) <= 0 then redis.call('HDEL', P .. 'owners', f[1]) end
-    list_done(f[1], f[6], future, status, outcome, unread_ttl_s)
+    list_done(f[1], f[6], future, status, outcome, ttl_s)
   end
 end
 
