@@ -117,7 +117,8 @@ def proxied(start_run: StartRun) -> Iterator[Proxied]:
         proxy = Proxy(urlsplit(queue.url).path, who=who)
         proxy.start()
         try:
-            run = start_run({"redis_url": proxy.url})
+            # Snapshots come by often, so that every script does.
+            run = start_run({"redis_url": proxy.url, "snapshot_replay_budget_s": "0.1"})
             try:
                 yield Proxied(run=run, proxy=proxy, queue=queue)
             finally:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -23,7 +22,6 @@ class Footprint:
     rss_bytes: Mapping[Role, int]
     num_fds: Mapping[Role, int]
     num_files: Mapping[str, int]
-    drafts: tuple[str, ...]
 
 
 def footprint(server: Server) -> Footprint:
@@ -40,7 +38,7 @@ def footprint(server: Server) -> Footprint:
     for path in files:
         first = path.relative_to(server.output_dir).parts[0]
         count[first] = count.get(first, 0) + 1
-    return Footprint(rss_bytes=rss, num_fds=fds, num_files=count, drafts=tuple(sorted(_drafts(server.output_dir))))
+    return Footprint(rss_bytes=rss, num_fds=fds, num_files=count)
 
 
 def growth(before: Footprint, after: Footprint) -> list[str]:
@@ -56,12 +54,3 @@ def growth(before: Footprint, after: Footprint) -> list[str]:
         if after.num_files.get(name, 0) > bound:
             lines.append(f"{name}/ holds {after.num_files[name]} files, more than {bound}")
     return lines
-
-
-def _drafts(output_dir: Path) -> list[str]:
-    """Unfinished directories and files: what a kill leaves, and a restart or the sweep takes away."""
-    return [
-        str(path.relative_to(output_dir))
-        for path in output_dir.rglob("*")
-        if path.name.startswith(".") or path.name.endswith((".tmp", ".draft", ".new"))
-    ]
