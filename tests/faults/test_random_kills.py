@@ -22,13 +22,14 @@ _WEIGHTS = {
     Role.HOUSEKEEPING: 1,
     Role.EXPORTER: 1,
 }
-# A kill comes up to this long after the last one was recovered from; every fourth comes at once, into the recovery itself.
+# A kill comes up to this long after the last one was recovered from. About every fourth is not waited for: the next one comes up to
+# this long after it, into the recovery itself, as soon as the process that is to be killed runs.
 _LONGEST_PAUSE_S = 2.0
 _SHORTEST_PAUSE_S = 0.05
 
 
 def schedule(seed: int, count: int) -> list[tuple[Role, float, bool]]:
-    """Who is killed, how long after the last recovery (s), and whether the recovery from it is interrupted by the next kill."""
+    """Who is killed, how long (s) after the last recovery or kill, and whether the next kill comes without waiting for its recovery."""
     generator = random.Random(seed)
     roles = generator.choices(list(_WEIGHTS), weights=list(_WEIGHTS.values()), k=count)
     pauses = [generator.uniform(_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S) for _ in roles]
