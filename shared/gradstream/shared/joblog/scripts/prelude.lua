@@ -42,7 +42,7 @@ end
 
 -- Make `stat` anew from the streams when somebody deleted it: the last ids, which everything that is added must be above.
 local function mend_stat()
-  if redis.call('EXISTS', P .. 'stat') == 1 then return end
+  if redis.call('HEXISTS', P .. 'stat', 'log') == 1 then return end
   for _, name in ipairs({ 'log', 'notes', 'journal' }) do
     local info = redis.call('EXISTS', P .. name) == 1 and redis.call('XINFO', 'STREAM', P .. name) or {}
     for i = 1, #info, 2 do
