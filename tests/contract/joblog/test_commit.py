@@ -249,6 +249,15 @@ async def test_the_card_comes_back_as_published(bench: Bench) -> None:
     assert await bench.intake.card() == _card()
 
 
+async def test_a_card_that_somebody_deleted_is_back_with_the_next_renewal(bench: Bench) -> None:
+    bench.feed.renew(bench.epoch)
+    assert await bench.intake.card() is None
+    bench.feed.publish_card(_card(), epoch=bench.epoch)
+    bench.raw.delete(bench.keys.card)
+    bench.feed.renew(bench.epoch)
+    assert await bench.intake.card() == _card()
+
+
 async def test_a_delivered_result_lives_shorter_and_an_open_future_for_ever(bench: Bench) -> None:
     await bench.create()
     key = bench.keys.future(f"{MODEL}:0")

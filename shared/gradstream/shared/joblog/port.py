@@ -336,7 +336,7 @@ class Feed(Protocol):
         ...
 
     def renew(self, epoch: int) -> None:
-        """Prolong the lease. Raises Fenced. May be called from its own thread and connection."""
+        """Prolong the lease, and put the published card back if somebody deleted it. Raises Fenced. May be called from its own thread and connection."""
         ...
 
     def release(self, epoch: int) -> None:

@@ -63,6 +63,7 @@ class RedisFeed:
         # redis-py's Script; it loads itself again after NOSCRIPT. Its reply type is unknown to the type checker.
         self._scripts: dict[str, Any] = {}
         self._owner = ""
+        self._card = b""
 
     def open(self) -> Self:
         """Prepare the client; connections are made when used."""
@@ -93,7 +94,7 @@ class RedisFeed:
         return int(reply[1])
 
     def renew(self, epoch: int) -> None:
-        self._eval("lease", ["renew", self._owner, self._lease_ms, epoch], epoch=epoch)
+        self._eval("lease", ["renew", self._owner, self._lease_ms, epoch, self._card], epoch=epoch)
 
     def release(self, epoch: int) -> None:
         self._eval("lease", ["release", self._owner, self._lease_ms, epoch], epoch=epoch)
@@ -163,7 +164,9 @@ class RedisFeed:
             _log.warning("commit_met_finished_jobs", batch=str(batch), num_gone=reply[1], num_other_outcome=reply[2])
 
     def publish_card(self, card: EngineCard, *, epoch: int) -> None:
-        self._eval("card", [epoch, msgspec.json.encode(card)], epoch=epoch)
+        encoded = msgspec.json.encode(card)
+        self._eval("card", [epoch, encoded], epoch=epoch)
+        self._card = encoded
 
     def adopt(
         self, models: Sequence[ModelId], *, lost: Mapping[ModelId, str], otherwise: str = "", epoch: int

@@ -3,6 +3,7 @@
 -- KEYS  1 log
 -- ARGV  1 prefix  2 acquire|renew|release|clear  3 owner  4 ttl_ms  5 epoch (renew, release), or one that the new epoch must be above
 --       (acquire: the log on disk may know of epochs that a lost Redis does not)
+--       6 card (renew; empty before there is one), put back when somebody deleted it
 -- clear takes an owner's lease away whatever its epoch, when the owner knows that its gang is no more.
 -- Reply acquire: {ok, epoch} | {taken, owner, ms left}
 --       renew, release: {ok} | {fenced, current epoch}
@@ -29,6 +30,7 @@ local epoch = redis.call('GET', P .. 'epoch')
 if epoch ~= ARGV[5] then return { 'fenced', epoch or '0' } end
 if verb == 'renew' then
   redis.call('SET', lease, owner, 'PX', ttl_ms)
+  if ARGV[6] ~= '' then redis.call('SET', P .. 'card', ARGV[6], 'NX') end
 else
   redis.call('DEL', lease)
 end
