@@ -19,6 +19,14 @@ _WEATHERS = {
     "200 ms": Weather(delay_s=0.1),
     "every twentieth chunk breaks its connection": Weather(loss=0.05),
 }
+# How often a weather must have struck before it ends.
+_STRIKES = {
+    "cut": 20,
+    "requests vanish": 3,
+    "replies vanish": 3,
+    "200 ms": 100,
+    "every twentieth chunk breaks its connection": 5,
+}
 _WHO = {"API": Role.API, "gang": Role.RANK0, "all": None}
 
 
@@ -29,7 +37,8 @@ def test_bad_weather_only_delays(proxied: Proxied, weather: str, who: str) -> No
     run, role = proxied.run, _WHO[who]
     run.until_answered(count=10)
     with proxied.proxy.weather(_WEATHERS[weather], who=None if role is None else str(role)):
-        time.sleep(6)
+        strikes = proxied.proxy.num_hurt + _STRIKES[weather]
+        run.server.until(lambda: proxied.proxy.num_hurt >= strikes, what=f"{weather} has struck", timeout_s=60)
     run.recovered(f"{weather}: {who} and queue", at_s=time.monotonic())
     run.until_answered(count=20)
     run.verdict(min_rounds=8)

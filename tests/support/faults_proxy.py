@@ -61,6 +61,7 @@ class Proxy:
         self._calm = Weather()
         self._hook: _Hook | None = None
         self._open: dict[asyncio.StreamWriter, str] = {}
+        self._num_hurt = 0
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -115,6 +116,11 @@ class Proxy:
         """True when the last hook was called."""
         return self._hook is None
 
+    @property
+    def num_hurt(self) -> int:
+        """How often a weather has done something: a connection refused or broken, a chunk swallowed or held up."""
+        return self._num_hurt
+
     async def _end(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -131,6 +137,7 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = self._who(writer.get_extra_info("peername")[1])
         if self._weather_of(name).is_cut:
+            self._num_hurt += 1
             writer.transport.abort()
             return
         try:
@@ -172,7 +179,9 @@ class Proxy:
                             return
                     else:
                         exchange.hook = hook
-            if not self._weather_of(name).requests_lost:
+            if self._weather_of(name).requests_lost:
+                self._num_hurt += 1
+            else:
                 up_writer.write(data)
                 await up_writer.drain()
 
@@ -186,15 +195,19 @@ class Proxy:
                 hook.call()
                 if hook.cuts:
                     return
-            if not self._weather_of(name).replies_lost:
+            if self._weather_of(name).replies_lost:
+                self._num_hurt += 1
+            else:
                 writer.write(data)
                 await writer.drain()
 
     async def _struggle(self, name: str) -> None:
         weather = self._weather_of(name)
         if weather.delay_s:
+            self._num_hurt += 1
             await asyncio.sleep(self._random.uniform(0, 2 * weather.delay_s))
         if weather.loss and self._random.random() < weather.loss:
+            self._num_hurt += 1
             raise ConnectionError("lost")
 
 

@@ -200,6 +200,16 @@ class Server:
         if self.is_up:
             self.crash()
 
+    def events(self, name: str) -> list[dict[str, object]]:
+        """What the gangs, then what the launchers logged under this name, oldest first; a line that a kill tore is left out."""
+        paths = [self.output_dir / "logs" / "gang.log", self.said]
+        found = []
+        for line in (line for path in paths if path.is_file() for line in _lines(path)):
+            if f'"event": "{name}"' in line:
+                with suppress(json.JSONDecodeError):
+                    found.append(json.loads(line))
+        return found
+
     def evidence(self, num_lines: int = 12) -> str:
         """The end of what the processes logged, the ordinary left out, for a failure's message. Everything is kept in KEPT."""
         kept = KEPT / self.output_dir.parent.name
