@@ -1,11 +1,12 @@
 """One run under faults: a server, its clients, the faults that were put on it, and the verdict at the end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import redis
 
+from gradstream.shared.joblog.port import RecordKind
 from tests.support.faults_client import GROUP
 from tests.support.faults_footprint import Footprint, footprint, growth
 from tests.support.faults_ledger import Ledger, settled_ledger, violations
@@ -74,6 +75,29 @@ class Run:
             self.workload.check()
             assert time.monotonic() < deadline, f"no client was answered for {timeout_s:g} s\n{self.server.evidence()}"
             time.sleep(0.02)
+
+    def lost_models(self) -> dict[str, str]:
+        """The clients' present models whose state is lost, each with the reason on its record."""
+        found: dict[str, str] = {}
+        with self.server.redis() as client:
+            for model in (one.model_ids[-1] for one in self.workload.clients):
+                state, error = client.hmget(self.server.keys.record(RecordKind.MODEL, model), "state", "error")
+                if state == b"lost":
+                    found[model] = (error or b"").decode()
+        return found
+
+    def verdict_of_a_loss(self, lost: Iterable[str]) -> None:
+        """Let the clients, which stand, go on with lost models: one is told so, every invariant holds, no number is wrong."""
+        told = ""
+        try:
+            self.workload.finish(min_rounds=max(client.round for client in self.workload.clients) + GROUP)
+        except Exception as error:  # noqa: BLE001  whatever the SDK raises, the words in it are compared
+            told = str(error)
+        lines = [] if any(f"model {model} was lost" in told for model in lost) else [f"lost, but told: {told!r}"]
+        with self.server.redis() as client:
+            lines += violations(settled_ledger(client, self.server.keys))
+        lines += self.differences()
+        assert not lines, self._story(lines)
 
     def differences(self) -> list[str]:
         """How what clients have noted so far differs from the unharmed run, what is missing left out."""
