@@ -1,16 +1,19 @@
 """Gangs that die, and successors that go on to the same bits."""
 
+import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 from safetensors.numpy import load_file
 from tests.support.gang import Client, forward_backward, gang, optim_step, output_dir, settings_file
 
 from gradstream.engine.checkpoint.location import parse_uri
+from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.joblog.redis_intake import RedisIntake
@@ -23,6 +26,7 @@ from gradstream.shared.wire import (
     SaveWeights,
     SaveWeightsDone,
 )
+from gradstream.worker.disklog.log import DiskLog
 
 pytestmark = [pytest.mark.timeout(400)]
 
@@ -251,3 +255,41 @@ async def test_a_model_that_does_not_come_out_as_it_was_is_lost_unless_that_is_t
         assert outcome.code == "model_lost"
         record = await client.intake.record(RecordKind.MODEL, model)
         assert record["error"].startswith("in batch 1-")
+
+
+async def test_a_snapshot_of_a_batch_that_was_never_logged_and_gangs_that_die_idle_change_nothing(
+    client, tmp_path, redis_url, engine_name
+):
+    jobs = program(4)
+    expected = await uninterrupted(tmp_path, redis_url, engine_name, jobs)
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **STRICT)
+    directory = output_dir(settings)
+    with gang(settings) as process:
+        model, _ = await client.create()
+        outcomes = await train(client, model, jobs[:4])
+        await until(lambda: SnapshotStore(directory / "snapshots" / engine_name).cuts())
+        outcomes += await train(client, model, jobs[4:5])
+        kill(process)
+    # As a gang leaves it that dies between the snapshot after a load_weights and the log of that batch.
+    store = SnapshotStore(directory / "snapshots" / engine_name)
+    newest = store.cuts()[0]
+    store.continue_from(newest)
+    end = DiskLog(directory / "joblog" / engine_name).tail().end
+    head = msgspec.structs.replace(newest.head, number=10**6, log_segment=end.segment, log_offset=end.offset)
+    store.write(head, [], live=newest.models.keys())
+    for _ in range(2):
+        with gang(settings) as process:
+            # Longer than snapshot_idle_s.
+            await asyncio.sleep(1)
+            kill(process)
+    with gang(settings):
+        outcomes += await train(client, model, jobs[5:])
+        weights = await weights_of(client, model, settings, "end")
+    assert outcomes == expected[0]
+    assert weights == expected[1]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - a poll with a deadline
+            await asyncio.sleep(0.05)

@@ -35,7 +35,7 @@ from gradstream.worker.recovery.compare import exact, tolerant
 from gradstream.worker.recovery.past import tail_of
 from gradstream.worker.recovery.takeover import TakeOver, Tools, take_over
 from gradstream.worker.running import RunningNote
-from gradstream.worker.snapshots import Place, Snapshots, Stamp
+from gradstream.worker.snapshots import Snapshots, Stamp
 from gradstream.worker.storage import Storage
 from gradstream.worker.watchdog import Watchdog
 
@@ -123,6 +123,7 @@ def lead(
         run=run,
         clock=clock,
         attempts=options.durability.joblog / "replaying.json",
+        fingerprint=card.fingerprint,
     )
     mode, tolerance = options.durability.mode, options.durability.tolerance
     taken = take_over(tools, epoch=epoch, mode=mode, compare=tolerant(tolerance) if mode == "tolerant" else exact)
@@ -225,14 +226,12 @@ def _snapshots(  # noqa: PLR0913 - what snapshots touch, each named
         feed=tools.feed,
         store=tools.store,
         committer=committer,
+        journal=journal,
         epoch=card.epoch,
         durability=options,
         clock=tools.clock,
         cuts=sorted(taken.cuts, key=lambda cut: cut.id),
     )
-    place = None
-    if taken.last is not None:
-        place = Place(batch=taken.last, cursor=tools.feed.cursor(), position=journal.scan_from())
     return Snapshots(
         engine=engine,
         store=tools.store,
@@ -241,7 +240,6 @@ def _snapshots(  # noqa: PLR0913 - what snapshots touch, each named
         stamp=Stamp(engine=options.engine, fingerprint=card.fingerprint),
         cadence=None if options.mode == "none" else options.cadence,
         clock=tools.clock,
-        place=place,
         changed=taken.changed,
         covered=keeping.covered,
     )

@@ -84,6 +84,10 @@ class Journal:
         with self._lock:
             return min(self._open.values(), default=end)
 
+    def sync(self) -> None:
+        """Return when all that was logged is on disk."""
+        self._writer.sync()
+
     def close(self) -> None:
         """Sync, and end the writer."""
         self._writer.close()

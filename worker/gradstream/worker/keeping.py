@@ -16,6 +16,7 @@ from gradstream.worker.disklog.errors import UnknownPosition
 from gradstream.worker.disklog.retention import retain
 from gradstream.worker.disklog.writer import Sync
 from gradstream.worker.fence import exit_fenced
+from gradstream.worker.journal import Journal
 from gradstream.worker.recovery.compare import Mode
 from gradstream.worker.recovery.past import position_of
 from gradstream.worker.snapshots import Cadence
@@ -49,6 +50,7 @@ class Keeping:
     feed: Feed
     store: SnapshotStore
     committer: Committer
+    journal: Journal
     epoch: int
     durability: Durability
     clock: Clock
@@ -66,6 +68,8 @@ class Keeping:
         """Name a cut that is on disk as the newest, once its batch is committed. Ends the process when the epoch is over."""
         if cut.head.epoch == self.epoch and not self.committer.wait_recorded(cut.head.number):
             raise Unavailable(f"batch {cut.head.number} was not committed")
+        # No power cut may leave a snapshot of a batch that the log has not.
+        self.journal.sync()
         try:
             self.feed.name_snapshot(_facts(cut), epoch=self.epoch)
         except Fenced as error:

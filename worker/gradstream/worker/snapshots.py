@@ -19,6 +19,8 @@ from gradstream.worker.disklog.frames import Position
 # After a snapshot that could not be written, the next try.
 _RETRY_S = 10.0
 _TICK_S = 5.0
+# A cut is due after so many batches even if no model changed, as samples do not: behind it the log can be trimmed.
+MAX_BATCHES = 2000
 
 _log = structlog.get_logger(__name__)
 
@@ -69,7 +71,7 @@ class Snapshots:
 
     finish is called by the writing thread for each cut that is on disk, waits until the cut's batch is committed, and returns up to where
     the kept cuts cover the log. position tells where a reader of the log on disk must start to meet every open job. changed: models
-    that are not as in the store's base cut, as of place. cadence None: no cuts; everything that was committed counts as covered.
+    that are not as in the store's base cut; the first cut is after the first batch of this epoch. cadence None: no cuts; everything that was committed counts as covered.
     """
 
     def __init__(  # noqa: PLR0913 - what it works with, each named
@@ -82,7 +84,6 @@ class Snapshots:
         stamp: Stamp,
         cadence: Cadence | None,
         clock: Clock,
-        place: Place | None = None,
         changed: Collection[ModelId] = (),
         covered: Covered | None = None,
     ) -> None:
@@ -93,7 +94,8 @@ class Snapshots:
         self._stamp = stamp
         self._cadence = cadence
         self._clock = clock
-        self._place = place
+        self._place: Place | None = None
+        self._num_batches = 0
         self._dirty: set[ModelId] = set(changed)
         self._cost_s = 0.0
         self._rest_since_s = clock.monotonic_s()
@@ -127,6 +129,7 @@ class Snapshots:
         """Take in a batch before it is committed. Raises what broke the thread."""
         self._place = Place(batch=batch, cursor=cursor, position=self._position())
         self._rest_since_s = self._clock.monotonic_s()
+        self._num_batches += 1
         if changed:
             self._cost_s += elapsed_s
         with self._changed:
@@ -141,9 +144,14 @@ class Snapshots:
         """True when a cut should be taken now and can be."""
         now_s = self._clock.monotonic_s()
         with self._changed:
-            if self._cadence is None or not self._dirty or self._order is not None or now_s < self._not_before_s:
+            if self._cadence is None or self._place is None or self._order is not None or now_s < self._not_before_s:
                 return False
-        return self._cost_s >= self._cadence.budget_s or now_s - self._rest_since_s >= self._cadence.idle_s
+            is_changed = bool(self._dirty)
+        if self._num_batches >= MAX_BATCHES:
+            return True
+        return is_changed and (
+            self._cost_s >= self._cadence.budget_s or now_s - self._rest_since_s >= self._cadence.idle_s
+        )
 
     def take(self, live: Collection[ModelId]) -> None:
         """Copy the models that changed since the last cut, and have them written. Between batches, when none is in work."""
@@ -152,7 +160,7 @@ class Snapshots:
             assert self._order is None, "a snapshot is being written"
             dirty, self._dirty = self._dirty & set(live), set()
         changed = self._engine.capture(sorted(dirty))
-        self._cost_s = 0.0
+        self._cost_s, self._num_batches = 0.0, 0
         head = CutHead(
             epoch=self._place.batch.epoch,
             number=self._place.batch.number,
@@ -180,7 +188,7 @@ class Snapshots:
         if self._cadence is None:
             return
         self._wait(lambda: self._order is None, on_tick)
-        if self._dirty:
+        if self._dirty and self._place is not None:
             self.take(live)
             self._wait(lambda: self._order is None, on_tick)
 

@@ -67,7 +67,7 @@ def test_a_refused_batch_does_not_run_and_all_its_jobs_diverged() -> None:
     assert run.batches == []
 
 
-def test_a_batch_that_ends_every_gang_is_refused_in_the_end_and_another_one_starts_the_count_anew(
+def test_a_batch_that_ends_every_gang_is_refused_from_then_on_and_others_are_counted_on_their_own(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "log" / "replaying.json"
@@ -76,6 +76,9 @@ def test_a_batch_that_ends_every_gang_is_refused_in_the_end_and_another_one_star
     assert Attempts(path).begin(BatchId(1, 6)) is None
     for _ in range(MAX_DEATHS):
         assert Attempts(path).begin(BatchId(1, 5)) is None
-    assert f"died {MAX_DEATHS} times" in (Attempts(path).begin(BatchId(1, 5)) or "")
-    Attempts(path).end()
-    assert Attempts(path).begin(BatchId(1, 5)) is None
+    last = Attempts(path)
+    assert f"died {MAX_DEATHS} times" in (last.begin(BatchId(1, 5)) or "")
+    assert last.begin(BatchId(1, 6)) is None
+    last.end()
+    assert Attempts(path).begin(BatchId(1, 5)) is not None
+    assert Attempts(path).begin(BatchId(1, 6)) is None

@@ -14,12 +14,16 @@ STATEFUL = frozenset({"create_model", "load_weights", "forward_backward", "optim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastBatch:
-    """A batch of the journal with its jobs. sources: by future, the digest of the checkpoint that a load_weights read."""
+    """A batch of the journal with its jobs. sources: by future, the digest of the checkpoint that a load_weights read.
+
+    at_ms: when it ended.
+    """
 
     batch: BatchId
     plan: Plan
     ended: Sequence[Ended]
     sources: Mapping[FutureId, str]
+    at_ms: int = 0
     elapsed_ms: float = 0.0
 
     @property

@@ -11,6 +11,7 @@ from gradstream.engine.snapshot.cut import Cut
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared import codec
 from gradstream.shared.clock import Clock
+from gradstream.shared.errors import GradstreamError
 from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, OwnerId, TenantId
 from gradstream.shared.joblog.port import BatchId, Feed, FutureStatus
 from gradstream.shared.wire import (
@@ -30,7 +31,7 @@ from gradstream.worker.journal import Journal
 from gradstream.worker.recovery.agree import catch_up, make_up
 from gradstream.worker.recovery.attempts import Attempts
 from gradstream.worker.recovery.compare import Compare, Mode
-from gradstream.worker.recovery.past import Past, cuts_that_count, read
+from gradstream.worker.recovery.past import Keep, Past, cuts_that_count, keep_after, read
 from gradstream.worker.recovery.replay import Divergence, PastBatch, replay
 from gradstream.worker.storage import Storage
 
@@ -50,7 +51,10 @@ class Models(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What a take-over works with. run executes a batch on every rank. last: the newest batch of the log on disk."""
+    """What a take-over works with. run executes a batch on every rank. last: the newest batch of the log on disk.
+
+    fingerprint: of the engine.
+    """
 
     feed: Feed
     log: DiskLog
@@ -62,6 +66,7 @@ class Tools:
     run: Callable[[Batch], Mapping[FutureId, Outcome]]
     clock: Clock
     attempts: Path
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +93,14 @@ def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> Take
     """
     start_s = tools.clock.monotonic_s()
     behind = catch_up(tools.feed, tools.journal, last=tools.last, epoch=epoch)
-    cut, past = _restored(tools, epoch=epoch) if mode != "none" else (None, _whole(tools.log))
+    last = tools.feed.last_batch()
+    if mode == "none":
+        cut, past = None, _whole(tools.log, keep=lambda frame: last is None or frame.batch_id > last)
+    else:
+        cut, past = _restored(tools, last=last, epoch=epoch)
     num_made_up = make_up(tools.feed, tools.log, past, epoch=epoch)
     todo: list[PastBatch] = []
-    why = "recovery is none" if mode == "none" else behind or _cannot_replay(past, cut)
+    why = "recovery is none" if mode == "none" else behind or _cannot_replay(tools, past, cut)
     if why is not None:
         lost = dict.fromkeys(tools.engine.models(), why)
     else:
@@ -121,9 +130,9 @@ def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> Take
     )
 
 
-def _restored(tools: Tools, *, epoch: int) -> tuple[Cut | None, Past]:
+def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> tuple[Cut | None, Past]:
     """The newest snapshot that is whole, now in memory, with the log from there; without one the log from its beginning."""
-    for cut, past in cuts_that_count(tools.log, tools.store):
+    for cut, past in cuts_that_count(tools.log, tools.store, last=last):
         payload = RestoreSnapshot(
             directory=str(tools.store.directory), epoch=cut.head.epoch, number=cut.head.number, drop_others=True
         )
@@ -133,20 +142,33 @@ def _restored(tools: Tools, *, epoch: int) -> tuple[Cut | None, Past]:
             continue
         tools.store.continue_from(cut)
         return cut, past
-    return None, _whole(tools.log)
+    return None, _whole(tools.log, keep=keep_after(None, last=last))
 
 
-def _cannot_replay(past: Past, cut: Cut | None) -> str | None:
+def _cannot_replay(tools: Tools, past: Past, cut: Cut | None) -> str | None:
     """Why the log on disk does not lead to the models' last state, None when it does."""
-    if cut is None and past.batches and not past.is_whole:
-        return "no snapshot is whole, and the log on disk does not begin at the start"
+    if cut is None:
+        if past.ids and not past.is_whole:
+            return "no snapshot is whole, and the log on disk does not begin at the start"
+        return None
+    changed = _changed_facts(cut.head.fingerprint, tools.fingerprint)
+    if "model" in changed:
+        return "the snapshot is of another base model: the weights in model_path have changed"
+    if changed:
+        _log.warning("engine_changed", facts=changed, snapshot=cut.name)
     return None
 
 
-def _whole(log: DiskLog) -> Past:
+def _changed_facts(before: str, now: str) -> list[str]:
+    """The names of the facts in which two fingerprints differ."""
+    old, new = (dict(fact.split("=", 1) for fact in text.split(" ") if "=" in fact) for text in (before, now))
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def _whole(log: DiskLog, *, keep: Keep) -> Past:
     """All of the log; an empty one when it is damaged."""
     try:
-        return read(log, None)
+        return read(log, None, keep=keep)
     except LogDamaged as error:
         _log.error("joblog_damaged", reason=error.message)
         return Past(is_whole=False)
@@ -169,9 +191,23 @@ def _changed_source(past: PastBatch, storage: Storage) -> str | None:
         outcome = codec.decode_outcome(ended.data)
         if ended.status is not FutureStatus.DONE or not isinstance(outcome, LoadWeightsDone):
             continue
-        if storage.source(outcome.path) != past.sources.get(ended.job.future_id):
+        recorded = past.sources.get(ended.job.future_id)
+        is_same = (
+            _is_older(storage, outcome.path, past.at_ms)
+            if recorded is None
+            else storage.source(outcome.path) == recorded
+        )
+        if not is_same:
             return f"checkpoint {outcome.path} was replaced or removed since it was loaded"
     return None
+
+
+def _is_older(storage: Storage, uri: str, at_ms: int) -> bool:
+    """True when a checkpoint lies there since before a time; what Redis gave back of a batch does not tell which one was loaded."""
+    try:
+        return storage.manifest(uri).created_ms <= at_ms
+    except GradstreamError:
+        return False
 
 
 def _lost(found: Sequence[Divergence]) -> dict[ModelId, str]:
