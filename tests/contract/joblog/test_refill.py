@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.support.joblog_bench import MODEL, Bench, ready
 
-from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId
+from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, future_id
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import (
     BatchId,
@@ -59,7 +59,7 @@ async def test_outcomes_that_are_given_back_count_for_no_tenant_and_are_there_fo
         _refill(bench, entries, ended_ms=hour_ago)
         assert (await bench.view(1)).status is FutureStatus.DONE
         assert bench.raw.hget(f"{bench.keys.prefix}unread", LOCAL_TENANT) is None
-        left_s = bench.raw.ttl(bench.keys.future(f"{MODEL}:1"))
+        left_s = bench.raw.ttl(bench.keys.future(future_id(MODEL, 1)))
         assert limits.unread_ttl_s - 3700 < left_s <= limits.unread_ttl_s - 3600
         assert (await bench.submit(2)).status is FutureStatus.QUEUED
 
@@ -70,7 +70,7 @@ async def test_an_outcome_given_back_at_the_end_of_its_life_still_lives_as_long_
     entries = await _entries(bench, 2)
     _lose_all(bench)
     _refill(bench, entries, ended_ms=_now_ms(bench) - 1000 * Limits().unread_ttl_s + 20_000)
-    left_s = bench.raw.ttl(bench.keys.future(f"{MODEL}:1"))
+    left_s = bench.raw.ttl(bench.keys.future(future_id(MODEL, 1)))
     assert Limits().delivered_ttl_s - 60 < left_s <= Limits().delivered_ttl_s
 
 
