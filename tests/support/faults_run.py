@@ -12,7 +12,7 @@ from tests.support.faults_footprint import Footprint, footprint, growth
 from tests.support.faults_ledger import Ledger, settled_ledger, violations
 from tests.support.faults_report import Recovery, Report
 from tests.support.faults_server import Role, Server
-from tests.support.faults_workload import Reference, Workload, compare, differences
+from tests.support.faults_workload import Reference, Workload, compare, differences, upto
 
 # How many differences a failure lists.
 _MAX_LINES = 12
@@ -100,12 +100,19 @@ class Run:
         assert not lines, self._story(lines)
 
     def differences(self) -> list[str]:
-        """How what clients have noted so far differs from the unharmed run, what is missing left out."""
+        """How what clients have noted so far differs from the unharmed run, what is missing left out. They may be at work."""
         lines = []
         for client in self.workload.clients:
-            expected = self._reference().diary_of(client.number, rounds=client.round + 1)
-            lines += [line for line in differences(client.diary, expected) if ": missing " not in line]
+            rounds = client.round + 1
+            found = upto(dict(client.diary), rounds=rounds)
+            expected = self._reference().diary_of(client.number, rounds=rounds)
+            lines += [line for line in differences(found, expected) if ": missing " not in line]
         return lines
+
+    def check_so_far(self) -> None:
+        """Fail the test when a client has noted something else than the unharmed run's."""
+        lines = self.differences()
+        assert not lines, self._story(lines)
 
     def verdict(self, *, min_rounds: int = GROUP, exact: bool = True) -> Ledger:
         """Let the clients come to an end, then check every invariant; the ledger. exact False leaves the numbers out."""

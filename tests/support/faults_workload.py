@@ -102,7 +102,12 @@ class Reference:
         client = self._workload.clients[number]
         while client.round < rounds:
             client.run_round()
-        return {name: value for name, value in client.diary.items() if int(name.split()[3]) < rounds}
+        return upto(client.diary, rounds=rounds)
+
+
+def upto(diary: Diary, *, rounds: int) -> Diary:
+    """The notes of the first `rounds` rounds."""
+    return {name: value for name, value in diary.items() if int(name.split()[3]) < rounds}
 
 
 def differences(found: Diary, expected: Diary) -> list[str]:
