@@ -3,7 +3,7 @@
 import io
 import sys
 from contextlib import suppress
-from typing import IO, TextIO, cast
+from typing import TextIO, cast
 
 from rich.console import Console
 
@@ -36,4 +36,4 @@ class Heedless(io.TextIOBase):
 
 def console() -> Console:
     """A console on standard output that never raises because of it."""
-    return Console(file=cast("IO[str]", Heedless(sys.stdout)), soft_wrap=True)
+    return Console(file=cast("TextIO", Heedless(sys.stdout)), soft_wrap=True)
