@@ -1,5 +1,6 @@
 """retrieve_future: the long poll."""
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -65,7 +66,7 @@ def _missing(body: RetrieveFutureBody) -> Response:
 async def _finished(parts: Parts, request: Request, body: RetrieveFutureBody, stored: bytes) -> Response:
     future_id = FutureId(body.request_id)
     outcome = codec.decode_outcome(stored)
-    delivered = BackgroundTask(parts.intake.mark_delivered, future_id)
+    delivered = BackgroundTask(_note_delivery, parts, future_id)
     if isinstance(outcome, Failed):
         return _json(
             {"error": outcome.message, "category": outcome.category, "code": outcome.code}, background=delivered
@@ -83,6 +84,12 @@ async def _finished(parts: Parts, request: Request, body: RetrieveFutureBody, st
             }
         )
     return Response(rendered.content, media_type=rendered.media_type, background=delivered)
+
+
+async def _note_delivery(parts: Parts, future_id: FutureId) -> None:
+    """After the answer was sent: with the queue away the result only lives longer."""
+    with suppress(Unavailable):
+        await parts.intake.mark_delivered(future_id)
 
 
 # Any: small free-form JSON answers.
