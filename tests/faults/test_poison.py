@@ -84,7 +84,8 @@ def test_a_poisoned_job_is_set_aside_after_two_deaths_and_the_others_go_on(start
 
 
 @pytest.mark.xfail(
-    strict=False, reason="a rank short of memory was once seen to commit other bits; what is not promised in docs/durability.md"
+    strict=False,
+    reason="a rank short of memory was once seen to commit other bits; what is not promised in docs/durability.md",
 )
 def test_a_gang_that_the_kernel_kills_for_its_memory_comes_back(start_run: StartRun) -> None:
     """Pass: a limit on the leader's memory ends it in the middle of its work; the next one goes on; every number holds."""
