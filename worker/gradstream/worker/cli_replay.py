@@ -126,6 +126,8 @@ def replay(  # noqa: PLR0913 - one parameter an option
         typer.echo(plain_lines(summary(done)))
     if done.num_differing:
         raise typer.Exit(EXIT_DIVERGED)
+    if to is None and session.seen.damage is not None:
+        fail(f"what comes after batch {session.seen.batches[-1].batch} could not be read, and was not compared")
 
 
 @contextmanager

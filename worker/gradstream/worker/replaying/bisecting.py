@@ -42,6 +42,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     before: BatchRow | None = None
     after: BatchRow | None = None
     remarks: list[str] = []
+    is_cut_short: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +88,10 @@ def bisect(where: Where, want: Want, condition: Condition, *, goes_on: bool, sca
 
 def _scan(where: Where, want: Want, condition: Condition) -> Finding:
     with opened(where) as source:
-        last = _last(overview(source.log), want)
-        hit = first(recorded_events(source.log, last), condition, model=want.model)
-        return _finding(condition, source.log, hit, replayed_from=None)
+        seen = overview(source.log)
+        hit = first(recorded_events(source.log, _last(seen, want)), condition, model=want.model)
+        found = _finding(condition, source.log, hit, replayed_from=None)
+        return msgspec.structs.replace(found, is_cut_short=_is_cut_short(seen, want))
 
 
 def _replay(where: Where, want: Want, condition: Condition) -> Finding:
@@ -98,7 +100,12 @@ def _replay(where: Where, want: Want, condition: Condition) -> Finding:
         cut = session.extent.cut
         begin = "start" if cut is None else str(BatchId(*cut.id))
         found = _finding(condition, session.source.log, hit, replayed_from=begin)
-        return msgspec.structs.replace(found, remarks=session.remarks)
+        return msgspec.structs.replace(found, remarks=session.remarks, is_cut_short=_is_cut_short(session.seen, want))
+
+
+def _is_cut_short(seen: Overview, want: Want) -> bool:
+    """True when damage keeps jobs that were asked for from being looked at."""
+    return seen.damage is not None and want.to is None
 
 
 @contextmanager
