@@ -167,7 +167,9 @@ def test_a_gang_empties_the_queue_and_the_held_jobs_stay(redis_url, engine_name,
 def test_following_prints_a_line_of_json_for_every_look(redis_url, engine_name):
     asyncio.run(fill(redis_url, engine_name))
     arguments = ["queue", "--redis-url", redis_url, "--engine", engine_name, "--json", "--follow", "--every", "0.1"]
-    with subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, text=True) as process:
+    # A shell that starts the tests in the background has Ctrl-C ignored in all its children.
+    command = ["env", "--default-signal=INT", str(COMMAND), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         looks = [msgspec.json.decode(process.stdout.readline(), type=QueueLook) for _ in range(3)]
         process.send_signal(signal.SIGINT)
