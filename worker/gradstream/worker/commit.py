@@ -9,10 +9,10 @@ import structlog
 from gradstream.shared.errors import QueueFull, Unavailable
 from gradstream.shared.joblog.port import Commit, Feed, Fenced
 from gradstream.worker.fence import exit_fenced
+from gradstream.worker.patience import TICK_S, wait_until
 
 # The commit on its way and one behind it. With Redis away no more work is taken than this.
 MAX_PENDING = 2
-_TICK_S = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -62,17 +62,10 @@ class Committer:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout=_TICK_S)
+        self._thread.join(timeout=TICK_S)
 
     def _wait(self, is_done: Callable[[], bool], on_tick: Callable[[], None]) -> None:
-        while True:
-            with self._changed:
-                done = self._changed.wait_for(lambda: self._error is not None or is_done(), timeout=_TICK_S)
-                if self._error is not None:
-                    raise self._error
-            if done:
-                return
-            on_tick()
+        wait_until(self._changed, is_done, error=lambda: self._error, on_tick=on_tick)
 
     def _run(self) -> None:
         try:

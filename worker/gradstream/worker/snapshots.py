@@ -15,10 +15,10 @@ from gradstream.shared.errors import StorageFailure, Unavailable
 from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.port import BatchId, Covered
 from gradstream.worker.disklog.frames import Position
+from gradstream.worker.patience import wait_until
 
 # After a snapshot that could not be written, the next try.
 _RETRY_S = 10.0
-_TICK_S = 5.0
 # A cut is due after so many batches even if no model changed, as samples do not: behind it the log can be trimmed.
 MAX_BATCHES = 2000
 
@@ -193,14 +193,7 @@ class Snapshots:
             self._wait(lambda: self._order is None, on_tick)
 
     def _wait(self, is_done: Callable[[], bool], on_tick: Callable[[], None]) -> None:
-        while True:
-            with self._changed:
-                done = self._changed.wait_for(lambda: self._error is not None or is_done(), timeout=_TICK_S)
-                if self._error is not None:
-                    raise self._error
-            if done:
-                return
-            on_tick()
+        wait_until(self._changed, is_done, error=lambda: self._error, on_tick=on_tick)
 
     def _run(self) -> None:
         try:
