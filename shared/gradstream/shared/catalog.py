@@ -2,6 +2,8 @@
 
 import msgspec
 
+from gradstream.shared.wire import OptimizerSpec
+
 
 class LossInput(msgspec.Struct, frozen=True, kw_only=True):
     """One array a loss reads, per datum, shaped like target_tokens; bounds are inclusive.
@@ -52,6 +54,8 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
 
     model_name and model_aliases are what clients may ask for; tokenizer_id is what a client's AutoTokenizer can load.
     max_context_tokens bounds one datum and prompt + max_tokens. fingerprint names everything that changes result bits.
+    is_lora: models are adapters; else there is one model, DEFAULT_MODEL, whose full weights are trained. default_rank,
+    default_alpha and optimizer: of models whose client names none. max_row_tokens: longest packed row.
     """
 
     model_name: str
@@ -67,6 +71,11 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     losses: list[LossCard]
     # Losses that clients know and this engine does not have, with the sentence that says so.
     refused_losses: dict[str, str] = {}
+    is_lora: bool = True
+    default_rank: int = 32
+    default_alpha: float = 16.0
+    optimizer: OptimizerSpec = OptimizerSpec()
+    max_row_tokens: int = 2048
 
     def names(self) -> list[str]:
         """Every name a client may use for the base model, the main one first."""

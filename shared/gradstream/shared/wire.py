@@ -13,31 +13,65 @@ from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, Session
 from gradstream.shared.targets import PromptTargets
 
 WIRE_VERSION = 1
+# The target of a token that is no target, as in torch's cross_entropy.
+IGNORE = -100
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a client asked of its adapter. seed None means: derived from the model id."""
+    """What a client asked of its adapter. seed None means: derived from the model id. alpha None: the server's lora_alpha.
+
+    target_modules: last parts of the names of the modules that get an adapter, among those that the switches allow; None for all.
+    """
 
     rank: int
     seed: int | None = None
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
+    alpha: float | None = None
+    target_modules: list[str] | None = None
+
+
+class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model's optimizer, fixed for its life. dtype: of its state. What a step brings itself (AdamParams) is not here.
+
+    momentum, dampening, nesterov: sgd. kahan: anyprecision_adamw keeps what the rounding of the weights lost. muon_*: muon, whose
+    matrices learn at muon_lr while the rest learns by AdamW at the step's rate; muon_adjust_lr_fn None is "original".
+    """
+
+    type: Literal["adamw", "anyprecision_adamw", "sgd", "muon"] = "adamw"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    kahan: bool = True
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    muon_nesterov: bool = True
+    muon_ns_steps: int = 5
+    muon_adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None
 
 
 class CreateModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="create_model"):
-    """Make a fresh adapter on the base model. Job seq 0 of its model."""
+    """Make a model: a fresh adapter on the base model, or, with lora None, the base model's own weights to train.
+
+    optimizer None: AdamW with fp32 state. reduction: what optim_step makes of the accumulated gradient: its sum, or its sum divided by
+    the valid tokens (those whose target is not IGNORE) accumulated with it.
+    """
 
     session_id: SessionId
     base_model: str
-    lora: LoraSpec
+    lora: LoraSpec | None = None
     user_metadata: dict[str, str] | None = None
+    optimizer: OptimizerSpec | None = None
+    reduction: Literal["sum", "token_mean"] = "sum"
 
 
 class ForwardBackward(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="forward_backward"):
     """Loss of N datums, with gradients added to the model's accumulator when backward is true.
 
-    tokens: int32 [T] per datum. inputs: the loss's arrays by name, each [T, ...] per datum, T equal to that of tokens.
+    tokens: int32 [T] per datum. inputs: the loss's arrays by name, each [T, ...] per datum, T equal to that of tokens. A token whose
+    target is IGNORE has no loss and no gradient, and a log-probability of 0.0.
     """
 
     tokens: Column
@@ -105,6 +139,18 @@ class SaveExternal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     name: str
     ttl_seconds: int | None = None
     user_metadata: dict[str, str] | None = None
+
+
+class ResetModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="reset_model"):
+    """Forget the model's optimizer state, step and accumulated gradient; with weights, its weights too are those of its creation."""
+
+    weights: bool = False
+
+
+class OffloadModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="offload_model"):
+    """Move the model to host memory (asleep) or back to the device. While it sleeps, its other jobs fail and change nothing."""
+
+    asleep: bool
 
 
 class UnloadModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="unload_model"):
@@ -187,6 +233,8 @@ Payload = (
     | SaveForSampler
     | SaveExternal
     | UnloadModel
+    | ResetModel
+    | OffloadModel
     | Sample
     | DeleteCheckpoint
     | CopyCheckpoint
@@ -235,6 +283,18 @@ class SaveExternalDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
 class UnloadModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="unload_model"):
     model_id: ModelId
+
+
+class ResetModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="reset_model"):
+    model_id: ModelId
+
+
+class OffloadModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="offload_model"):
+    """bytes_moved: of weights, gradient and optimizer state together; 0 when the model was there already, or where host and device are one."""
+
+    model_id: ModelId
+    asleep: bool
+    bytes_moved: int = 0
 
 
 class DeleteCheckpointDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delete_checkpoint"):
@@ -323,6 +383,8 @@ Done = (
     | SaveForSamplerDone
     | SaveExternalDone
     | UnloadModelDone
+    | ResetModelDone
+    | OffloadModelDone
     | SampleDone
     | DeleteCheckpointDone
     | CopyCheckpointDone
@@ -357,6 +419,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     A `sample` batch lets its jobs, which may be none, join the samples that are running, and continues all of those by at most
     num_steps tokens; 0 continues them to their ends. The plan of a commit names the samples that ended, with num_steps 0: a sample's
     answer depends on nothing but its job, so a replay of that plan gives the same ones.
+
+    packing: sequential fills one row after the other in submission order; best_fit puts each datum, longest first, where the least room is left.
     """
 
     kind: str
@@ -364,6 +428,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     row_budget_tokens: int
     num_steps: int = 0
     isolate_jobs: bool = False
+    packing: Literal["sequential", "best_fit"] = "sequential"
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,7 +17,9 @@ from gradstream.shared.wire import (
     Done,
     ForwardBackwardDone,
     LoadWeightsDone,
+    OffloadModelDone,
     OptimStepDone,
+    ResetModelDone,
     RestoreSnapshotDone,
     SampleDone,
     SaveExternalDone,
@@ -80,7 +82,7 @@ def _batched(column: Column) -> wire_pb2.BatchedTensor:
 # Any: the JSON of results is free-form; each shape is the typed result of one call of the SDK.
 def _json_result(done: Done) -> dict[str, Any]:
     match done:
-        case CreateModelDone() | UnloadModelDone():
+        case CreateModelDone() | UnloadModelDone() | ResetModelDone() | OffloadModelDone():
             return {"type": done.__struct_config__.tag, "model_id": done.model_id}
         case ForwardBackwardDone():
             return {

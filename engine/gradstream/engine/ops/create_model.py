@@ -3,7 +3,7 @@
 from gradstream.engine.adapters.adapter import Owner, new_adapter
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.state import EngineState
-from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.errors import InvalidRequest, Unsupported
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import CreateModel, CreateModelDone
 
@@ -19,6 +19,8 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
     names = (state.config.model_name, *state.config.model_aliases)
     if payload.base_model not in names:
         raise InvalidRequest(f"base_model: {payload.base_model!r} is not served here; use {' or '.join(names)}")
+    if payload.lora is None:
+        raise Unsupported("create_model: this engine trains adapters; name a LoRA rank")
     if not 1 <= payload.lora.rank <= state.config.max_lora_rank:
         raise InvalidRequest(f"lora.rank: {payload.lora.rank} is not within 1 to {state.config.max_lora_rank}")
     owner = Owner(
