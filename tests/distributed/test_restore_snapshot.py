@@ -67,7 +67,7 @@ def _payload(directory: Path) -> RestoreSnapshot:
 def _restored(comm: Comm, directory: Path) -> tuple[Outcome, list[ModelState]]:
     driver = _start(comm)
     outcome = restore(driver.engine, _payload(directory))
-    return outcome, driver.engine.capture(driver.engine.state.adapters)
+    return outcome, driver.engine.capture(driver.engine.state.models)
 
 
 def test_two_ranks_go_on_from_their_snapshot_as_if_they_had_never_stopped(two_ranks: Ranks, tmp_path: Path) -> None:

@@ -89,10 +89,10 @@ class Driver:
         return self.done(model, OptimStep(adam=AdamParams(**adam)))
 
     def grad(self, model: str) -> torch.Tensor:
-        return self.engine.state.adapters[ModelId(model)].grad.clone()
+        return self.engine.state.models[ModelId(model)].grad.clone()
 
     def weights(self, model: str) -> torch.Tensor:
-        return self.engine.state.adapters[ModelId(model)].weights.clone()
+        return self.engine.state.models[ModelId(model)].weights.clone()
 
     def _job(self, model: str, payload: Payload, tenant: TenantId) -> Job:
         seq = self._seqs.get(model, 0)
@@ -158,6 +158,6 @@ def loss_of(outcome: Outcome) -> float:
 
 def randomize(driver: Driver, model: str, *, seed: int = 7, std: float = 0.05) -> None:
     """Give b random values too, so that every gradient is non-zero."""
-    weights = driver.engine.state.adapters[ModelId(model)].weights
+    weights = driver.engine.state.models[ModelId(model)].weights
     noise = torch.randn(weights.shape, generator=torch.Generator().manual_seed(seed))
     weights.add_(noise, alpha=std)

@@ -61,7 +61,7 @@ def assert_same_state(left: ModelState, right: ModelState) -> None:
 
 def snapshot(engine: Engine, directory: Path, *, number: int = 1) -> RestoreSnapshot:
     """Write all models of engine as a cut; the payload that restores them and nothing else."""
-    models = list(engine.state.adapters)
+    models = list(engine.state.models)
     SnapshotStore(directory).write(head(number), engine.capture(models), live=models)
     return RestoreSnapshot(directory=str(directory), epoch=1, number=number, drop_others=True)
 

@@ -64,7 +64,7 @@ class Engine:
 
     def models(self) -> dict[ModelId, TenantId]:
         """The models in memory, and whose they are."""
-        return {model_id: adapter.tenant for model_id, adapter in self.state.adapters.items()}
+        return {model_id: adapter.tenant for model_id, adapter in self.state.models.items()}
 
     def capture(self, model_ids: Iterable[ModelId]) -> list[ModelState]:
         """Copies of these models for a snapshot; not collective. Raises UnknownModel when one is not here."""

@@ -16,7 +16,7 @@ from gradstream.shared.wire import Job
 
 @dataclass(slots=True, kw_only=True)
 class EngineState:
-    """The same on every rank after every batch. adapters: the trainable models by id. samplers: frozen adapters.
+    """The same on every rank after every batch. models: the trainable ones by id. samplers: frozen adapters.
     decoding: the samples that are running; they hold their own frozen adapters.
 
     disk is asked on rank 0 only, where saves are written.
@@ -25,7 +25,7 @@ class EngineState:
     config: EngineConfig
     comm: Comm
     base: BaseModel
-    adapters: dict[ModelId, Adapter] = field(default_factory=dict)
+    models: dict[ModelId, Adapter] = field(default_factory=dict)
     samplers: SamplerStore = field(default_factory=SamplerStore)
     decoding: Decoding = field(init=False)
     disk: DiskBudget = field(init=False)
@@ -45,9 +45,9 @@ class EngineState:
         limit = self.config.max_context_tokens
         return self.base.facts.max_position if limit is None else min(limit, self.base.facts.max_position)
 
-    def adapter(self, job: Job) -> Adapter:
+    def model(self, job: Job) -> Adapter:
         """The model that a job belongs to; raises UnknownModel when it is not here, or is another tenant's."""
-        adapter = self.adapters.get(ModelId(job.owner))
+        adapter = self.models.get(ModelId(job.owner))
         if adapter is None or adapter.tenant != job.tenant:
             raise UnknownModel(f"model {job.owner} is not held by this engine; it was never created, or was unloaded")
         return adapter

@@ -17,7 +17,7 @@ def driver() -> Driver:
 
 
 def _adapter(driver: Driver) -> Adapter:
-    return driver.engine.state.adapters[ModelId("m")]
+    return driver.engine.state.models[ModelId("m")]
 
 
 def _fill_grad(adapter: Adapter, seed: int, scale: float = 1.0) -> torch.Tensor:

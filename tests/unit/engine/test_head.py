@@ -22,7 +22,7 @@ def _pass(driver: Driver, *, with_grad: bool) -> AdapterPass:
     """Tokens 0-5 on x, 5-9 on the bare base, 9-20 on y."""
     slices = []
     for name, start, end in (("x", 0, 5), ("y", 9, 20)):
-        adapter = driver.engine.state.adapters[ModelId(name)]
+        adapter = driver.engine.state.models[ModelId(name)]
         grad = torch.zeros_like(adapter.weights) if with_grad else None
         slices.append(AdapterSlice(start=start, end=end, weights=adapter, grad=grad))
     return AdapterPass(slices, compute_dtype=torch.float32)

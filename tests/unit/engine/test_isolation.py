@@ -61,7 +61,7 @@ def test_models_of_different_rank_in_one_pass_get_what_they_get_alone(driver: Dr
         randomize(driver, name)
         losses[name] = loss_of(driver.done(name, cross_entropy(data)))
         alone[name] = driver.grad(name)
-        driver.engine.state.adapters[ModelId(name)].clear_grad()
+        driver.engine.state.models[ModelId(name)].clear_grad()
     outcomes = driver.run(*((name, cross_entropy(data)) for name, (_, data) in clients.items()))
     for name, outcome in zip(clients, outcomes, strict=True):
         assert loss_of(outcome) == pytest.approx(losses[name], rel=1e-5)
@@ -145,14 +145,14 @@ def test_a_non_finite_job_fails_alone(driver: Driver) -> None:
     data = random_data([16, 9])
     driver.done("good", cross_entropy(data))
     want = driver.grad("good")
-    driver.engine.state.adapters[ModelId("good")].clear_grad()
-    driver.engine.state.adapters[ModelId("bad")].weights.fill_(float("nan"))
+    driver.engine.state.models[ModelId("good")].clear_grad()
+    driver.engine.state.models[ModelId("bad")].weights.fill_(float("nan"))
     bad, good = driver.run(("bad", cross_entropy(data)), ("good", cross_entropy(data)))
     assert isinstance(bad, Failed)
     assert bad.code == "non_finite"
     assert isinstance(good, ForwardBackwardDone)
     torch.testing.assert_close(driver.grad("good"), want, rtol=1e-4, atol=1e-4)
-    assert not driver.engine.state.adapters[ModelId("bad")].has_grad
+    assert not driver.engine.state.models[ModelId("bad")].has_grad
     assert not driver.grad("bad").any()
 
 
@@ -187,7 +187,7 @@ def test_a_forward_gives_the_same_log_probabilities_and_no_gradient(driver: Driv
     randomize(driver, "m")
     data = random_data([16, 3])
     forward = driver.done("m", cross_entropy(data, backward=False))
-    assert not driver.engine.state.adapters[ModelId("m")].has_grad
+    assert not driver.engine.state.models[ModelId("m")].has_grad
     both = driver.done("m", cross_entropy(data))
     np.testing.assert_array_equal(np.concatenate(logprobs_of(forward)), np.concatenate(logprobs_of(both)))
     assert loss_of(forward) == loss_of(both)
@@ -236,7 +236,7 @@ def test_a_rank_out_of_bounds_is_refused_with_the_bounds(driver: Driver, rank: i
     (outcome,) = driver.run(("m", create(rank=rank)))
     assert isinstance(outcome, Failed)
     assert "1 to 64" in outcome.message
-    assert not driver.engine.state.adapters
+    assert not driver.engine.state.models
 
 
 def test_an_adapter_that_trains_nothing_is_refused(driver: Driver) -> None:
@@ -263,8 +263,8 @@ def test_another_tenants_model_is_unknown(driver: Driver) -> None:
     (outcome,) = driver.run(("m", OptimStep(adam=AdamParams())), tenant=TenantId("mallory"))
     assert isinstance(outcome, Failed)
     assert outcome.code == "unknown_model"
-    assert driver.engine.state.adapters[ModelId("m")].step == 0
-    assert driver.engine.state.adapters[ModelId("m")].tenant == LOCAL_TENANT
+    assert driver.engine.state.models[ModelId("m")].step == 0
+    assert driver.engine.state.models[ModelId("m")].tenant == LOCAL_TENANT
 
 
 def test_an_unloaded_model_is_gone(driver: Driver) -> None:

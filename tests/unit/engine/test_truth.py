@@ -36,7 +36,7 @@ def test_losses_and_every_gradient_equal_double_precision(family: str, model_pat
     driver = Driver(open_engine(path), row_budget_tokens=50)
     driver.create("m", rank=4)
     randomize(driver, "m")
-    adapter = driver.engine.state.adapters[ModelId("m")]
+    adapter = driver.engine.state.models[ModelId("m")]
     data = random_data(LENGTHS)
 
     outcome = driver.done("m", cross_entropy(data))
@@ -70,7 +70,7 @@ def test_each_switch_trains_its_own_sites_with_true_gradients(
     driver = Driver(open_engine(path))
     driver.create("m", rank=3, **switches)
     randomize(driver, "m")
-    adapter = driver.engine.state.adapters[ModelId("m")]
+    adapter = driver.engine.state.models[ModelId("m")]
     data = random_data([9, 16])
 
     driver.done("m", cross_entropy(data))
@@ -122,7 +122,7 @@ def test_gradients_equal_peft_on_the_same_batch(family: str, model_path: Callabl
     driver = Driver(open_engine(model_path(family)))
     driver.create("m", rank=8)
     randomize(driver, "m")
-    adapter = driver.engine.state.adapters[ModelId("m")]
+    adapter = driver.engine.state.models[ModelId("m")]
     twin = PeftTwin(model_path(family), adapter.named_views(adapter.weights), rank=8)
     data = random_data(LENGTHS)
 
@@ -139,7 +139,7 @@ def test_gradients_equal_peft_on_the_same_batch(family: str, model_path: Callabl
 def test_many_steps_follow_peft_and_torch_adamw() -> None:
     driver = Driver(open_engine(DENSE))
     driver.create("m", rank=8)
-    adapter = driver.engine.state.adapters[ModelId("m")]
+    adapter = driver.engine.state.models[ModelId("m")]
     twin = PeftTwin(DENSE, adapter.named_views(adapter.weights), rank=8)
     data = random_data([24, 9, 17])
     data.weights = [np.ones_like(weights) for weights in data.weights]

@@ -14,7 +14,7 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
     """Make the adapter. Raises InvalidRequest for another base model, a rank out of bounds, nothing to train, or a taken id."""
     model_id = ModelId(job.job.owner)
     payload = job.payload
-    if model_id in state.adapters:
+    if model_id in state.models:
         raise InvalidRequest(f"model {model_id} exists already")
     names = (state.config.model_name, *state.config.model_aliases)
     if payload.base_model not in names:
@@ -30,7 +30,7 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
         spec=payload.lora,
         user_metadata=payload.user_metadata,
     )
-    state.adapters[model_id] = new_adapter(
+    state.models[model_id] = new_adapter(
         owner,
         base_sites=state.base.sites,
         lora_alpha=state.config.lora_alpha,

@@ -40,7 +40,7 @@ def forward_backward(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]])
     work: list[tuple[Adapter, Datums]] = []
     for number, job in enumerate(jobs):
         try:
-            work.append((state.adapter(job.job), _datums(state, job.payload)))
+            work.append((state.model(job.job), _datums(state, job.payload)))
             accepted.append(number)
         except GradstreamError as error:
             outcomes[number] = Failed.of(error)

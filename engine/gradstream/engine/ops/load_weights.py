@@ -25,7 +25,7 @@ def load_weights(state: EngineState, job: OpJob[LoadWeights]) -> LoadWeightsDone
 
 def _session_of(state: EngineState, job: OpJob[LoadWeights]) -> SessionId:
     """The session that the new model belongs to; raises InvalidRequest when the model cannot be made."""
-    if ModelId(job.job.owner) in state.adapters:
+    if ModelId(job.job.owner) in state.models:
         raise InvalidRequest(f"model {job.job.owner} exists already")
     if job.payload.session_id is None:
         raise InvalidRequest("session_id: a model that is made from a checkpoint needs one")
@@ -51,12 +51,12 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
         device=state.base.device,
     )
     restore(model, content)
-    state.adapters[model.model_id] = model
+    state.models[model.model_id] = model
     return model
 
 
 def _load_in_place(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
-    model = state.adapter(job.job)
+    model = state.model(job.job)
     content = load(
         state,
         parse_uri(job.payload.path),

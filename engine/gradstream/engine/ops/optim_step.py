@@ -13,7 +13,7 @@ def optim_step(state: EngineState, job: OpJob[OptimStep]) -> OptimStepDone:
 
     Metrics: grad_norm (before clipping), lr, step. Raises UnknownModel, InvalidRequest (hyper-parameters), NonFinite.
     """
-    adapter = state.adapter(job.job)
+    adapter = state.model(job.job)
     adam = job.payload.adam
     check_adam(adam)
     facts = adamw_step(adapter, adam)

@@ -39,7 +39,7 @@ def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> Restore
             failed[model_id] = failure.message
             continue
         restored[model_id] = _restore(state, store, cut, model_id, layout)
-    state.adapters = restored if payload.drop_others else state.adapters | restored
+    state.models = restored if payload.drop_others else state.models | restored
     models = [
         RestoredModel(model_id=model_id, tenant=adapter.tenant, step=adapter.step)
         for model_id, adapter in restored.items()

@@ -9,6 +9,6 @@ from gradstream.shared.wire import UnloadModel, UnloadModelDone
 @each
 def unload_model(state: EngineState, job: OpJob[UnloadModel]) -> UnloadModelDone:
     """Drop the adapter with its optimizer state; raises UnknownModel when it is not here."""
-    adapter = state.adapter(job.job)
-    del state.adapters[adapter.model_id]
+    adapter = state.model(job.job)
+    del state.models[adapter.model_id]
     return UnloadModelDone(model_id=adapter.model_id)

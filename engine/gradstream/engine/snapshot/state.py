@@ -55,7 +55,7 @@ def capture(state: EngineState, model_ids: Iterable[ModelId]) -> list[ModelState
 
 
 def _held(state: EngineState, model_id: ModelId) -> Adapter:
-    adapter = state.adapters.get(model_id)
+    adapter = state.models.get(model_id)
     if adapter is None:
         raise UnknownModel(f"model {model_id} is not held by this engine, so it cannot be copied")
     return adapter

@@ -96,7 +96,7 @@ def test_a_model_made_from_a_checkpoint_continues_to_the_same_bits(driver):
     assert driver.done("s:train:1", load(create=True)) == LoadWeightsDone(path=URI, model_id=ModelId("s:train:1"))
     assert train(driver, "s:train:1", steps=2) == expected
     assert torch.equal(driver.weights("s:train:1"), driver.weights(model))
-    spec = driver.engine.state.adapters[ModelId("s:train:1")].spec
+    spec = driver.engine.state.models[ModelId("s:train:1")].spec
     assert (spec.rank, spec.train_mlp, spec.train_attn) == (5, False, True)
 
 
@@ -105,7 +105,7 @@ def test_weights_only_gives_the_same_losses_and_a_fresh_optimizer(driver):
     driver.done(model, SaveWeights(name="ck"))
     driver.done("s:train:1", load(create=True, with_optimizer=False))
     driver.create("s:train:2")
-    state = driver.engine.state.adapters
+    state = driver.engine.state.models
     state[ModelId("s:train:2")].weights.copy_(state[ModelId(model)].weights)
     assert train(driver, "s:train:1", steps=2) == train(driver, "s:train:2", steps=2)
 

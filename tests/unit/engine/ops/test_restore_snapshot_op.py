@@ -21,7 +21,7 @@ def trained(llama):
 
 
 def held(engine):
-    return {model.model_id: model for model in engine.capture(engine.state.adapters)}
+    return {model.model_id: model for model in engine.capture(engine.state.models)}
 
 
 def test_models_that_are_held_are_replaced_and_others_stay(trained, tmp_path):
@@ -50,10 +50,10 @@ def test_models_keep_their_tenants_and_owners(tmp_path):
     driver = Driver(open_engine())
     driver.create("a", seed=None)
     payload = snapshot(driver.engine, tmp_path)
-    owner = driver.engine.state.adapters["a"].owner
+    owner = driver.engine.state.models["a"].owner
     other = open_engine(seed=5)
     restore(other, payload)
-    assert other.state.adapters["a"].owner == owner
+    assert other.state.models["a"].owner == owner
     assert owner.spec.seed is not None
 
 
@@ -106,4 +106,4 @@ def test_a_model_of_another_base_does_not_fit(trained, tmp_path):
     other = open_engine()
     outcome = restore(other, payload)
     assert set(outcome.failed) == {"a", "b"}
-    assert other.state.adapters == {}
+    assert other.state.models == {}

@@ -117,7 +117,7 @@ def test_sampling_leaves_training_untouched(driver):
     model = trained(driver)
     driver.done(model, SaveForSampler(sampler_id=SamplerId(SAMPLER)))
     driver.done(model, cross_entropy(random_data([12])))
-    adapter = driver.engine.state.adapters[model]
+    adapter = driver.engine.state.models[model]
     before = [tensor.clone() for tensor in (adapter.weights, adapter.grad, adapter.exp_avg, adapter.exp_avg_sq)]
     random_state = torch.get_rng_state()
     driver.done(SAMPLER, sample(EPHEMERAL, num_samples=4))

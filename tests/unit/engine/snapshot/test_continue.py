@@ -51,7 +51,7 @@ def test_going_on_from_a_snapshot_gives_the_bits_of_never_having_stopped(tmp_pat
     first = fresh(path)
     before = part(first, range(5))
     # a stepped once and holds two accumulated gradients; b stepped once and holds one.
-    assert [first.engine.state.adapters[name].has_grad for name in "ab"] == [True, True]
+    assert [first.engine.state.models[name].has_grad for name in "ab"] == [True, True]
     payload = snapshot(first.engine, tmp_path)
     second = Driver(open_engine(path), row_budget_tokens=64)
     outcome = restore(second.engine, payload)

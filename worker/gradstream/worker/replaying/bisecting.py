@@ -138,7 +138,7 @@ def replayed_events(session: Session, *, with_state: bool) -> Iterator[Event]:
 
 
 def _states(session: Session, ran: Ran) -> dict[str, State]:
-    held = session.engine.state.adapters
+    held = session.engine.state.models
     owners = {ModelId(ended.job.owner) for ended in ran.past.ended} & held.keys()
     return {model.model_id: model.tensors for model in capture(session.engine.state, owners)}
 

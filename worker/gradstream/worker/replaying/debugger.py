@@ -34,7 +34,7 @@ def run_in_debugger(
     quiet_stdout: the debugger writes to stderr, since stdout is for what the command prints.
     """
     job = next((ended.job for ended in past.ended if ended.job.future_id == at), past.ended[0].job)
-    model = engine.state.adapters.get(ModelId(job.owner))
+    model = engine.state.models.get(ModelId(job.owner))
     jobs = [
         LoggedRun(job=ended.job, payload=_payload(ended.job), recorded=codec.decode_outcome(ended.data))
         for ended in past.ended

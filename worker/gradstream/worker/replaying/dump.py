@@ -78,7 +78,7 @@ class Dump:
     def models(self, past: PastBatch, moment: str) -> None:
         """The state of the batch's models: weights, accumulated gradient and moments, by the name of each weight."""
         owners = [ModelId(owner) for owner in dict.fromkeys(ended.job.owner for ended in past.ended)]
-        for model in capture(self._engine.state, [owner for owner in owners if owner in self._engine.state.adapters]):
+        for model in capture(self._engine.state, [owner for owner in owners if owner in self._engine.state.models]):
             self._write(
                 TensorFile(
                     file=f"{model.model_id.replace(':', '+')}.{moment}.safetensors",
