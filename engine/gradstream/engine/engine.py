@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from gradstream.engine import ops
+from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.losses._base import LOSSES, REFUSED
 from gradstream.engine.models.build import load_base
@@ -69,6 +70,10 @@ class Engine:
     def capture(self, model_ids: Iterable[ModelId]) -> list[ModelState]:
         """Copies of these models for a snapshot; not collective. Raises UnknownModel when one is not here."""
         return capture(self.state, model_ids)
+
+    def prepare_saves_in(self, drafts: Drafts) -> None:
+        """On rank 0 of a gang, before its first batch: where saves are prepared, so that a successor can take that away."""
+        self.state.drafts = drafts
 
     def execute(self, batch: Batch) -> dict[FutureId, Outcome]:
         """One outcome for each job of the batch; its jobs share one op.

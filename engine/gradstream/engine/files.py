@@ -29,27 +29,45 @@ _REASONS = {
 }
 
 
+class Revoked(Exception):
+    """The place where drafts are made was taken away: another gang has taken over. The process must end."""
+
+
 @contextmanager
-def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty directory beside target that becomes target when the block ends without an error.
+def whole_directory(target: Path, *, replace: bool = False, draft_in: Path | None = None) -> Iterator[Path]:
+    """Yield an empty directory that becomes target when the block ends without an error.
 
     Everything in it is made readable (0644/0755) and synced before the rename, and the parent is synced after it, so a crash at
     any instant leaves either no target (or the old one) or a complete one. With replace an existing target is exchanged in one
     step where the file system can, and removed last. Leftovers of crashed writers carry the suffix `.tmp` and are never read.
-    Raises FileExistsError when target exists and replace is false, StorageFailure when the file system refuses.
+    draft_in: an existing directory of the same file system to make the draft in, beside target if None. Once it is removed or
+    renamed, no draft in it becomes a target any more.
+    Raises FileExistsError when target exists and replace is false, StorageFailure when the file system refuses, Revoked when
+    draft_in is gone.
     """
-    with storage_errors(f"cannot write {target}"):
+    folder = draft_in or target.parent
+    with _unless_revoked(draft_in), storage_errors(f"cannot write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not replace:
             raise FileExistsError(target)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=DRAFT_SUFFIX, dir=target.parent))
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=DRAFT_SUFFIX, dir=folder))
     try:
-        with storage_errors(f"cannot write {target}"):
+        with _unless_revoked(draft_in), storage_errors(f"cannot write {target}"):
             yield draft
             _settle(draft)
             _publish(draft, target, replace=replace)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _unless_revoked(draft_in: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except StorageFailure as failure:
+        if draft_in is not None and not draft_in.is_dir():
+            raise Revoked(f"{draft_in} is gone: another gang has taken over, or somebody removed it") from failure
         raise
 
 
@@ -165,7 +183,8 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _swap_in_two_steps(draft: Path, target: Path) -> None:
     """Swap by way of a third name. A crash between the two renames leaves the old directory under a name ending in .old.tmp."""
-    aside = draft.with_name(draft.name.removesuffix(".tmp") + ".old.tmp")
+    # Beside target: what is in the place of drafts may be taken away.
+    aside = target.with_name(draft.name.removesuffix(".tmp") + ".old.tmp")
     target.rename(aside)
     try:
         draft.rename(target)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.checkpoint.budget import DiskBudget
+from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.parallel.comm import Comm
@@ -19,7 +20,7 @@ class EngineState:
     """The same on every rank after every batch. models: the trainable ones by id. samplers: frozen adapters.
     decoding: the samples that are running; they hold their own frozen adapters.
 
-    disk is asked on rank 0 only, where saves are written.
+    disk is asked on rank 0 only, where saves are written. drafts: where rank 0 prepares them; None in a process that no other succeeds.
     """
 
     config: EngineConfig
@@ -27,6 +28,7 @@ class EngineState:
     base: BaseModel
     models: dict[ModelId, Adapter] = field(default_factory=dict)
     samplers: SamplerStore = field(default_factory=SamplerStore)
+    drafts: Drafts | None = None
     decoding: Decoding = field(init=False)
     disk: DiskBudget = field(init=False)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from gradstream.engine.checkpoint.budget import DiskBudget
+from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.checkpoint.location import Checkpoint
 from gradstream.engine.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from gradstream.engine.checkpoint.save import own_save
@@ -34,13 +35,19 @@ class CopyOrder:
 
 
 def copy_checkpoint(
-    order: CopyOrder, output_dir: Path, *, budget: DiskBudget | None = None, clock: Clock | None = None
+    order: CopyOrder,
+    output_dir: Path,
+    *,
+    budget: DiskBudget | None = None,
+    drafts: Drafts | None = None,
+    clock: Clock | None = None,
 ) -> Manifest:
     """Make target from source, whole or not at all; the manifest of what lies there now.
 
     The files are shared where the file system has hard links (none is ever changed in place), so they take no more space, but they
-    count in full against budget. Their digests are taken over, not computed: a load finds damage in either. Raises UnknownModel when
-    there is no source (or it is another tenant's), CheckpointExists when target is another job's, StorageLimit, StorageFailure.
+    count in full against budget. Their digests are taken over, not computed: a load finds damage in either. drafts as in
+    `save_adapter`. Raises UnknownModel when there is no source (or it is another tenant's), CheckpointExists when target is another
+    job's, StorageLimit, StorageFailure, Revoked.
     """
     source_dir, directory = order.source.directory(output_dir), order.target.directory(output_dir)
     if directory.exists():
@@ -59,7 +66,8 @@ def copy_checkpoint(
         created_ms=(clock or SystemClock()).wall_ms(),
         ttl_seconds=order.ttl_seconds,
     )
-    with whole_directory(directory) as draft:
+    draft_in = None if drafts is None else drafts.folder(directory)
+    with whole_directory(directory, draft_in=draft_in) as draft:
         for name in source.files:
             _share(source_dir / name, draft / name, what=order.source.uri())
         write_manifest(draft, manifest)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.checkpoint.budget import DiskBudget, save_size_bytes, size_bytes
+from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.checkpoint.location import Checkpoint, CheckpointKind, Ephemeral, Location
 from gradstream.engine.checkpoint.manifest import MANIFEST_VERSION, Manifest, entries, read_manifest, write_manifest
 from gradstream.engine.checkpoint.peft_format import write_peft, write_tensors
@@ -34,12 +35,14 @@ def save_adapter(
     output_dir: Path,
     *,
     budget: DiskBudget | None = None,
+    drafts: Drafts | None = None,
     clock: Clock | None = None,
 ) -> Manifest:
     """Write adapter's weights, and its optimizer for a training checkpoint, as order says; the manifest of what lies there now.
 
-    The accumulated gradient is not saved. Runs on one rank only. Raises CheckpointExists when the name is taken by another job
-    and overwrite is false, StorageLimit when budget has no room for it, StorageFailure when the disk refuses.
+    The accumulated gradient is not saved. Runs on one rank only. drafts: where a gang prepares its saves, None for a process that
+    nobody succeeds. Raises CheckpointExists when the name is taken by another job and overwrite is false, StorageLimit when budget
+    has no room for it, StorageFailure when the disk refuses, Revoked when another gang has taken over.
     """
     location = order.location
     directory = location.directory(output_dir)
@@ -51,7 +54,8 @@ def save_adapter(
     if budget is not None:
         _ask(budget, adapter, order, directory)
     try:
-        with whole_directory(directory, replace=replace) as draft:
+        draft_in = None if drafts is None else drafts.folder(directory)
+        with whole_directory(directory, replace=replace, draft_in=draft_in) as draft:
             return _write(adapter, order, draft, clock=clock or SystemClock())
     except FileExistsError:
         return own_save(location, order.job, directory)

@@ -18,7 +18,7 @@ def save(state: EngineState, adapter: Adapter, order: SaveOrder) -> int:
     """Write adapter as order says; the bytes of its files, when they are on disk. Raises like `save_adapter`, on every rank."""
 
     def work() -> bytes:
-        manifest = save_adapter(adapter, order, state.config.output_dir, budget=state.disk)
+        manifest = save_adapter(adapter, order, state.config.output_dir, budget=state.disk, drafts=state.drafts)
         return msgspec.msgpack.encode(manifest.size_bytes)
 
     return msgspec.msgpack.decode(on_leader(state.comm, work), type=int)
