@@ -55,7 +55,7 @@ def _adapt_layer(layer: nn.Module, *, prefix: str, slot: PassSlot, first_index: 
             _replace(layer, path, AdaptedLinear(module, site=site, slot=slot))
             sites.append(site)
         elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
-            _check_experts(module, full)
+            check_experts(module, full)
             gate_up = _expert_site(module, "gate_up_proj", prefix=full, index=index)
             down = _expert_site(module, "down_proj", prefix=full, index=index + 1)
             _replace(layer, path, AdaptedExperts(module, gate_up_site=gate_up, down_site=down, slot=slot))
@@ -63,7 +63,8 @@ def _adapt_layer(layer: nn.Module, *, prefix: str, slot: PassSlot, first_index: 
     return sites
 
 
-def _check_experts(module: nn.Module, name: str) -> None:
+def check_experts(module: nn.Module, name: str) -> None:
+    """Raise Unsupported, naming the module, unless its experts are fused and gated as this engine computes them."""
     if not hasattr(module, "_apply_gate"):
         raise Unsupported(f"model: {name}: {type(module).__name__} has no gate that this engine can call")
     for fact, wanted in _EXPERT_FACTS.items():
