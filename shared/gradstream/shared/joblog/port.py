@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, TenantId
+from gradstream.shared.joblog.vitals import Vitals
 from gradstream.shared.wire import Failed, Job, Outcome
 
 
@@ -194,6 +195,10 @@ class Intake(Protocol):
 
         None while there is none, also while a gang takes over.
         """
+        ...
+
+    async def vitals(self, tenant: TenantId) -> Vitals:
+        """Signs of life of the engine and the state of its queue; how many of the open jobs are the tenant's."""
         ...
 
     async def fail_gaps(self) -> int:

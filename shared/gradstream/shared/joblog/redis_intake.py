@@ -18,6 +18,8 @@ from gradstream.shared.joblog.done import MAX_COMPLETIONS, block_name, completio
 from gradstream.shared.joblog.keys import Keys, next_seq_field, record_fields
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import Completions, FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
+from gradstream.shared.joblog.redis_vitals import vitals_commands, vitals_of
+from gradstream.shared.joblog.vitals import Vitals
 from gradstream.shared.joblog.waiters import NoteTail
 
 _SCRIPTS = (
@@ -220,6 +222,10 @@ class RedisIntake:
         if epoch is None or card is None or lease is None or _CARD.decode(card).epoch != int(epoch):
             return None
         return int(epoch)
+
+    async def vitals(self, tenant: TenantId) -> Vitals:
+        replies = await self._run(*vitals_commands(self._keys, tenant))
+        return vitals_of(replies, lease_ttl_s=self._limits.lease_ttl_s)
 
     async def fail_gaps(self) -> int:
         limits = self._limits
