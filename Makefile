@@ -84,7 +84,7 @@ proto: setup ## write the protobuf modules from their .proto files
 	$(BIN)/python tools/generate_proto.py
 
 docs: setup ## write the pages that are made from the code: config, endpoints, losses
-	$(BIN)/gradstream config docs > docs/config.md
+	$(BIN)/python -m tools.config_docs
 	$(BIN)/python tools/endpoints.py > docs/endpoints.md
 	$(BIN)/python -m tools.losses_docs
 

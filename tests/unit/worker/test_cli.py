@@ -53,7 +53,8 @@ def test_shown_values_are_marked_when_the_file_sets_them() -> None:
 
 
 def test_the_reference_of_fields_can_be_printed() -> None:
-    assert RUNNER.invoke(app, ["config", "docs"]).output == (ROOT / "docs/config.md").read_text()
+    printed = RUNNER.invoke(app, ["config", "docs"]).output
+    assert "| `storage_limit` | `10TB` | Disk space that output_dir may take; saves beyond it fail. | " in printed
 
 
 @pytest.mark.parametrize(

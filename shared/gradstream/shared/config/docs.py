@@ -1,6 +1,6 @@
 """Settings as text for people: the reference of all fields, and one server's values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,18 +21,21 @@ An unknown field, a field set twice and a value that cannot be had are errors; n
 `gradstream config check FILE` says whether a config can be served on this machine, `gradstream config show FILE` prints every value
 in use. Sizes are written as `512MB` or `10TB` (powers of 1024); field names ending in `_s` are seconds.
 
-The last column says what exists today. Where it names other values than the default, the first of them is used (and said so
+The column "today" says what exists. Where it names other values than the default, the first of them is used (and said so
 at start) unless the field is set; a value that is not named is refused at start.
+"""
+_TESTED = """The last column links the tests that try a field out; that a value which is not named is refused is tested for every field in
+[config_refusals](../tests/unit/shared/test_config_refusals.py).
 
-This page is made by `gradstream config docs`.
+This page is made by `python -m tools.config_docs`.
 """
 
 
-def as_markdown() -> str:
-    """docs/config.md."""
-    return _HEAD + "".join(
-        _chapter(title, list(fields)) for title, fields in groupby(FIELDS.values(), lambda f: f.group)
-    )
+def as_markdown(*, tested: Mapping[str, str] | None = None) -> str:
+    """The reference of all fields. tested: what to say of a field's tests, by name; None leaves that column out."""
+    head = _HEAD if tested is None else _HEAD + "\n" + _TESTED
+    chapters = groupby(FIELDS.values(), lambda field: field.group)
+    return head + "".join(_chapter(title, list(fields), tested) for title, fields in chapters)
 
 
 def as_yaml(settings: Settings) -> str:
@@ -48,11 +51,15 @@ def as_yaml(settings: Settings) -> str:
     return "".join(lines)
 
 
-def _chapter(title: str, fields: list[FieldInfo]) -> str:
-    rows = "".join(
-        f"| `{field.name}` | {_default(field)} | {_cell(field.doc)} | {_cell(_today(field))} |\n" for field in fields
-    )
-    return f"\n## {title}\n\n| field | default | meaning | today |\n|---|---|---|---|\n{rows}"
+def _chapter(title: str, fields: list[FieldInfo], tested: Mapping[str, str] | None) -> str:
+    columns = ["field", "default", "meaning", "today"] + (["tested"] if tested is not None else [])
+    rows = "".join(_row(field, tested) for field in fields)
+    return f"\n## {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n{rows}"
+
+
+def _row(field: FieldInfo, tested: Mapping[str, str] | None) -> str:
+    row = f"| `{field.name}` | {_default(field)} | {_cell(field.doc)} | {_cell(_today(field))} |"
+    return f"{row}\n" if tested is None else f"{row} {tested.get(field.name, '')} |\n"
 
 
 def _default(field: FieldInfo) -> str:

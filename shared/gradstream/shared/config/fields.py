@@ -44,6 +44,12 @@ class FieldInfo:
         """True when any text is a value as it stands, without YAML's reading of it."""
         return self.kinds == (str,) or all(get_origin(kind) is Literal for kind in self.kinds)
 
+    @property
+    def has_choice(self) -> bool:
+        """True when the type allows more than one value."""
+        alternatives = [len(get_args(kind)) if get_origin(kind) is Literal else 2 for kind in self.kinds]
+        return self.is_optional or sum(alternatives) > 1
+
     def expected(self) -> str:
         """What a value must be, for messages: "an integer from 1 to 512"."""
         text = " or ".join(_kind_text(kind, is_size=self.is_size) for kind in self.kinds)
