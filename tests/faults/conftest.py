@@ -1,13 +1,14 @@
 """Servers, clients and the unharmed run that faulty ones are compared with."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from _pytest.mark import ParameterSet
 from tests.support.faults_proxy import Proxy, owner_of_port
 from tests.support.faults_report import REPORT, Report
 from tests.support.faults_run import Run
@@ -83,8 +84,19 @@ def start_run(
     """Starts a server with clients at work; what is still running at the end of the test is stopped."""
     with ExitStack() as stack:
 
-        def start(overrides: Mapping[str, str] | None = None, *, num_ranks: int = 1, directory: Path = tmp_path) -> Run:
-            server = Server(directory / "out", {**(overrides or {}), **ranks(num_ranks)}, said=tmp_path / "said.txt")
+        def start(
+            overrides: Mapping[str, str] | None = None,
+            *,
+            num_ranks: int = 1,
+            directory: Path = tmp_path,
+            environment: Mapping[str, str] | None = None,
+        ) -> Run:
+            server = Server(
+                directory / "out",
+                {**(overrides or {}), **ranks(num_ranks)},
+                said=tmp_path / "said.txt",
+                environment=environment,
+            )
             stack.callback(server.stop)
             server.launch_until_ready()
             run = Run(server, lambda: references(num_ranks), report=report, test=request.node.name)
@@ -126,6 +138,11 @@ def proxied(start_run: StartRun) -> Iterator[Proxied]:
                 run.server.stop()
         finally:
             proxy.close()
+
+
+def cases(values: Iterable[object], *, num_short: int = 1) -> list[ParameterSet]:
+    """The parameters of a fault's cases: `make test` runs the first num_short, `make torture` all."""
+    return [pytest.param(one, marks=[pytest.mark.slow] * (index >= num_short)) for index, one in enumerate(values)]
 
 
 def ranks(num_ranks: int) -> dict[str, str]:

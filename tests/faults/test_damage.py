@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.faults.conftest import StartRun
+from tests.faults.conftest import StartRun, cases
 from tests.support.faults_damage import (
     append_files,
     copy_queue,
@@ -24,7 +24,7 @@ from tests.support.faults_damage import (
 from tests.support.faults_run import Run
 from tests.support.faults_server import Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def damaged_at_rest(run: Run, fault: str, damage: Callable[[Server], None]) -> float:
@@ -46,7 +46,7 @@ def damaged_while_dead(run: Run, fault: str, damage: Callable[[Server], None]) -
     run.recovered(fault, at_s=at_s)
 
 
-@pytest.mark.parametrize("num_bytes", [1, 100, 5_000, 100_000])
+@pytest.mark.parametrize("num_bytes", cases([5_000, 1, 100, 100_000]))
 def test_the_queue_servers_file_lost_its_tail(start_run: StartRun, num_bytes: int) -> None:
     """Pass: what the tail held is restored from the log on disk; every invariant and every number holds."""
     run = start_run()
@@ -54,6 +54,7 @@ def test_the_queue_servers_file_lost_its_tail(start_run: StartRun, num_bytes: in
     run.verdict(min_rounds=12)
 
 
+@pytest.mark.slow
 def test_the_queue_servers_data_is_gone(start_run: StartRun) -> None:
     """Pass: the models come back from the log on disk; every number holds."""
     run = start_run()
@@ -75,7 +76,7 @@ def test_the_queue_servers_data_is_an_older_copy(start_run: StartRun, tmp_path: 
     run.verdict(min_rounds=16)
 
 
-@pytest.mark.parametrize("at", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("at", cases([0.5, 0.01, 0.99]))
 def test_a_bit_flips_in_the_newest_snapshot(start_run: StartRun, at: float) -> None:
     """Pass: it is told from a whole one, an older one is used, the replay is longer; every number holds."""
     run = start_run({"snapshot_replay_budget_s": "0.2"})
@@ -103,6 +104,7 @@ def assert_older_was_used(server: Server, damaged: str) -> None:
     assert used < damaged
 
 
+@pytest.mark.slow
 def test_the_newest_snapshots_manifest_is_torn(start_run: StartRun) -> None:
     """Pass: the one before is used; every number holds."""
     run = start_run({"snapshot_replay_budget_s": "0.2"})
@@ -118,13 +120,14 @@ def test_the_newest_snapshots_manifest_is_torn(start_run: StartRun) -> None:
     run.verdict(min_rounds=12)
 
 
-@pytest.mark.parametrize("num_bytes", [1, 50])
+@pytest.mark.parametrize("num_bytes", cases([50, 1]))
 def test_the_log_on_disk_lost_its_tail(start_run: StartRun, num_bytes: int) -> None:
     """Pass (a power cut): either every number holds, or the models are lost with a message that names the log. Never wrong numbers."""
     run = start_run()
     damaged_while_dead_and_honest(run, "segment tail cut", lambda server: cut_tail(segments(server)[-1], num_bytes))
 
 
+@pytest.mark.slow
 def test_a_bit_flips_in_the_middle_of_the_log_on_disk(start_run: StartRun) -> None:
     """Pass: its checksum tells when that has to be read; training goes on exactly or not at all."""
     run = start_run({"snapshot_replay_budget_s": "600", "snapshot_idle_s": "600"})
@@ -153,6 +156,7 @@ def emptied(run: Run) -> float:
     return time.monotonic()
 
 
+@pytest.mark.slow
 def test_an_operator_empties_the_queue_server(start_run: StartRun) -> None:
     """Pass: FLUSHALL stops the gang with a reason; the next one restores everything that it had read; every number holds."""
     run = start_run()
@@ -174,7 +178,7 @@ def test_an_operator_empties_the_queue_server_under_load(start_run: StartRun) ->
     run.verdict(min_rounds=12)
 
 
-@pytest.mark.parametrize("name", ["epoch", "lease", "cursor", "journal", "stat", "card"])
+@pytest.mark.parametrize("name", cases(["epoch", "lease", "cursor", "journal", "stat", "card"]))
 def test_an_operator_deletes_a_key(start_run: StartRun, name: str) -> None:
     """Pass: noticed or harmless, and never a wrong number or a job that runs twice."""
     run = start_run()

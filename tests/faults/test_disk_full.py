@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.faults.conftest import StartRun
+from tests.faults.conftest import StartRun, cases
 from tests.support.faults_server import Role, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 _DISK_BYTES = 96 * 1024**2
 
@@ -46,7 +46,7 @@ def num_refused(server: Server) -> int:
     return sum(len(server.events(name)) for name in ("joblog_not_written", "redis_unreachable", "queue_server_ended"))
 
 
-@pytest.mark.parametrize("killed", [None, Role.RANK0], ids=["nobody killed", "rank 0 killed meanwhile"])
+@pytest.mark.parametrize("killed", cases([Role.RANK0, None]), ids=["rank 0 killed meanwhile", "nobody killed"])
 def test_a_full_disk_stops_everything_until_there_is_room_again(
     start_run: StartRun, small_disk: Path, tmp_path: Path, killed: Role | None
 ) -> None:

@@ -9,7 +9,7 @@ from tests.faults.conftest import Proxied, StartRun
 from tests.support.faults_server import Role, Server
 from tests.support.gang import gang
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def test_a_leader_that_wakes_up_after_its_successor_took_over_is_fenced(start_run: StartRun, tmp_path: Path) -> None:
@@ -46,6 +46,7 @@ def epoch_of(pointer: dict[bytes, bytes]) -> int:
     return int(pointer.get(b"epoch", pointer.get(b"batch", b"0")).partition(b"-")[0])
 
 
+@pytest.mark.slow
 def test_a_leader_that_stands_still_is_replaced_by_its_launcher(start_run: StartRun) -> None:
     """Pass: when nobody has led for a while the gang is started again, without help; every number holds."""
     run = start_run({"lease_ttl_s": "3"})
@@ -57,6 +58,7 @@ def test_a_leader_that_stands_still_is_replaced_by_its_launcher(start_run: Start
     run.verdict(min_rounds=8)
 
 
+@pytest.mark.slow
 def test_a_peer_that_stands_still_is_noticed_and_the_gang_replaced(start_run: StartRun) -> None:
     """Pass: the watchdog ends the gang within operation_timeout_s (and the time of a start); every number holds."""
     run = start_run({"operation_timeout_s": "5"}, num_ranks=2)
@@ -82,6 +84,7 @@ def test_a_second_launcher_on_the_same_directory_is_refused_and_changes_nothing(
     run.verdict()
 
 
+@pytest.mark.slow
 def test_a_second_worker_on_the_same_engine_waits_and_takes_nothing(proxied: Proxied, tmp_path: Path) -> None:
     """Pass: while the first one lives no other launcher's gang gets the epoch; the first one's clients notice nothing."""
     run = proxied.run

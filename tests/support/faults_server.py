@@ -63,9 +63,15 @@ class Server:
     """`gradstream serve` in an output directory of its own. It can be killed, and started again on the same port and directory."""
 
     def __init__(
-        self, output_dir: Path, overrides: Mapping[str, str] | None = None, *, said: Path | None = None
+        self,
+        output_dir: Path,
+        overrides: Mapping[str, str] | None = None,
+        *,
+        said: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.output_dir = output_dir
+        self.environment = {**os.environ, **(environment or {})}
         self.overrides = {**DEFAULTS, **(overrides or {})}
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -85,7 +91,13 @@ class Server:
         self.said.parent.mkdir(parents=True, exist_ok=True)
         with self.said.open("ab") as sink:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=ROOT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                cwd=ROOT,
+                env=self.environment,
+                start_new_session=True,
             )
 
     def launch_until_ready(self) -> "Server":
