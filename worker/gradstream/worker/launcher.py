@@ -1,5 +1,6 @@
 """Runs a whole server: the queue, the gang, housekeeping, exports and the API, from start to a clean stop."""
 
+import os
 import re
 import signal
 import socket
@@ -236,13 +237,16 @@ class Shift:
 
     def _announce(self) -> None:
         settings = self._settings
-        url = f"http://{_reachable(settings.api_host)}:{settings.api_port}"
+        url = url_of(_reachable(settings.api_host), settings.api_port)
         self._say(f"ready: {settings.model_name} at {url}, {settings.num_ranks} rank(s) on {settings.device}")
         if settings.api_keys_file is not None:
             self._say(f"connect with: TINKER_BASE_URL={url} and a key of `gradstream keys add` as TINKER_API_KEY")
         else:
             self._say(f"connect with: TINKER_BASE_URL={url} TINKER_API_KEY=tml-anything")
             self._say(_open_to(settings))
+        is_open = settings.api_keys_file is not None or settings.api_without_keys
+        if is_open and _reachable(settings.api_host) != settings.api_host:
+            self._say(f"from other machines: {url_of(socket.gethostname(), settings.api_port)}")
         self._say(f"logs: {self._crew.gang.spec.log_file.parent}   stop with Ctrl-C")
 
     def _say(self, text: str) -> None:
@@ -299,10 +303,10 @@ def _check_port(settings: Settings) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
+        # strerror of `create_server` names the address once more.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         advice = "stop what listens there, or choose another one with --api-port N"
-        raise CannotStart(
-            f"api_host {host}, api_port {port}: cannot listen there ({error.strerror}); {advice}"
-        ) from error
+        raise CannotStart(f"api_host {host}, api_port {port}: cannot listen there ({reason}); {advice}") from error
 
 
 def _open_to(settings: Settings) -> str:
@@ -310,6 +314,11 @@ def _open_to(settings: Settings) -> str:
     if settings.api_without_keys:
         return "no API keys, as api_without_keys says: whoever reaches this address can use and read everything"
     return "no API keys: only programs on this machine are answered, all as one tenant (docs/security.md)"
+
+
+def url_of(host: str, port: int) -> str:
+    """What a client on this host gives; an IPv6 address stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _reachable(host: str) -> str:
