@@ -1,8 +1,9 @@
 """What the engine is told at start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 
 class DTypePolicy(StrEnum):
@@ -11,6 +12,30 @@ class DTypePolicy(StrEnum):
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numerics:
+    """How a model's functions are computed where there is a choice; each of them changes the last bits of results.
+
+    router_fp32, lm_head_fp32: the products that give expert and vocabulary logits end in float32, whatever the compute dtype.
+    rmsnorm_native, activation_native, rope_native: transformers' own operations; False is one fused kernel, which computes in float32
+    and rounds once. attention_cast_bf16: queries and keys are rounded to bfloat16 after the rotary embedding.
+    merge_qkv: the q, k and v projections are one matrix product.
+    moe_implementation: eager is one product for each expert, native is torch's grouped product, None the best that runs.
+    enable_compile: torch.compile of the decoder layers. ce_mode: how log-softmax and its gradient are computed.
+    """
+
+    router_fp32: bool = True
+    lm_head_fp32: bool = True
+    rmsnorm_native: bool = True
+    activation_native: bool = True
+    rope_native: bool = True
+    attention_cast_bf16: bool = False
+    merge_qkv: bool = True
+    moe_implementation: Literal["eager", "native"] | None = None
+    enable_compile: bool = False
+    ce_mode: Literal["compiled", "eager"] = "eager"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +60,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: DTypePolicy = DTypePolicy.AUTO
     attention: str = "auto"
+    numerics: Numerics = field(default_factory=Numerics)
     row_budget_tokens: int = 8192
     torch_threads: int | None = None
     max_context_tokens: int | None = None
