@@ -10,6 +10,7 @@ import msgspec
 from tests.support.cards import UNIFORM_CARD
 from tests.support.gang import Client
 
+from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.snapshot.state import ModelState
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
@@ -48,6 +49,9 @@ class Engine:
     def capture(self, model_ids: Collection[ModelId]) -> list[ModelState]:
         assert not model_ids
         return []
+
+    def prepare_saves_in(self, drafts: Drafts) -> None:
+        """It saves nothing."""
 
     def execute(self, batch: Batch) -> dict[FutureId, Outcome]:
         for job in batch.jobs:

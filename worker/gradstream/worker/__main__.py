@@ -16,6 +16,7 @@ from typing import NoReturn
 import structlog
 
 from gradstream.engine.engine import Engine
+from gradstream.engine.files import Revoked
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.config import EXIT_CONFIG, ConfigError, Settings, read_handover
@@ -49,7 +50,7 @@ def main() -> None:
         _serve(settings, meet=arguments.meet)
     except (ConfigError, Unsupported) as error:
         _exit_config(str(error))
-    except Fenced as error:
+    except (Fenced, Revoked) as error:
         exit_fenced(str(error))
     except Unavailable as error:
         _exit_now(1, error.message)

@@ -57,6 +57,12 @@ class Committer:
             self._changed.wait_for(lambda: self._last_number >= number or self._error is not None or self._closing)
             return self._last_number >= number
 
+    def wait_for_queued(self) -> bool:
+        """Return when what is queued now is recorded, for any thread; False when the committer broke or was closed before."""
+        with self._changed:
+            number = self._pending[-1].number if self._pending else self._last_number
+        return self.wait_recorded(number)
+
     def close(self) -> None:
         """End the thread after a flush."""
         with self._changed:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import structlog
 
+from gradstream.engine.checkpoint.drafts import Drafts, newest_drafts
 from gradstream.engine.snapshot.state import ModelState
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared.catalog import EngineCard
@@ -29,6 +30,7 @@ from gradstream.worker.journal import Journal
 from gradstream.worker.keeping import Durability, Keeping
 from gradstream.worker.leader import Crew, Leader
 from gradstream.worker.models import Models
+from gradstream.worker.patience import when_there_is_room
 from gradstream.worker.plan import Limits
 from gradstream.worker.reader import LogReader
 from gradstream.worker.recovery.compare import exact, tolerant
@@ -37,6 +39,8 @@ from gradstream.worker.recovery.takeover import TakeOver, Tools, take_over
 from gradstream.worker.running import RunningNote
 from gradstream.worker.snapshots import Snapshots, Stamp
 from gradstream.worker.storage import Storage
+from gradstream.worker.ticking import Ticking
+from gradstream.worker.trimming import Trimmer
 from gradstream.worker.watchdog import Watchdog
 
 _log = structlog.get_logger(__name__)
@@ -55,6 +59,10 @@ class ServedEngine(Executor, Protocol):
 
     def capture(self, model_ids: Collection[ModelId]) -> list[ModelState]:
         """Copies of these models."""
+        ...
+
+    def prepare_saves_in(self, drafts: Drafts) -> None:
+        """Prepare every save there from now on."""
         ...
 
 
@@ -83,19 +91,24 @@ def lead(
 ) -> None:
     """Serve the job log until asked to stop, then tell the followers and give the lease back.
 
-    feed is used from several threads, each call on a connection of its own. Raises Fenced, Unavailable (the lease stayed with
-    another owner), LogDamaged and whatever breaks the engine.
+    feed is used from several threads, each call on a connection of its own. Raises Fenced or Revoked (another gang has taken over),
+    Unavailable (the lease stayed with another owner), LogDamaged and whatever breaks the engine.
     """
-    log, store = DiskLog(options.durability.joblog), SnapshotStore(options.durability.snapshots)
+    ticking = Ticking(control)
+    ticking.start()
     epoch = acquire(
         feed,
         owner=options.owner,
         clock=clock,
         timeout_s=options.acquire_timeout_s,
         stop=stop,
-        above=newest_epoch(options.durability.joblog),
+        above=max(
+            newest_epoch(options.durability.joblog),
+            newest_drafts(options.output_dir, engine=options.durability.engine),
+        ),
     )
     if epoch is None:
+        ticking.finish()
         control.stop()
         return
     keeper = LeaseKeeper(feed, epoch=epoch)
@@ -103,15 +116,54 @@ def lead(
     watchdog = Watchdog(timeout_s=options.operation_timeout_s, clock=clock)
     watchdog.start()
     card = engine.card(epoch=epoch)
+    crew = _crew(engine, control, feed, ticking, watchdog, card=card, options=options, clock=clock, stop=stop)
+    ticking.finish()
+    if crew is None:
+        control.stop()
+    else:
+        feed.publish_card(card, epoch=epoch)
+        _log.info("leading", epoch=epoch, owner=options.owner, num_ranks=control.num_ranks)
+        _serve(crew, epoch=epoch, options=options, stop=stop)
+    watchdog.close()
+    keeper.close()
+    feed.release(epoch)
+    _log.info("stopped", epoch=epoch)
+
+
+def _crew(  # noqa: PLR0913 - what rank 0 has by then, each named
+    engine: ServedEngine,
+    control: Control,
+    feed: Feed,
+    ticking: Ticking,
+    watchdog: Watchdog,
+    *,
+    card: EngineCard,
+    options: LeadOptions,
+    clock: Clock,
+    stop: StopRequest,
+) -> Crew | None:
+    """The crew of an epoch that has taken over; None when asked to stop while the disk was full."""
+    durability = options.durability
+    log, store = DiskLog(durability.joblog), SnapshotStore(durability.snapshots)
+    drafts = Drafts(options.output_dir, engine=durability.engine, epoch=card.epoch)
     tail = _tail_or_set_aside(log, store, clock=clock)
-    journal = _journal(tail, card, options=options.durability, clock=clock)
+
+    def settle_in() -> Journal:
+        # From here on an earlier gang that only stood still neither saves nor logs anything that counts.
+        drafts.take()
+        return _journal(tail, card, options=durability, clock=clock)
+
+    journal = when_there_is_room(settle_in, is_over=lambda: stop.asked)
+    if journal is None:
+        return None
+    engine.prepare_saves_in(drafts)
 
     def run(batch: Batch) -> Mapping[FutureId, Outcome]:
-        with watchdog.watch(batch.plan.kind):
+        with ticking.paused(), watchdog.watch(batch.plan.kind):
             control.run(batch)
             return execute(engine, batch)
 
-    storage = Storage(options.output_dir, limit_bytes=options.storage_limit_bytes)
+    storage = Storage(options.output_dir, limit_bytes=options.storage_limit_bytes, drafts=drafts)
     tools = Tools(
         feed=feed,
         log=log,
@@ -122,14 +174,14 @@ def lead(
         engine=engine,
         run=run,
         clock=clock,
-        attempts=options.durability.joblog / "replaying.json",
+        attempts=durability.joblog / "replaying.json",
         fingerprint=card.fingerprint,
     )
-    mode, tolerance = options.durability.mode, options.durability.tolerance
-    taken = take_over(tools, epoch=epoch, mode=mode, compare=tolerant(tolerance) if mode == "tolerant" else exact)
+    compare = tolerant(durability.tolerance) if durability.mode == "tolerant" else exact
+    taken = take_over(tools, epoch=card.epoch, mode=durability.mode, compare=compare)
     committer = Committer(feed, log=journal.batch)
     cursor = feed.cursor()
-    crew = Crew(
+    return Crew(
         engine=engine,
         control=control,
         feed=feed,
@@ -140,32 +192,31 @@ def lead(
         dead=DeadLetters(options.output_dir),
         storage=storage,
         journal=journal,
-        snapshots=_snapshots(engine, tools, taken, journal, committer, card=card, options=options.durability),
-        running=RunningNote(feed, epoch=epoch),
+        snapshots=_snapshots(engine, tools, taken, journal, committer, card=card, options=durability),
+        running=RunningNote(feed, epoch=card.epoch),
         watchdog=watchdog,
         clock=clock,
     )
-    feed.publish_card(card, epoch=epoch)
-    _log.info("leading", epoch=epoch, owner=options.owner, num_ranks=control.num_ranks)
-    _serve(crew, epoch=epoch, limits=options.limits, stop=stop)
-    watchdog.close()
-    keeper.close()
-    feed.release(epoch)
-    _log.info("stopped", epoch=epoch)
 
 
-def _serve(crew: Crew, *, epoch: int, limits: Limits, stop: StopRequest) -> None:
+def _serve(crew: Crew, *, epoch: int, options: LeadOptions, stop: StopRequest) -> None:
     """From the first job to the last."""
+    trimmer = None
+    if options.durability.mode == "none":
+        trimmer = Trimmer(crew.journal, crew.committer, durability=options.durability, clock=crew.clock)
+        trimmer.start()
     crew.snapshots.start()
     crew.running.start()
     crew.reader.start()
     crew.committer.start()
-    Leader(crew, epoch=epoch, limits=limits, stop=stop).run()
+    Leader(crew, epoch=epoch, limits=options.limits, stop=stop).run()
     crew.control.stop()
     crew.reader.close()
     crew.committer.close()
     crew.snapshots.close()
     crew.running.close()
+    if trimmer is not None:
+        trimmer.close()
     crew.journal.close()
 
 

@@ -1,9 +1,21 @@
-"""Waiting for a background thread without leaving the followers alone."""
+"""Waiting: for a background thread without leaving the followers alone, and for room on the disk."""
 
+import errno
 import threading
+import time
 from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from gradstream.shared.errors import StorageFailure
 
 TICK_S = 5.0
+ROOM_RETRY_S = 1.0
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
 
 
 def wait_until(
@@ -22,3 +34,19 @@ def wait_until(
         if done:
             return
         on_tick()
+
+
+def when_there_is_room(work: Callable[[], T], *, is_over: Callable[[], bool]) -> T | None:
+    """What work returns, tried again once a second while the disk is full, which is logged; None when is_over says so before.
+
+    Raises every other StorageFailure: one that waiting does not mend.
+    """
+    while not is_over():
+        try:
+            return work()
+        except StorageFailure as failure:
+            if not (isinstance(failure.__cause__, OSError) and failure.__cause__.errno in _NO_ROOM):
+                raise
+            _log.error("joblog_not_written", reason=failure.message, waits="for room on the disk")
+            time.sleep(ROOM_RETRY_S)
+    return None

@@ -11,6 +11,7 @@ import msgspec
 
 from gradstream.engine.checkpoint.budget import DiskBudget, size_bytes
 from gradstream.engine.checkpoint.copy import CopyOrder, copy_checkpoint
+from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.checkpoint.location import CHECKPOINTS, SAMPLERS, Location, parse_uri
 from gradstream.engine.checkpoint.manifest import Manifest, change_ttl, read_manifest
 from gradstream.engine.files import mark_used
@@ -22,11 +23,15 @@ _REMOVED = ".removed-"
 
 
 class Storage:
-    """Checkpoints and samplers below one output directory, by their URIs. limit_bytes: what may lie there in all."""
+    """Checkpoints and samplers below one output directory, by their URIs. limit_bytes: what may lie there in all.
 
-    def __init__(self, output_dir: Path, *, limit_bytes: int | None = None) -> None:
+    drafts: where a gang prepares its copies, None for a process that is no gang.
+    """
+
+    def __init__(self, output_dir: Path, *, limit_bytes: int | None = None, drafts: Drafts | None = None) -> None:
         self._output_dir = output_dir
         self._limit_bytes = limit_bytes
+        self._drafts = drafts
 
     def manifest(self, uri: str) -> Manifest:
         """The manifest of a save; raises UnknownModel or StorageFailure as `read_manifest` does."""
@@ -48,7 +53,7 @@ class Storage:
     def copy(self, order: CopyOrder) -> Manifest:
         """See `copy_checkpoint`; the space is counted against limit_bytes."""
         budget = DiskBudget(self._output_dir, limit_bytes=self._limit_bytes)
-        return copy_checkpoint(order, self._output_dir, budget=budget)
+        return copy_checkpoint(order, self._output_dir, budget=budget, drafts=self._drafts)
 
     def checkpoints(self) -> Iterator[Manifest]:
         """The manifest of every named save that can be read."""
