@@ -1,9 +1,10 @@
-"""The frozen base model as the engine uses it.
+"""The base model as the engine uses it.
 
 Legend: T tokens of the row, D hidden, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from gradstream.engine.attention.context import AttentionContext, PackedContext
 from gradstream.engine.attention.registry import PackedAttention
 from gradstream.engine.attention.seam import CONTEXT_KEYWORD
 from gradstream.engine.attention.segments import Segments
+from gradstream.engine.models.flat import FlatParameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +33,11 @@ class ModelFacts:
 
 
 class BaseModel:
-    """A Hugging Face causal LM, frozen, whose attention and linear layers go through our seams.
+    """A Hugging Face causal LM whose attention goes through our seam.
 
-    causal_lm is the transformers model; its own lm_head is never called, the head module works with head_weight.
+    causal_lm is the transformers model; its own lm_head is never called, the head module works with head_weight. Either adapters are
+    trained: then it is frozen, and its linear layers go through our seams too; or its own weights: then flat holds them, and there are
+    no sites.
     """
 
     def __init__(
@@ -44,19 +48,26 @@ class BaseModel:
         sites: Sequence[Site],
         slot: PassSlot,
         attention: PackedAttention,
+        flat: FlatParameters | None = None,
     ) -> None:
         self.causal_lm = causal_lm
+        self.flat = flat
         self.facts = facts
         self.sites = tuple(sites)
         self.packed_attention = attention
         self._slot = slot
         self._trunk = causal_lm.get_submodule("model")
         self.head_weight: Tensor = causal_lm.get_parameter("lm_head.weight")
-        self.head_site = self.sites[-1]
+
+    @property
+    def head_site(self) -> Site:
+        """Where adapters change the unembedding."""
+        return self.sites[-1]
 
     @property
     def device(self) -> torch.device:
-        return self.head_weight.device
+        """Where passes run."""
+        return self.head_weight.device if self.flat is None else self.flat.device
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -78,10 +89,23 @@ class BaseModel:
         """A pass that trains nothing, from (start, end, LoraWeights or None) in token order."""
         return AdapterPass.inference(slices, compute_dtype=self.compute_dtype)
 
+    @contextmanager
+    def collecting(self, grad: Tensor | None) -> Iterator[None]:
+        """Within the block, backward passes add the gradients of the model's own weights, where these are trained, to grad."""
+        if self.flat is None:
+            yield
+        else:
+            with self.flat.collecting(grad):
+                yield
+
+    def head_grad(self, grad: Tensor | None) -> Tensor | None:
+        """Where a pass adds the gradient of head_weight in such a grad; None where it is not trained."""
+        return None if self.flat is None or grad is None else self.flat.head_grad(grad)
+
     def hidden(
         self, tokens_T: Tensor, positions_T: Tensor, *, attention: AttentionContext, adapters: AdapterPass | None
     ) -> Tensor:
-        """hidden_TD after the final norm, of one row. Gradients flow when grad mode is on and adapters train."""
+        """hidden_TD after the final norm, of one row. Gradients flow when grad mode is on and adapters or own weights train."""
         assert self._slot.current is None, "a pass is already running on this model"
         self._slot.current = adapters
         try:

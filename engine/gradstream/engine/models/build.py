@@ -19,11 +19,20 @@ from gradstream.engine.models.digest import model_digest
 from gradstream.engine.models.probe import Probe
 from gradstream.engine.models.refusals import check_config
 from gradstream.engine.models.sites import adapt
+from gradstream.engine.models.trainable import train_fully
 from gradstream.shared.errors import Unsupported
 
 
-def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, attention: str = AUTO) -> BaseModel:
-    """The model in path (safetensors, sharded or not), frozen, on device in dtype.
+def load_base(
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str = AUTO,
+    is_lora: bool = True,
+    freeze_router: bool = True,
+) -> BaseModel:
+    """The model in path (safetensors, sharded or not), on device in dtype: frozen, for adapters, or with trainable weights.
 
     Raises Unsupported when it is no causal LM that the engine computes exactly: fields of its config that are known to matter
     are checked first, and then the packed pass is compared with transformers' own forward on a few tokens.
@@ -35,7 +44,7 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, attention
     check_config(config)
     register()
     causal_lm = load_causal_lm(path, dtype=dtype).to(device).eval().requires_grad_(False)
-    return seam(causal_lm, attention=attention, digest=model_digest(path))
+    return seam(causal_lm, attention=attention, digest=model_digest(path), is_lora=is_lora, freeze_router=freeze_router)
 
 
 def load_causal_lm(path: Path, *, dtype: torch.dtype | Literal["auto"]) -> nn.Module:
@@ -64,7 +73,9 @@ def _refusing_unreadable(path: Path) -> Iterator[None]:
         raise Unsupported(f"model_path: {path} cannot be read as a Hugging Face model: {reason}") from error
 
 
-def seam(causal_lm: nn.Module, *, attention: str, digest: str) -> BaseModel:
+def seam(
+    causal_lm: nn.Module, *, attention: str, digest: str, is_lora: bool = True, freeze_router: bool = True
+) -> BaseModel:
     """The BaseModel of a transformers model in memory, which is changed in place. Raises Unsupported like load_base."""
     config: Any = causal_lm.config  # each family has its own config class
     for part in ("model.layers", "model.embed_tokens", "model.norm", "lm_head"):
@@ -77,7 +88,8 @@ def seam(causal_lm: nn.Module, *, attention: str, digest: str) -> BaseModel:
     probe = Probe.of(causal_lm)
     config._attn_implementation = IMPLEMENTATION  # noqa: SLF001 (transformers has no public setter that skips its checks)
     slot = PassSlot()
-    sites = adapt(causal_lm, slot)
+    sites = adapt(causal_lm, slot) if is_lora else []
+    flat = None if is_lora else train_fully(causal_lm, freeze_router=freeze_router)
     facts = ModelFacts(
         architecture=type(causal_lm).__name__,
         vocab_size=int(weight.shape[0]),
@@ -85,7 +97,7 @@ def seam(causal_lm: nn.Module, *, attention: str, digest: str) -> BaseModel:
         max_position=int(config.max_position_embeddings),
         digest=digest,
     )
-    base = BaseModel(causal_lm, facts=facts, sites=sites, slot=slot, attention=run)
+    base = BaseModel(causal_lm, facts=facts, sites=sites, slot=slot, attention=run, flat=flat)
     probe.check(base)
     return base
 

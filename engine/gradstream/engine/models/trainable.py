@@ -1,0 +1,24 @@
+"""A transformers model made ready for the training of its own weights."""
+
+from torch import nn
+
+from gradstream.engine.models.flat import FlatParameters
+from gradstream.engine.models.full_experts import FullExperts
+from gradstream.engine.models.sites import check_experts
+from gradstream.shared.errors import Unsupported
+
+
+def train_fully(causal_lm: nn.Module, *, freeze_router: bool) -> FlatParameters:
+    """Make the model's parameters trainable views into one flat tensor, on the device where they are.
+
+    freeze_router: the weights that choose experts stay as they are. Raises Unsupported for experts or an unembedding of another kind.
+    """
+    head = causal_lm.get_submodule("lm_head")
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
+        raise Unsupported(f"model: {type(causal_lm).__name__}: lm_head must be a linear layer without bias")
+    for path, module in list(causal_lm.named_modules()):
+        if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
+            check_experts(module, path)
+            parent, _, name = path.rpartition(".")
+            setattr(causal_lm.get_submodule(parent), name, FullExperts(module))
+    return FlatParameters(causal_lm, device=head.weight.device, freeze_router=freeze_router)
