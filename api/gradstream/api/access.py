@@ -13,7 +13,15 @@ API_PREFIX = "/api/v1"
 SCOPE_START = "gradstream.start_s"
 _LOG = structlog.get_logger("gradstream.api")
 # Polls and heartbeats come all the time and say little.
-_QUIET = ("/retrieve_future", "/retrieve_futures", "/session_heartbeat", "/telemetry", "/healthz", "/metrics")
+_QUIET = (
+    "/retrieve_future",
+    "/retrieve_futures",
+    "/session_heartbeat",
+    "/telemetry",
+    "/healthz",
+    "/health",
+    "/metrics",
+)
 
 
 class AccessLog:

@@ -20,6 +20,7 @@ STATUS_OF_CODE: Mapping[str, int] = {
     "unsupported": 400,
     "payload_too_large": 413,
     "budget_exceeded": 400,
+    "forbidden": 403,
     "server_error": 500,
     "model_lost": 410,
     "sequence_gap": 410,

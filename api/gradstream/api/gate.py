@@ -14,7 +14,9 @@ from gradstream.api.parts import Parts
 from gradstream.shared.ids import LOCAL_TENANT, TenantId
 
 # Answers that say nothing of any tenant: health for probes, and the documentation. A path is public only when it is named here.
-PUBLIC = frozenset({"/api/v1/healthz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+PUBLIC = frozenset(
+    {"/api/v1/healthz", "/health", "/xorl/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+)
 # Below this, the path itself holds a secret that was given to a tenant.
 DOWNLOADS = "/api/v1/downloads/"
 _LOG = structlog.get_logger("gradstream.api")

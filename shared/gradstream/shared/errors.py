@@ -10,6 +10,7 @@ GradstreamError
     Unsupported           a known feature that this server does not offer
     PayloadTooLarge       a body, array or count is over its limit
     BudgetExceeded        the tenant has as many models, samplers or bytes as it may have
+    Forbidden             the tenant may not do this, whatever it names
   ServerError             the server could not do it               category server
     ModelLost             the model's training state went with a crashed gang
     SequenceGap           jobs were held for a seq_id that never came
@@ -72,6 +73,10 @@ class PayloadTooLarge(UserError):
 
 class BudgetExceeded(UserError):
     code = "budget_exceeded"
+
+
+class Forbidden(UserError):
+    code = "forbidden"
 
 
 class ServerError(GradstreamError):

@@ -30,6 +30,7 @@ class RecordKind(StrEnum):
     CHECKPOINT = "checkpoint"
     STORAGE = "storage"
     EXPORT = "export"
+    ENDPOINT = "endpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

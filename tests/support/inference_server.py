@@ -1,0 +1,54 @@
+"""An HTTP server that answers as an inference server would, or as the test wants it to."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Inference:
+    """answers: status and body by path; anything else is 404. asked: method, path and Host of every request."""
+
+    port: int
+    answers: dict[str, tuple[int, bytes]]
+    headers: dict[str, str] = field(default_factory=dict)
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def says(self, path: str, content: Mapping[str, object], *, status: int = 200) -> None:
+        self.answers[path] = (status, json.dumps(content).encode())
+
+
+@contextlib.contextmanager
+def inference_server() -> Iterator[Inference]:
+    """A server on loopback whose /health answers 200."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            state.asked.append((self.command, self.path, self.headers["Host"]))
+            status, body = state.answers.get(self.path, (404, b""))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            for name, value in state.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
+            del format, args
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state = Inference(port=server.server_address[1], answers={"/health": (200, b"")})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()
