@@ -11,7 +11,10 @@ from torch import Tensor
 
 from gradstream.engine.adapters.initial import initial_weights, resolve_seed
 from gradstream.engine.adapters.layout import AdapterLayout, LoraPair, Site, layout_for
-from gradstream.shared.ids import ModelId, SessionId, TenantId
+from gradstream.engine.optim.state import new_state, state_parts
+from gradstream.engine.trained import Owner as Owner
+from gradstream.engine.trained import Training
+from gradstream.shared.ids import ModelId, TenantId
 from gradstream.shared.wire import LoraSpec
 
 
@@ -41,35 +44,46 @@ class FrozenAdapter:
         return self.layout.pairs(self.weights)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """Whose adapter it is. spec has its seed resolved."""
-
-    model_id: ModelId
-    tenant: TenantId
-    session_id: SessionId
-    spec: LoraSpec
-    user_metadata: dict[str, str] | None = None
-
-
 class Adapter:
-    """A trainable adapter. All four tensors are flat fp32 [layout.num_params] and stay the same objects for life.
+    """A trainable adapter, a `TrainedModel`. weights and grad are flat fp32 [layout.num_params], optim the optimizer's tensors.
 
-    step counts optimizer updates. has_grad says that something was accumulated since the last one. Restoring a checkpoint
-    copies into the tensors and sets step and has_grad.
+    All tensors stay the same objects for life. step counts optimizer updates. has_grad says that something was accumulated since the
+    last one, of valid_tokens tokens. Restoring a checkpoint copies into the tensors and sets step and has_grad.
     """
 
-    def __init__(self, *, owner: Owner, layout: AdapterLayout, scale: float, weights: Tensor) -> None:
+    def __init__(
+        self,
+        *,
+        owner: Owner,
+        layout: AdapterLayout,
+        scale: float,
+        weights: Tensor,
+        training: Training | None = None,
+    ) -> None:
+        """training None: the defaults."""
+        training = Training() if training is None else training
         self.owner = owner
         self.layout = layout
         self.scale = scale
         self.weights = weights
         self.grad = torch.zeros_like(weights)
-        self.exp_avg = torch.zeros_like(weights)
-        self.exp_avg_sq = torch.zeros_like(weights)
+        self.optimizer = training.optimizer
+        self.optim = new_state(state_parts(self.optimizer, layout), device=weights.device)
+        self.reduction = training.reduction
         self.step = 0
         self.has_grad = False
+        self.valid_tokens = 0
         self.pairs = layout.pairs(weights)
+
+    @property
+    def exp_avg(self) -> Tensor:
+        """The first moment; only of optimizers that have one."""
+        return self.optim["exp_avg"]
+
+    @property
+    def exp_avg_sq(self) -> Tensor:
+        """The second moment; only of optimizers that have one."""
+        return self.optim["exp_avg_sq"]
 
     @property
     def model_id(self) -> ModelId:
@@ -81,6 +95,7 @@ class Adapter:
 
     @property
     def spec(self) -> LoraSpec:
+        assert self.owner.spec is not None
         return self.owner.spec
 
     def named_views(self, flat: Tensor) -> dict[str, LoraPair]:
@@ -91,6 +106,10 @@ class Adapter:
         """Forget what was accumulated."""
         self.grad.zero_()
         self.has_grad = False
+        self.valid_tokens = 0
+
+    def sync(self) -> None:
+        """Nothing: forward passes read the weights themselves."""
 
     def frozen(self) -> FrozenAdapter:
         """A copy of the weights as they are now."""
@@ -98,13 +117,20 @@ class Adapter:
 
 
 def new_adapter(
-    owner: Owner, *, base_sites: Sequence[Site], lora_alpha: float, engine_seed: int, device: torch.device
+    owner: Owner,
+    *,
+    base_sites: Sequence[Site],
+    lora_alpha: float,
+    engine_seed: int,
+    device: torch.device,
+    training: Training | None = None,
 ) -> Adapter:
     """A fresh adapter: b is zero and a is drawn from the spec's seed, or from (engine_seed, model id) when it has none.
 
-    The values depend on nothing else: not on other adapters, the device or the number of ranks.
+    training None: the defaults. The values depend on nothing else: not on other adapters, the device or the number of ranks.
     Raises InvalidRequest when the spec trains nothing.
     """
+    assert owner.spec is not None
     layout = layout_for(base_sites, owner.spec)
     seed = resolve_seed(owner.spec.seed, engine_seed=engine_seed, model_id=owner.model_id)
     spec = msgspec.structs.replace(owner.spec, seed=seed)
@@ -116,4 +142,10 @@ def new_adapter(
         user_metadata=owner.user_metadata,
     )
     weights = initial_weights(layout, seed=seed).to(device)
-    return Adapter(owner=resolved, layout=layout, scale=lora_alpha / spec.rank, weights=weights)
+    return Adapter(
+        owner=resolved,
+        layout=layout,
+        scale=lora_alpha / spec.rank,
+        weights=weights,
+        training=training,
+    )

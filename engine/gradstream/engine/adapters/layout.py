@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradstream.engine.trained import ParamTensor
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.wire import LoraSpec
 
@@ -79,6 +81,16 @@ class AdapterLayout:
         return shapes
 
     @cached_property
+    def tensors(self) -> list[ParamTensor]:
+        """Each factor, in flat order. Those of the head are no matrices in the sense of muon, which leaves unembeddings alone."""
+        names = [(site, f"{site.name}.{factor}") for site in self.sites for factor in "ab"]
+        starts = [0, *accumulate(self.sizes)]
+        return [
+            ParamTensor(name=name, shape=shape, start=start, is_matrix=site.kind is not SiteKind.HEAD)
+            for (site, name), shape, start in zip(names, self.shapes, starts[:-1], strict=True)
+        ]
+
+    @cached_property
     def sizes(self) -> list[int]:
         return [prod(shape) for shape in self.shapes]
 
@@ -89,8 +101,7 @@ class AdapterLayout:
     @cached_property
     def digest(self) -> str:
         """SHA-256, hex, of the names and shapes in order: flat tensors of equal digests mean the same parameters."""
-        names = [name for site in self.sites for name in (f"{site.name}.a", f"{site.name}.b")]
-        lines = [f"{name} {'x'.join(map(str, shape))}\n" for name, shape in zip(names, self.shapes, strict=True)]
+        lines = [f"{tensor.name} {'x'.join(map(str, tensor.shape))}\n" for tensor in self.tensors]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def pairs(self, flat: Tensor) -> dict[int, LoraPair]:

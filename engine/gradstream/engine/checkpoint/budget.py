@@ -1,27 +1,29 @@
 """The disk space that saves may take: what lies there is measured, the coming save is counted, and one too many is refused."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from gradstream.engine.adapters.layout import AdapterLayout
+from gradstream.engine.optim._base import StatePart
 from gradstream.shared.clock import Clock, SystemClock
 from gradstream.shared.errors import StorageLimit
 
 # Others write below the directory too (logs, the queue's data), and housekeeping removes; so a measurement is believed this long.
 _MEASURE_EVERY_S = 60.0
-_BYTES_PER_PARAM = 4
+_BYTES_PER_WEIGHT = 4
 # A safetensors header names each tensor with dtype, shape and offsets; the longest names here have under 150 characters.
 _HEADER_BYTES_PER_TENSOR = 320
 # Manifest, adapter config, directory entries.
 _FIXED_BYTES = 32 * 1024
 
 
-def save_size_bytes(layout: AdapterLayout, *, has_optimizer: bool, metadata_bytes: int = 0) -> int:
-    """An upper bound, close to exact, of what a save of an adapter takes on disk."""
-    copies = 3 if has_optimizer else 1
-    num_tensors = 2 * len(layout.sites) * copies
+def save_size_bytes(layout: AdapterLayout, *, state: Sequence[StatePart] = (), metadata_bytes: int = 0) -> int:
+    """An upper bound, close to exact, of what a save of an adapter takes on disk. state: what of its optimizer is saved too."""
+    num_tensors = len(layout.tensors) + sum(len(part.tensors) for part in state)
     return (
-        copies * layout.num_params * _BYTES_PER_PARAM
+        layout.num_params * _BYTES_PER_WEIGHT
+        + sum(part.numel * part.dtype.itemsize for part in state)
         + num_tensors * _HEADER_BYTES_PER_TENSOR
         + _FIXED_BYTES
         + metadata_bytes

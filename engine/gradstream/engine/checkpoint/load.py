@@ -13,16 +13,17 @@ from gradstream.engine.checkpoint.manifest import Manifest, read_manifest, verif
 from gradstream.engine.checkpoint.peft_format import read_peft, read_tensors
 from gradstream.engine.checkpoint.save import OPTIMIZER_FILE
 from gradstream.engine.checkpoint.snapshot import AdapterContent, to_bytes
+from gradstream.engine.optim.state import named_state, new_state, state_parts
 from gradstream.shared.errors import InvalidRequest, UnknownModel
 from gradstream.shared.ids import TenantId
-from gradstream.shared.wire import LoraSpec
+from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOrder:
     """Which checkpoint for whom. base_models: every name of the base model that runs here, the main one first.
 
-    expected is the spec that the checkpoint must have, None for any.
+    expected is the spec that the checkpoint must have, None for any; optimizer the one that its state must be of, if that is loaded.
     """
 
     location: Location
@@ -32,6 +33,7 @@ class LoadOrder:
     max_lora_rank: int
     with_optimizer: bool = False
     expected: LoraSpec | None = None
+    optimizer: OptimizerSpec | None = None
 
 
 def load_content(order: LoadOrder, output_dir: Path) -> AdapterContent:
@@ -51,10 +53,11 @@ def load_content(order: LoadOrder, output_dir: Path) -> AdapterContent:
     weights = read_peft(directory, layout, source=source)
     if not order.with_optimizer:
         return AdapterContent(manifest=manifest, weights=to_bytes(weights))
-    exp_avg, exp_avg_sq = _read_moments(directory, layout, source=source)
-    return AdapterContent(
-        manifest=manifest, weights=to_bytes(weights), exp_avg=to_bytes(exp_avg), exp_avg_sq=to_bytes(exp_avg_sq)
-    )
+    if order.optimizer is not None:
+        _check_optimizer(manifest.optimizer, order.optimizer, layout, source=source)
+    state = _read_state(directory, manifest.optimizer, layout, source=source)
+    optim = {name: to_bytes(flat) for name, flat in state.items()}
+    return AdapterContent(manifest=manifest, weights=to_bytes(weights), has_optimizer=True, optim=optim)
 
 
 def _check_fit(manifest: Manifest, order: LoadOrder, *, source: str) -> None:
@@ -83,17 +86,28 @@ def _shape(spec: LoraSpec) -> str:
     return f"rank {spec.rank}, {switches}"
 
 
-def _read_moments(directory: Path, layout: AdapterLayout, *, source: str) -> tuple[Tensor, Tensor]:
-    tensors = read_tensors(directory / OPTIMIZER_FILE, source=source)
-    return _flat(tensors, "exp_avg", layout, source=source), _flat(tensors, "exp_avg_sq", layout, source=source)
+def _check_optimizer(saved: OptimizerSpec, own: OptimizerSpec, layout: AdapterLayout, *, source: str) -> None:
+    """Raise InvalidRequest when what one optimizer remembers means nothing to the other."""
+    if saved.type != own.type or state_parts(saved, layout) != state_parts(own, layout):
+        raise InvalidRequest(
+            f"checkpoint {source} holds the state of {_as_text(saved)}; this model trains by {_as_text(own)}. "
+            "Load it with optimizer set to false, or into a model with that optimizer"
+        )
 
 
-def _flat(tensors: dict[str, Tensor], name: str, layout: AdapterLayout, *, source: str) -> Tensor:
-    flat = torch.empty(layout.num_params, dtype=torch.float32)
-    for site, pair in layout.named_views(flat).items():
-        for part, view in zip("ab", pair, strict=True):
-            value = tensors.get(f"{name}.{site}.{part}")
-            if value is None or value.shape != view.shape:
-                raise InvalidRequest(f"checkpoint {source}: the optimizer state of {site} does not fit this model")
-            view.copy_(value)
-    return flat
+def _as_text(spec: OptimizerSpec) -> str:
+    momentum = f", momentum {spec.momentum:g}" if spec.type == "sgd" else ""
+    return f"{spec.type} (state in {spec.dtype}{momentum})"
+
+
+def _read_state(directory: Path, spec: OptimizerSpec, layout: AdapterLayout, *, source: str) -> dict[str, Tensor]:
+    """The optimizer's tensors; raises InvalidRequest, naming the parameter, when one is not there as the layout says."""
+    found = read_tensors(directory / OPTIMIZER_FILE, source=source)
+    parts = state_parts(spec, layout)
+    state = new_state(parts, device=torch.device("cpu"))
+    for name, view in named_state(parts, state).items():
+        value = found.get(name)
+        if value is None or value.shape != view.shape or value.dtype != view.dtype:
+            raise InvalidRequest(f"checkpoint {source}: the optimizer state {name} does not fit this model")
+        view.copy_(value)
+    return state

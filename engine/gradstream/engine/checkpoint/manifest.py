@@ -11,7 +11,7 @@ import msgspec
 from gradstream.engine.files import FILE_MODE, storage_errors
 from gradstream.shared.errors import StorageFailure, UnknownModel
 from gradstream.shared.ids import FutureId, TenantId
-from gradstream.shared.wire import LoraSpec
+from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
 MANIFEST_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -30,8 +30,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint directory holds.
 
     source: the URI it was saved as. job: the future of the job that saved it. model: the id of the model it was saved from.
-    lora.seed is always set. scale: what b @ a is multiplied by. step: optimizer steps the adapter had taken. created_ms:
-    milliseconds since the Unix epoch. files: by path below the directory.
+    lora.seed is always set. scale: what b @ a is multiplied by. step: optimizer steps the adapter had taken, by optimizer.
+    created_ms: milliseconds since the Unix epoch. files: by path below the directory.
     """
 
     version: int
@@ -49,6 +49,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileEntry]
     ttl_seconds: int | None = None
     user_metadata: dict[str, str] | None = None
+    optimizer: OptimizerSpec = OptimizerSpec()
 
     @property
     def size_bytes(self) -> int:

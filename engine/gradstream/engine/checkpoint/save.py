@@ -10,6 +10,7 @@ from gradstream.engine.checkpoint.location import Checkpoint, CheckpointKind, Ep
 from gradstream.engine.checkpoint.manifest import MANIFEST_VERSION, Manifest, entries, read_manifest, write_manifest
 from gradstream.engine.checkpoint.peft_format import write_peft, write_tensors
 from gradstream.engine.files import whole_directory
+from gradstream.engine.optim.state import named_state, state_parts
 from gradstream.shared.clock import Clock, SystemClock
 from gradstream.shared.errors import CheckpointExists, GradstreamError
 from gradstream.shared.ids import FutureId
@@ -65,7 +66,7 @@ def _ask(budget: DiskBudget, adapter: Adapter, order: SaveOrder, directory: Path
     metadata = order.user_metadata or {}
     coming_bytes = save_size_bytes(
         adapter.layout,
-        has_optimizer=_has_optimizer(order.location),
+        state=state_parts(adapter.optimizer, adapter.layout) if _has_optimizer(order.location) else (),
         # JSON may write a character in six bytes.
         metadata_bytes=6 * sum(len(key) + len(value) for key, value in metadata.items()),
     )
@@ -99,19 +100,15 @@ def _write(adapter: Adapter, order: SaveOrder, draft: Path, *, clock: Clock) -> 
         files=entries(draft),
         ttl_seconds=order.ttl_seconds,
         user_metadata=order.user_metadata,
+        optimizer=adapter.optimizer,
     )
     write_manifest(draft, manifest)
     return manifest
 
 
 def _write_optimizer(adapter: Adapter, path: Path) -> None:
-    moments = {"exp_avg": adapter.exp_avg, "exp_avg_sq": adapter.exp_avg_sq}
-    tensors = {
-        f"{name}.{site}.{part}": view.detach().cpu().clone()
-        for name, flat in moments.items()
-        for site, pair in adapter.named_views(flat).items()
-        for part, view in zip("ab", pair, strict=True)
-    }
+    views = named_state(state_parts(adapter.optimizer, adapter.layout), adapter.optim)
+    tensors = {name: view.detach().cpu().clone() for name, view in views.items()}
     # The step is in the manifest: safetensors writes several entries here in any order, and equal states make equal files.
     write_tensors(path, tensors, metadata={"format": "pt"})
 

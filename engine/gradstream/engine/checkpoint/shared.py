@@ -11,7 +11,7 @@ from gradstream.engine.checkpoint.snapshot import AdapterContent, to_tensor
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.state import EngineState
 from gradstream.shared.ids import TenantId
-from gradstream.shared.wire import LoraSpec
+from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
 
 def save(state: EngineState, adapter: Adapter, order: SaveOrder) -> int:
@@ -31,8 +31,9 @@ def load(
     tenant: TenantId,
     with_optimizer: bool = False,
     expected: LoraSpec | None = None,
+    optimizer: OptimizerSpec | None = None,
 ) -> AdapterContent:
-    """The contents of a checkpoint; expected is the spec it must have, None for any. Raises like `load_content`."""
+    """The contents of a checkpoint; expected and optimizer: what it must have, None for any. Raises like `load_content`."""
     order = LoadOrder(
         location=location,
         tenant=tenant,
@@ -41,6 +42,7 @@ def load(
         max_lora_rank=state.config.max_lora_rank,
         with_optimizer=with_optimizer,
         expected=expected,
+        optimizer=optimizer,
     )
 
     def work() -> bytes:

@@ -9,39 +9,41 @@ from gradstream.engine.checkpoint.manifest import Manifest
 
 
 class AdapterContent(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint that was read. weights and the moments: float32, flat, in the layout of manifest.lora, native byte order.
+    """A checkpoint that was read. weights: float32, flat, in the layout of manifest.lora, native byte order.
 
-    The moments are empty when they were not asked for.
+    optim: the tensors of manifest.optimizer by name, as `state_parts` describes them, if has_optimizer; empty when they were not asked for.
     """
 
     manifest: Manifest
     weights: bytes
-    exp_avg: bytes = b""
-    exp_avg_sq: bytes = b""
+    has_optimizer: bool = False
+    optim: dict[str, bytes] = {}
 
 
 def to_bytes(flat: Tensor) -> bytes:
-    """The values of a flat float32 tensor."""
-    assert flat.dtype == torch.float32
-    return flat.detach().cpu().numpy().tobytes()
+    """The values of a flat tensor of any dtype."""
+    return flat.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def to_tensor(data: bytes, *, device: torch.device) -> Tensor:
-    """The flat float32 tensor of data; its own memory."""
-    return torch.frombuffer(bytearray(data), dtype=torch.float32).to(device)
+def to_tensor(data: bytes, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The flat tensor of data; its own memory."""
+    if not data:
+        return torch.empty(0, dtype=dtype, device=device)
+    return torch.frombuffer(bytearray(data), dtype=dtype).to(device)
 
 
 def restore(adapter: Adapter, content: AdapterContent) -> None:
-    """Put content into adapter and forget its gradient; without moments the optimizer starts fresh at step 0."""
+    """Put content into adapter and forget its gradient; without the optimizer's state that starts fresh at step 0.
+
+    A state that is there must be of an optimizer like the adapter's, as `load_content` has checked.
+    """
     device = adapter.weights.device
     adapter.weights.copy_(to_tensor(content.weights, device=device))
-    if content.exp_avg:
-        adapter.exp_avg.copy_(to_tensor(content.exp_avg, device=device))
-        adapter.exp_avg_sq.copy_(to_tensor(content.exp_avg_sq, device=device))
-        adapter.step = content.manifest.step
-    else:
-        adapter.exp_avg.zero_()
-        adapter.exp_avg_sq.zero_()
-        adapter.step = 0
+    for name, tensor in adapter.optim.items():
+        if content.has_optimizer:
+            tensor.copy_(to_tensor(content.optim[name], device=device, dtype=tensor.dtype))
+        else:
+            tensor.zero_()
+    adapter.step = content.manifest.step if content.has_optimizer else 0
     adapter.scale = content.manifest.scale
     adapter.clear_grad()

@@ -6,6 +6,7 @@ from gradstream.engine.checkpoint.shared import load
 from gradstream.engine.checkpoint.snapshot import restore
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.state import EngineState
+from gradstream.engine.trained import Training
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.ids import ModelId, SessionId
 from gradstream.shared.wire import LoadWeights, LoadWeightsDone
@@ -49,6 +50,7 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
         lora_alpha=state.config.lora_alpha,
         engine_seed=state.config.seed,
         device=state.base.device,
+        training=Training(optimizer=content.manifest.optimizer) if content.has_optimizer else None,
     )
     restore(model, content)
     state.models[model.model_id] = model
@@ -63,6 +65,7 @@ def _load_in_place(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
         tenant=job.job.tenant,
         with_optimizer=job.payload.with_optimizer,
         expected=model.spec,
+        optimizer=model.optimizer,
     )
     restore(model, content)
     return model

@@ -11,6 +11,7 @@ from gradstream.engine.checkpoint.snapshot import to_bytes, to_tensor
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.snapshot.cut import Cut
+from gradstream.engine.snapshot.shards import torch_dtype
 from gradstream.engine.snapshot.state import ModelState, owner_of, to_adapter
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.engine.state import EngineState
@@ -94,6 +95,12 @@ def _restore(state: EngineState, store: SnapshotStore, cut: Cut, model_id: Model
         step=entry.step,
         has_grad=entry.has_grad,
         layout_digest=entry.layout_digest,
-        tensors={name: to_tensor(values, device=torch.device("cpu")) for name, values in data.items()},
+        optimizer=entry.optimizer,
+        reduction=entry.reduction,
+        valid_tokens=entry.valid_tokens,
+        tensors={
+            name: to_tensor(values, dtype=torch_dtype(entry.tensors[name]), device=torch.device("cpu"))
+            for name, values in data.items()
+        },
     )
     return to_adapter(model, layout, device=state.base.device)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch.optim.adamw import adamw
 
-from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.optim._base import OPTIMIZERS, STATE_DTYPES, Optimizer, StatePart
+from gradstream.engine.trained import TrainedLayout, TrainedModel
 from gradstream.shared.errors import InvalidRequest, NonFinite
-from gradstream.shared.wire import AdamParams
+from gradstream.shared.wire import AdamParams, OptimizerSpec
 
 # As in torch.nn.utils.clip_grad_norm_.
 _CLIP_EPS = 1e-6
@@ -38,7 +39,7 @@ def check_adam(adam: AdamParams) -> None:
 
 
 @torch.no_grad()
-def adamw_step(adapter: Adapter, adam: AdamParams) -> StepFacts:
+def adamw_step(adapter: TrainedModel, adam: AdamParams) -> StepFacts:
     """Apply the accumulated gradient once and clear it; the arithmetic is torch.optim.AdamW's, in fp32.
 
     Without an accumulated gradient this is a step with gradient zero: moments and weights decay. grad_clip_norm 0 means no
@@ -50,13 +51,14 @@ def adamw_step(adapter: Adapter, adam: AdamParams) -> StepFacts:
     grad = adapter.grad
     if adam.grad_clip_norm > 0:
         grad = grad * min(1.0, adam.grad_clip_norm / (grad_norm + _CLIP_EPS))
-    state = (adapter.weights, adapter.exp_avg, adapter.exp_avg_sq)
+    exp_avg, exp_avg_sq = adapter.optim["exp_avg"], adapter.optim["exp_avg_sq"]
+    state = (adapter.weights, exp_avg, exp_avg_sq)
     before = [tensor.clone() for tensor in state]
     adamw(
         [adapter.weights],
         [grad],
-        [adapter.exp_avg],
-        [adapter.exp_avg_sq],
+        [exp_avg],
+        [exp_avg_sq],
         [],
         [torch.tensor(float(adapter.step), device=_step_device(adapter))],
         fused=True,
@@ -80,6 +82,14 @@ def adamw_step(adapter: Adapter, adam: AdamParams) -> StepFacts:
     return StepFacts(grad_norm=grad_norm, step=adapter.step)
 
 
-def _step_device(adapter: Adapter) -> torch.device:
+def _step_device(adapter: TrainedModel) -> torch.device:
     """The fused kernel wants the step count beside the weights."""
     return adapter.weights.device
+
+
+def _parts(spec: OptimizerSpec, layout: TrainedLayout, _: torch.dtype) -> list[StatePart]:
+    dtype = STATE_DTYPES[spec.dtype]
+    return [StatePart(name=name, dtype=dtype, tensors=layout.tensors) for name in ("exp_avg", "exp_avg_sq")]
+
+
+OPTIMIZERS.register("adamw")(Optimizer(parts=_parts))

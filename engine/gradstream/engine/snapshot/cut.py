@@ -14,7 +14,7 @@ from gradstream.engine.checkpoint.manifest import FileEntry
 from gradstream.engine.files import storage_errors
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.ids import ModelId, SessionId, TenantId
-from gradstream.shared.wire import LoraSpec
+from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
 CUT_VERSION = 1
 MODELS = "models"
@@ -62,7 +62,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     directory: below the store. files: by name in the directory, one a rank that wrote. tensors: by name, what the files hold
     together. spec, scale, layout_digest: of a "lora" model; spec has its seed resolved. step: optimizer steps taken. has_grad: there
-    is a tensor `grad` with what was accumulated since the last one.
+    is a tensor `grad` with what was accumulated since the last one, of valid_tokens tokens. The tensors besides `weights` and `grad` are
+    the state of optimizer.
     """
 
     directory: str
@@ -77,6 +78,9 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     scale: float = 1.0
     layout_digest: str = ""
     user_metadata: dict[str, str] | None = None
+    optimizer: OptimizerSpec = OptimizerSpec()
+    reduction: Literal["sum", "token_mean"] = "sum"
+    valid_tokens: int = 0
 
     @property
     def size_bytes(self) -> int:

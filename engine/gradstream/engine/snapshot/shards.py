@@ -32,6 +32,11 @@ class Part:
     offsets: tuple[int, ...]
 
 
+def torch_dtype(tensor: WholeTensor) -> torch.dtype:
+    """The dtype of a tensor that is described."""
+    return _DTYPES[tensor.dtype]
+
+
 def whole(tensor: Tensor) -> WholeTensor:
     """The description of a tensor that is all here."""
     return WholeTensor(dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape))

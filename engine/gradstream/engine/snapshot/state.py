@@ -1,31 +1,32 @@
 """One model's training state in host memory, apart from the engine that goes on training it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from gradstream.engine.adapters.adapter import Adapter, Owner
+from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout
 from gradstream.engine.snapshot.cut import ModelEntry, ModelKind
 from gradstream.engine.state import EngineState
-from gradstream.shared.errors import UnknownModel
+from gradstream.engine.trained import Owner, Reduction, TrainedModel, Training
+from gradstream.shared.errors import StorageFailure, UnknownModel
 from gradstream.shared.ids import ModelId
+from gradstream.shared.wire import OptimizerSpec
 
 WEIGHTS = "weights"
 EXP_AVG = "exp_avg"
 EXP_AVG_SQ = "exp_avg_sq"
 GRAD = "grad"
-MOMENTS = (EXP_AVG, EXP_AVG_SQ)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
     """A copy of one model between two batches; it shares no memory with the model.
 
-    owner.spec has its seed resolved. tensors: weights, exp_avg, exp_avg_sq, and grad only if has_grad; fp32 on the CPU, for a
-    "lora" model flat [num_params] in its layout. layout_digest: the digest of that layout.
+    owner.spec has its seed resolved. tensors, on the CPU: weights, grad only if has_grad, both flat [num_params] in the model's layout,
+    and the state of its optimizer by name. layout_digest: the digest of that layout.
     """
 
     owner: Owner
@@ -35,6 +36,9 @@ class ModelState:
     layout_digest: str
     tensors: dict[str, Tensor]
     kind: ModelKind = "lora"
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    reduction: Reduction = "sum"
+    valid_tokens: int = 0
 
     @property
     def model_id(self) -> ModelId:
@@ -62,7 +66,7 @@ def _held(state: EngineState, model_id: ModelId) -> Adapter:
 
 
 def _copy(adapter: Adapter) -> ModelState:
-    tensors = {WEIGHTS: adapter.weights, EXP_AVG: adapter.exp_avg, EXP_AVG_SQ: adapter.exp_avg_sq}
+    tensors = {WEIGHTS: adapter.weights, **adapter.optim}
     if adapter.has_grad:
         tensors[GRAD] = adapter.grad
     return ModelState(
@@ -71,6 +75,9 @@ def _copy(adapter: Adapter) -> ModelState:
         step=adapter.step,
         has_grad=adapter.has_grad,
         layout_digest=adapter.layout.digest,
+        optimizer=adapter.optimizer,
+        reduction=adapter.reduction,
+        valid_tokens=adapter.valid_tokens,
         tensors={name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()},
     )
 
@@ -88,7 +95,10 @@ def owner_of(model_id: ModelId, entry: ModelEntry) -> Owner:
 
 
 def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device) -> Adapter:
-    """A trainable adapter with exactly the contents of a "lora" model; layout has the model's layout_digest."""
+    """A trainable adapter with exactly the contents of a "lora" model; layout has the model's layout_digest.
+
+    Raises StorageFailure when its tensors are not those of its optimizer.
+    """
     assert model.kind == "lora"
     assert model.layout_digest == layout.digest
     adapter = Adapter(
@@ -96,11 +106,25 @@ def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device
         layout=layout,
         scale=model.scale,
         weights=model.tensors[WEIGHTS].to(device, copy=True),
+        training=Training(optimizer=model.optimizer, reduction=model.reduction),
     )
-    adapter.exp_avg.copy_(model.tensors[EXP_AVG])
-    adapter.exp_avg_sq.copy_(model.tensors[EXP_AVG_SQ])
+    put_state(adapter, model.tensors)
     if model.has_grad:
         adapter.grad.copy_(model.tensors[GRAD])
     adapter.step = model.step
     adapter.has_grad = model.has_grad
+    adapter.valid_tokens = model.valid_tokens
     return adapter
+
+
+def put_state(model: TrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the optimizer's state out of a snapshot's tensors; raises StorageFailure, before any is copied, when one does not fit."""
+    for name, target in model.optim.items():
+        found = tensors.get(name)
+        if found is None or found.dtype != target.dtype or found.shape != target.shape:
+            raise StorageFailure(
+                f"the snapshot of model {model.model_id} does not hold {name!r} as {model.optimizer.type} "
+                f"({model.optimizer.dtype}) needs it"
+            )
+    for name, target in model.optim.items():
+        target.copy_(tensors[name])

@@ -125,6 +125,9 @@ class SnapshotStore:
             step=entry.step,
             has_grad=entry.has_grad,
             layout_digest=entry.layout_digest,
+            optimizer=entry.optimizer,
+            reduction=entry.reduction,
+            valid_tokens=entry.valid_tokens,
             tensors=read_shards(self.directory / entry.directory, entry.files, entry.tensors),
             kind=entry.kind,
         )
@@ -200,6 +203,9 @@ class SnapshotStore:
             scale=state.scale,
             layout_digest=state.layout_digest,
             user_metadata=state.owner.user_metadata,
+            optimizer=state.optimizer,
+            reduction=state.reduction,
+            valid_tokens=state.valid_tokens,
         )
 
     def _withdraw(self, head: CutHead, model_ids: Iterable[ModelId]) -> None:

@@ -10,6 +10,7 @@ from gradstream.engine.checkpoint.budget import DiskBudget, save_size_bytes, siz
 from gradstream.engine.checkpoint.location import CheckpointKind, Location, checkpoint, ephemeral
 from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
 from gradstream.engine.models.build import load_base
+from gradstream.engine.optim.state import state_parts
 from gradstream.shared.clock import ManualClock
 from gradstream.shared.errors import StorageFailure, StorageLimit
 from gradstream.shared.ids import FutureId, ModelId, SamplerId
@@ -40,13 +41,18 @@ def save(adapter, root: Path, location: Location, *, budget=None, job="m:1", **o
     return save_adapter(adapter, order, root, budget=budget, clock=ManualClock())
 
 
+def estimate_of(adapter, *, has_optimizer, metadata_bytes=0):
+    state = state_parts(adapter.optimizer, adapter.layout) if has_optimizer else ()
+    return save_size_bytes(adapter.layout, state=state, metadata_bytes=metadata_bytes)
+
+
 @pytest.mark.parametrize("location", LOCATIONS.values(), ids=LOCATIONS.keys())
 @pytest.mark.parametrize("model", ["dense", "moe"])
 @pytest.mark.parametrize("rank", [1, 16])
 def test_the_estimate_is_never_below_what_a_save_takes_and_close_above(request, tmp_path, model, location, rank):
     adapter = noisy_adapter(request.getfixturevalue(model), spec=LoraSpec(rank=rank, seed=1))
     manifest = save(adapter, tmp_path, location, user_metadata={"k\n": "\x01" * 3000})
-    estimate = save_size_bytes(adapter.layout, has_optimizer=manifest.has_optimizer, metadata_bytes=6 * 3002)
+    estimate = estimate_of(adapter, has_optimizer=manifest.has_optimizer, metadata_bytes=6 * 3002)
     taken = size_bytes(tmp_path)
     assert taken <= estimate <= taken + 32 * 1024 + 6 * 3002 + 6 * len(adapter.layout.sites) * 320
 
@@ -54,7 +60,7 @@ def test_the_estimate_is_never_below_what_a_save_takes_and_close_above(request, 
 @pytest.mark.parametrize("location", LOCATIONS.values(), ids=LOCATIONS.keys())
 def test_a_save_over_the_limit_says_the_numbers_and_writes_nothing(dense, tmp_path, location):
     adapter = noisy_adapter(dense)
-    coming = save_size_bytes(adapter.layout, has_optimizer=location == LOCATIONS["training"])
+    coming = estimate_of(adapter, has_optimizer=location == LOCATIONS["training"])
     (tmp_path / "log").write_bytes(bytes(1000))
     budget = DiskBudget(tmp_path, limit_bytes=coming + 999)
     with pytest.raises(StorageLimit, match=rf"{coming} bytes, 1000 of storage_limit {coming + 999} are used"):
@@ -75,7 +81,7 @@ def test_a_refusal_leaves_the_checkpoint_that_was_to_be_replaced(dense, tmp_path
 def test_a_save_that_replaces_one_of_its_size_needs_no_room_for_two(dense, tmp_path):
     adapter, place = noisy_adapter(dense), LOCATIONS["training"]
     save(adapter, tmp_path, place)
-    coming = save_size_bytes(adapter.layout, has_optimizer=True)
+    coming = estimate_of(adapter, has_optimizer=True)
     save(adapter, tmp_path, place, budget=DiskBudget(tmp_path, limit_bytes=coming), job="m:2", overwrite=True)
 
 

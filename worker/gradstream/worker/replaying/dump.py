@@ -9,11 +9,11 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gradstream.engine.adapters.layout import layout_for
 from gradstream.engine.checkpoint.peft_format import write_tensors
 from gradstream.engine.engine import Engine
 from gradstream.engine.files import storage_errors
-from gradstream.engine.snapshot.state import ModelState, capture
+from gradstream.engine.optim.state import named_state, state_parts
+from gradstream.engine.snapshot.state import GRAD, WEIGHTS, ModelState, capture
 from gradstream.shared import codec
 from gradstream.shared.ids import FutureId, ModelId
 from gradstream.shared.wire import ForwardBackwardDone, Outcome
@@ -123,13 +123,15 @@ class Dump:
             path.chmod(_FILE_MODE)
 
     def _named(self, model: ModelState) -> dict[str, Tensor]:
-        layout = layout_for(self._engine.state.base.sites, model.owner.spec)
-        return {
-            f"{name}.{site}.{part}": view.clone()
-            for name, flat in model.tensors.items()
-            for site, pair in layout.named_views(flat).items()
-            for part, view in zip("ab", pair, strict=True)
+        layout = self._engine.state.models[model.model_id].layout
+        parameters = {
+            f"{name}.{tensor.name}": tensor.view(model.tensors[name])
+            for name in (WEIGHTS, GRAD)
+            if name in model.tensors
+            for tensor in layout.tensors
         }
+        views = parameters | named_state(state_parts(model.optimizer, layout), model.tensors)
+        return {name: view.clone() for name, view in views.items()}
 
     def _outputs(self, future_id: FutureId, moment: str, outcome: Outcome) -> None:
         if not isinstance(outcome, ForwardBackwardDone):

@@ -1,0 +1,36 @@
+"""An optimizer's tensors: which a model needs, fresh ones, and each parameter's part of them by name."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from gradstream.engine import optim
+from gradstream.engine.optim._base import OPTIMIZERS, StatePart
+from gradstream.engine.registry import import_siblings
+from gradstream.engine.trained import TrainedLayout
+from gradstream.shared.wire import OptimizerSpec
+
+import_siblings(optim)
+
+
+def state_parts(
+    spec: OptimizerSpec, layout: TrainedLayout, *, weights_dtype: torch.dtype = torch.float32
+) -> list[StatePart]:
+    """The state of this optimizer for a model of this layout. weights_dtype: of the model's master weights."""
+    return OPTIMIZERS[spec.type].parts(spec, layout, weights_dtype)
+
+
+def new_state(parts: Iterable[StatePart], *, device: torch.device) -> dict[str, Tensor]:
+    """The state before the first step, all zero, by name; each tensor flat [part.numel]."""
+    return {part.name: torch.zeros(part.numel, dtype=part.dtype, device=device) for part in parts}
+
+
+def named_state(parts: Iterable[StatePart], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views of each parameter's part of the state, in the parameter's shape, under `{part}.{parameter}`."""
+    views: dict[str, Tensor] = {}
+    for part in parts:
+        sizes = [tensor.numel for tensor in part.tensors]
+        for tensor, values in zip(part.tensors, torch.split(state[part.name], sizes), strict=True):
+            views[f"{part.name}.{tensor.name}"] = values.view(tensor.shape)
+    return views
