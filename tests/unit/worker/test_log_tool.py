@@ -225,19 +225,83 @@ def test_an_exported_file_is_read_like_a_log_and_imported_as_one(out: Path, tmp_
     )
 
 
-def test_a_sound_log_has_status_0_and_a_damaged_one_1_and_what_lies_before_the_damage_is_listed(out: Path):
-    report = json.loads(run("verify", "--output-dir", str(out), "--json"))
-    assert (report["is_sound"], report["first"], report["last"], report["num_outcomes"]) == (True, "1-1", "1-3", 4)
+def damage(out: Path, number: int) -> tuple[Path, int]:
+    """Change a byte of the batch of this number; its segment and where it stands."""
     path = last_segment(out / "joblog" / "main")
     data = bytearray(path.read_bytes())
-    position = next(at for at, frame in DiskLog(path.parent).scan() if getattr(frame, "number", 0) == 2)
+    position = next(
+        at for at, frame in DiskLog(path.parent).scan() if isinstance(frame, LoggedBatch) and frame.number == number
+    )
     data[position.offset + 20] ^= 1
     path.write_bytes(bytes(data))
-    text = run("verify", "--output-dir", str(out), status=1)
-    assert "1 problem(s)" in text
-    listed = run("list", "--output-dir", str(out), status=2)
-    assert f"{A}:1" in listed
-    assert f"error: the job log on disk is damaged: {path} at byte {position.offset}" in listed
+    return path, position.offset
+
+
+def test_a_sound_log_has_status_0_and_a_damaged_one_1(out: Path):
+    report = json.loads(run("verify", "--output-dir", str(out), "--json"))
+    assert (report["is_sound"], report["first"], report["last"], report["num_outcomes"]) == (True, "1-1", "1-3", 4)
+    damage(out, 2)
+    assert "1 problem(s)" in run("verify", "--output-dir", str(out), status=1)
+
+
+def test_a_damaged_frame_is_stepped_over_and_said_in_one_line_with_status_2(out: Path):
+    path, offset = damage(out, 2)
+    result = RUNNER.invoke(app, ["list", "--output-dir", str(out), "--json"])
+    listed = msgspec.json.decode(result.stdout, type=list[JobRow])
+    assert result.exit_code == 2
+    assert [(row.future_id, row.status) for row in listed if row.owner == A] == [
+        (f"{A}:1", "done"),
+        (f"{A}:3", "done"),
+        (f"{A}:2", "open"),
+        (f"{A}:4", "open"),
+    ]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: skipped what does not read: {path.name} at byte {offset} (")
+    assert line.endswith("; jobs that ended there are shown as open")
+
+
+def test_what_lies_behind_damage_is_shown_and_what_it_took_is_not(out: Path):
+    path, offset = damage(out, 2)
+    text = run("show", "1-3", "--output-dir", str(out), status=2)
+    assert f"{A}:3" in text
+    assert f"{path.name} at byte {offset}" in text
+    assert "1-2: is not in what reads of this log; skipped" in run("show", "1-2", "--output-dir", str(out), status=2)
+
+
+def test_a_damaged_log_is_exported_without_what_does_not_read(out: Path, tmp_path: Path):
+    path, offset = damage(out, 2)
+    file = tmp_path / "rest.gslog"
+    text = run("export", str(file), "--output-dir", str(out), status=2)
+    assert "6 jobs, 2 batches" in text or "5 jobs, 2 batches" in text
+    assert f"skipped what does not read: {path.name} at byte {offset}" in text
+    assert "sound: batches 1-1 to 1-3, 3 outcomes" in run("verify", "--file", str(file))
+
+
+@pytest.mark.parametrize("how", ["gone", "head", "cut"])
+def test_a_damaged_segment_is_stepped_over(tmp_path: Path, how: str):
+    directory = tmp_path / "joblog" / "main"
+    writer = open_writer(directory, segment_bytes=1)
+    for number in range(1, 5):
+        writer.append_jobs([entry(number, A, number, optim_step())])
+        writer.append_batch(batch(number, "optim_step", ended(f"{A}:{number}", STEP)))
+    writer.close()
+    position = next(
+        at for at, frame in DiskLog(directory).scan() if isinstance(frame, LoggedBatch) and frame.number == 2
+    )
+    path = directory / position.segment
+    match how:
+        case "gone":
+            path.unlink()
+        case "head":
+            path.write_bytes(bytes(10) + path.read_bytes()[10:])
+        case _:
+            path.write_bytes(path.read_bytes()[: position.offset])
+    result = RUNNER.invoke(app, ["list", "--output-dir", str(tmp_path), "--json"])
+    assert result.exit_code == 2
+    listed = msgspec.json.decode(result.stdout, type=list[JobRow])
+    assert [row.batch for row in listed if row.status == "done"] == ["1-1", "1-3", "1-4"]
+    (line,) = result.stderr.splitlines()
+    assert path.name in line
 
 
 def test_following_gives_each_job_once_also_when_a_successor_voids_what_was_seen(tmp_path: Path):

@@ -14,6 +14,7 @@ from gradstream.worker.cli_errors import fail, readable_errors
 from gradstream.worker.cli_log_files import FileOption, export_file, import_file, verify_log
 from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, place_of
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.disklog.salvage import AroundDamage
 from gradstream.worker.inspect.describe import text_lines
 from gradstream.worker.inspect.log_rows import JobPairer, JobRow, Wanted, batch_row, batches_in, jobs_in
 from gradstream.worker.inspect.log_show import find_batch, find_job
@@ -71,8 +72,8 @@ def list_log(  # noqa: PLR0913 - one parameter an option
         else:
             rows = [one.row() for one in deque(jobs_in(frames, wanted), maxlen=limit or None)]
             write_json(rows) if json else console().print(job_table(rows) if rows else "no such jobs")
-        if frames.damage is not None:
-            raise frames.damage
+        if frames.skipped is not None:
+            fail(frames.skipped)
 
 
 @app.command()
@@ -94,8 +95,8 @@ def show(  # noqa: PLR0913 - one parameter an option
         named = batch_id(what)
         found = find_job(frames, FutureId(what)) if named is None else find_batch(frames, named)
         if found is None:
-            if frames.damage is not None:
-                raise frames.damage
+            if frames.skipped is not None:
+                fail(f"{what}: is not in what reads of this log; {frames.skipped}")
             fail(f"{what}: is not in this log; `gradstream log list` shows what is")
     if payload is not None:
         if not found.payload:
@@ -105,6 +106,8 @@ def show(  # noqa: PLR0913 - one parameter an option
         write_json(found.shown)
     else:
         console().print("\n".join(plain(line) for line in text_lines(found.shown)))
+    if frames.skipped is not None:
+        fail(frames.skipped)
 
 
 @app.command()
@@ -157,4 +160,4 @@ def _frames(file: Path | None, config: Path | None, output_dir: Path | None, eng
     if file is not None:
         return Frames(file=file)
     with readable_errors():
-        return Frames(log=open_log(place_of(config, None, output_dir, engine).joblog_dir))
+        return Frames(log=AroundDamage(open_log(place_of(config, None, output_dir, engine).joblog_dir).directory))

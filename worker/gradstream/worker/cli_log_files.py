@@ -13,6 +13,7 @@ from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, J
 from gradstream.worker.directories import joblog_dir
 from gradstream.worker.disklog.archive import archive_frames, export_log, import_log
 from gradstream.worker.disklog.frames import Selection
+from gradstream.worker.disklog.salvage import AroundDamage
 from gradstream.worker.disklog.selection import Choice
 from gradstream.worker.disklog.verify import Report, verify, verify_archive
 from gradstream.worker.inspect.log_source import batch_id, open_log
@@ -61,7 +62,8 @@ def export_file(  # noqa: PLR0913 - one parameter an option
     place = place_of(config, None, output_dir, engine)
     with readable_errors():
         try:
-            written = export_log(open_log(place.joblog_dir), file, choice, clock=SystemClock())
+            log = AroundDamage(open_log(place.joblog_dir).directory)
+            written = export_log(log, file, choice, clock=SystemClock())
         except FileExistsError:
             fail(f"{file}: is there already; name a file that is not")
         except ValueError as error:
@@ -71,6 +73,8 @@ def export_file(  # noqa: PLR0913 - one parameter an option
     else:
         partial = f", {written.num_partial} of them without all their jobs" if written.num_partial else ""
         typer.echo(f"{file}: {written.num_jobs} jobs, {written.num_batches} batches{partial}")
+    if (skipped := log.skipped()) is not None:
+        fail(skipped)
 
 
 def import_file(

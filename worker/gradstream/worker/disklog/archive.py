@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import msgspec
 
@@ -17,14 +17,15 @@ from gradstream.worker.disklog import framing
 from gradstream.worker.disklog.errors import LogDamaged
 from gradstream.worker.disklog.frames import (
     FORMAT_VERSION,
+    Frame,
     LoggedBatch,
     LoggedJob,
+    Position,
     SegmentHead,
     Selection,
     SelectionEnd,
 )
 from gradstream.worker.disklog.framing import AnyFrame, BadFrame, StrangeFrame
-from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.segments import SegmentFile, segment_name, segment_paths
 from gradstream.worker.disklog.selection import Choice, Taken, selected, survey
 
@@ -32,7 +33,18 @@ _ADVICE = "Copy or export the file again"
 _BUFFER_BYTES = 1024**2
 
 
-def export_log(log: DiskLog, file: Path, choice: Choice, *, clock: Clock) -> SelectionEnd:
+class Log(Protocol):
+    """What is exported: `DiskLog`, or `AroundDamage`, which leaves out what does not read."""
+
+    @property
+    def directory(self) -> Path: ...
+
+    def scan(self) -> Iterator[tuple[Position, Frame]]:
+        """The frames with their positions, oldest first."""
+        ...
+
+
+def export_log(log: Log, file: Path, choice: Choice, *, clock: Clock) -> SelectionEnd:
     """Write what choice takes from a log into one file, which appears whole or not at all; what was written.
 
     The file holds clients' data and is for its owner only (0600). Raises ValueError when nothing of the log is chosen, FileExistsError,
@@ -120,7 +132,7 @@ def _selection(head: SegmentHead, choice: Choice, taken: Taken, clock: Clock) ->
     )
 
 
-def _write(sink: BinaryIO, log: DiskLog, selection: Selection, taken: Taken) -> SelectionEnd:
+def _write(sink: BinaryIO, log: Log, selection: Selection, taken: Taken) -> SelectionEnd:
     sink.write(framing.pack(selection, salt=0))
     num_jobs, num_batches, num_partial = 0, 0, 0
     for frame in selected((frame for _, frame in log.scan()), taken):

@@ -4,17 +4,14 @@ from pathlib import Path
 
 from gradstream.shared.errors import StorageFailure
 
-_LOG_ADVICE = (
-    "Put the file back from a copy of the directory, or move the directory away and start without it: models come back as far as"
-    " their checkpoints go. `gradstream log verify` shows what is whole, and `gradstream log export --stop` saves what lies before"
-)
+_LOG_ADVICE = "`gradstream log verify` shows what is whole; docs/inspect.md says what helps"
 
 
 class LogDamaged(StorageFailure):
     """A segment is missing, or bytes that were written once no longer read. Never raised for the torn end that a kill leaves."""
 
     def __init__(self, path: Path, offset: int, reason: str, *, advice: str = _LOG_ADVICE) -> None:
-        super().__init__(f"the job log on disk is damaged: {path} at byte {offset}: {reason}. {advice}")
+        super().__init__(f"the job log is damaged: {path} at byte {offset}: {reason}. {advice}")
         self.path = path
         self.offset = offset
         self.reason = reason

@@ -12,6 +12,7 @@ from gradstream.worker.disklog.errors import LogDamaged, UnknownPosition
 from gradstream.worker.disklog.frames import Frame, LoggedBatch, Position
 from gradstream.worker.disklog.framing import AnyFrame
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.disklog.salvage import AroundDamage
 from gradstream.worker.disklog.segments import segment_paths
 from gradstream.worker.inspect.place import CannotLook
 
@@ -27,29 +28,35 @@ def open_log(directory: Path) -> DiskLog:
 
 
 class Frames:
-    """Frames of a log or of an exported file, as far as they read; damage says what stands in the way, None at a sound end."""
+    """Frames of a log around what is damaged in it, or of an exported file as far as it reads."""
 
-    def __init__(self, *, log: DiskLog | None = None, file: Path | None = None) -> None:
+    def __init__(self, *, log: AroundDamage | None = None, file: Path | None = None) -> None:
         self._log = log
         self._file = file
-        self.damage: LogDamaged | None = None
+        self._damage: LogDamaged | None = None
 
     def __iter__(self) -> Iterator[AnyFrame]:
-        try:
-            yield from self._frames()
-        except LogDamaged as error:
-            self.damage = error
-
-    def _frames(self) -> Iterator[AnyFrame]:
         if self._file is not None:
-            try:
-                yield from archive_frames(self._file)
-            except OSError as error:
-                raise CannotLook(f"{self._file}: cannot be read: {error.strerror}") from error
+            yield from self._exported(self._file)
             return
-        assert self._log is not None
+        assert self._log is not None, "a log or a file"
         for _, frame in self._log.scan():
             yield frame
+
+    @property
+    def skipped(self) -> str | None:
+        """What could not be read so far, in one line; None when all could."""
+        if self._log is not None:
+            return self._log.skipped()
+        return None if self._damage is None else self._damage.message
+
+    def _exported(self, file: Path) -> Iterator[AnyFrame]:
+        try:
+            yield from archive_frames(file)
+        except LogDamaged as error:
+            self._damage = error
+        except OSError as error:
+            raise CannotLook(f"{file}: cannot be read: {error.strerror}") from error
 
 
 class Following:
