@@ -9,8 +9,8 @@ from gradstream.engine import ops
 from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.losses._base import LOSSES, REFUSED
-from gradstream.engine.models.build import load_base
-from gradstream.engine.numerics import configure, fingerprint, resolve_dtype
+from gradstream.engine.models.build import Build, load_base
+from gradstream.engine.numerics import configure, fingerprint, master_dtype, resolve_dtype
 from gradstream.engine.ops.registry import OPS, OpJob
 from gradstream.engine.ops.sample import sample
 from gradstream.engine.parallel.comm import Comm
@@ -41,8 +41,10 @@ class Engine:
             config.model_path,
             device=device,
             dtype=resolve_dtype(config.dtype, device),
-            attention=config.attention,
+            build=Build.of(config),
         )
+        if not config.is_lora:
+            master_dtype(config, base)
         return cls(EngineState(config=config, comm=comm, base=base))
 
     def card(self, *, epoch: int) -> EngineCard:
@@ -61,6 +63,11 @@ class Engine:
             fingerprint=fingerprint(state.config, state.base, state.comm),
             losses=[loss.card for loss in LOSSES.values()],
             refused_losses={name: REFUSED[name] for name in REFUSED},
+            is_lora=state.config.is_lora,
+            default_rank=state.config.default_rank,
+            default_alpha=state.config.lora_alpha,
+            optimizer=state.config.optimizer,
+            max_row_tokens=state.config.max_row_tokens,
         )
 
     def models(self) -> dict[ModelId, TenantId]:

@@ -11,6 +11,7 @@ from torch.backends import cpu as cpu_backend
 from gradstream.engine.config import DTypePolicy, EngineConfig
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.parallel.comm import Comm
+from gradstream.shared.errors import Unsupported
 
 
 def resolve_dtype(policy: DTypePolicy, device: torch.device) -> torch.dtype:
@@ -23,6 +24,17 @@ def resolve_dtype(policy: DTypePolicy, device: torch.device) -> torch.dtype:
         case DTypePolicy.AUTO:
             # On CPUs bf16 products are several times slower than fp32, and small LoRA updates vanish in rounding.
             return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def master_dtype(config: EngineConfig, base: BaseModel) -> torch.dtype:
+    """The dtype in which the weights of a full-weight model are kept; raises Unsupported where the compute dtype is finer."""
+    if config.master_dtype == "fp32":
+        return torch.promote_types(base.compute_dtype, torch.float32)
+    if base.compute_dtype != torch.bfloat16:
+        raise Unsupported(
+            "master_dtype: bf16 needs a compute dtype of bfloat16; set enable_mixed_precision: true, or use fp32"
+        )
+    return torch.bfloat16
 
 
 def configure(config: EngineConfig) -> None:
@@ -50,6 +62,12 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
         "lora_alpha": str(config.lora_alpha),
         "seed": str(config.seed),
     }
+    if not config.is_lora:
+        facts |= {
+            "weights": "full",
+            "master": config.master_dtype,
+            "router": "frozen" if config.freeze_router else "free",
+        }
     return " ".join(f"{name}={value}" for name, value in facts.items())
 
 

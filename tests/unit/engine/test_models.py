@@ -105,7 +105,7 @@ def test_a_model_whose_forward_we_do_not_reproduce_is_refused() -> None:
 
     model.forward = scaled
     with pytest.raises(Unsupported, match="gives other logits"):
-        seam(model, attention="auto", digest="")
+        seam(model, digest="")
 
 
 def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -21,8 +21,18 @@ class Block(NamedTuple):
     weight_OI: Tensor
 
 
+class Groups(NamedTuple):
+    """Tokens that go through one frozen weight of several, by torch's grouped product: those of group e end before ends_E[e].
+
+    ends_E: int32, ascending, the last one is T.
+    """
+
+    ends_E: Tensor
+    weight_EOI: Tensor
+
+
 def lora_linear(
-    x: Tensor, blocks: Sequence[Block], bias_O: Tensor | None, patches: Sequence[Patch], anchor: Tensor | None
+    x: Tensor, blocks: Sequence[Block] | Groups, bias_O: Tensor | None, patches: Sequence[Patch], anchor: Tensor | None
 ) -> Tensor:
     """x [..., I] -> y [..., O]: x W^T + bias, plus scale * (x a^T) b^T on each patch's tokens.
 
@@ -37,10 +47,14 @@ def lora_linear(
 
 
 def _forward(
-    x_TI: Tensor, blocks: Sequence[Block], bias_O: Tensor | None, patches: Sequence[Patch]
+    x_TI: Tensor, blocks: Sequence[Block] | Groups, bias_O: Tensor | None, patches: Sequence[Patch]
 ) -> tuple[Tensor, list[Tensor]]:
     """(y_TO, x a^T of each patch)."""
-    if len(blocks) == 1:
+    if isinstance(blocks, Groups):
+        y_TO = F.grouped_mm(x_TI, blocks.weight_EOI.transpose(1, 2), offs=blocks.ends_E)
+        if bias_O is not None:
+            y_TO += bias_O
+    elif len(blocks) == 1:
         y_TO = F.linear(x_TI, blocks[0].weight_OI, bias_O)
     else:
         y_TO = x_TI.new_empty(x_TI.shape[0], blocks[0].weight_OI.shape[0])
@@ -51,7 +65,7 @@ def _forward(
     lows: list[Tensor] = []
     for patch in patches:
         low_TR = x_TI[patch.start : patch.end] @ patch.weight.a.t()
-        y_TO[patch.start : patch.end].addmm_(low_TR, patch.weight.b.t(), alpha=patch.scale)
+        patch.of(y_TO).addmm_(low_TR, patch.weight.b.t(), alpha=patch.scale)
         lows.append(low_TR)
     return y_TO, lows
 
@@ -80,7 +94,7 @@ class _LoraLinear(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 (torch makes it)
         x: Tensor,
         _anchor: Tensor,
-        blocks: Sequence[Block],
+        blocks: Sequence[Block] | Groups,
         bias_O: Tensor | None,
         patches: Sequence[Patch],
     ) -> Tensor:
@@ -95,22 +109,24 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # noqa: ANN401 (torch makes ctx)
         (x_TI,) = ctx.saved_tensors
-        blocks: Sequence[Block] = ctx.blocks
+        blocks: Sequence[Block] | Groups = ctx.blocks
         grad_TO = grad.flatten(0, -2).contiguous()
         grad_x_TI: Tensor | None = None
         if ctx.needs_input_grad[0]:
             grad_x_TI = _through_blocks(grad_TO, blocks)
         for patch, low_TR in zip(ctx.patches, ctx.lows, strict=True):
             span = slice(patch.start, patch.end)
-            grad_low_TR = backward_patch(patch, grad_TO=grad_TO[span], x_TI=x_TI[span], low_TR=low_TR)
+            grad_low_TR = backward_patch(patch, grad_TO=patch.of(grad_TO), x_TI=x_TI[span], low_TR=low_TR)
             if grad_x_TI is not None:
                 grad_x_TI[span].addmm_(grad_low_TR, patch.weight.a)
         grad_x = None if grad_x_TI is None else grad_x_TI.view(*grad.shape[:-1], -1)
         return grad_x, None, None, None, None
 
 
-def _through_blocks(grad_TO: Tensor, blocks: Sequence[Block]) -> Tensor:
+def _through_blocks(grad_TO: Tensor, blocks: Sequence[Block] | Groups) -> Tensor:
     """grad W for each block's tokens, [T, I]."""
+    if isinstance(blocks, Groups):
+        return F.grouped_mm(grad_TO, blocks.weight_EOI, offs=blocks.ends_E)
     if len(blocks) == 1:
         return grad_TO @ blocks[0].weight_OI
     grad_TI = grad_TO.new_empty(grad_TO.shape[0], blocks[0].weight_OI.shape[1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradstream.engine.adapters.layout import LoraPair, Site
-from gradstream.engine.adapters.linear import Block, lora_linear
+from gradstream.engine.adapters.linear import Block, Groups, lora_linear
 from gradstream.engine.adapters.passes import AdapterPass, Patch
 
 
@@ -30,15 +30,15 @@ class AdaptedLinear(nn.Module):
         self.bias = base.bias
         self.in_features = base.in_features
         self.out_features = base.out_features
-        self._site = site.index
-        self._slot = slot
+        self.site_index = site.index
+        self.slot = slot
 
     def forward(self, x: Tensor) -> Tensor:
         """x [1, T, in] -> [1, T, out]."""
-        adapters = self._slot.current
+        adapters = self.slot.current
         if adapters is None:
             return nn.functional.linear(x, self.weight, self.bias)
-        patches = adapters.patches(self._site)
+        patches = adapters.patches(self.site_index)
         anchor = adapters.anchor if adapters.is_training else None
         return lora_linear(x, [Block(0, x.shape[-2], self.weight)], self.bias, patches, anchor)
 
@@ -50,7 +50,10 @@ class AdaptedExperts(nn.Module):
     contiguous run in every expert.
     """
 
-    def __init__(self, base: nn.Module, *, gate_up_site: Site, down_site: Site, slot: PassSlot) -> None:
+    def __init__(
+        self, base: nn.Module, *, gate_up_site: Site, down_site: Site, slot: PassSlot, is_grouped: bool = False
+    ) -> None:
+        """is_grouped: torch's grouped product; else one product for each expert that has tokens."""
         super().__init__()
         self.gate_up_proj = base.get_parameter("gate_up_proj")
         self.down_proj = base.get_parameter("down_proj")
@@ -60,6 +63,7 @@ class AdaptedExperts(nn.Module):
         self._down_site = down_site.index
         self._num_experts = gate_up_site.num_experts
         self._slot = slot
+        self._is_grouped = is_grouped
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """hidden [T, D], index and weights [T, C] -> [T, D]."""
@@ -67,7 +71,8 @@ class AdaptedExperts(nn.Module):
         expert_N, order_N = top_k_index.flatten().sort(stable=True)
         token_N = order_N // num_choices
         bounds_E = torch.searchsorted(expert_N, torch.arange(self._num_experts + 1, device=expert_N.device))
-        routes = _Routes(token_N=token_N, bounds=bounds_E.tolist())
+        ends_E = bounds_E[1:].to(torch.int32) if self._is_grouped else None
+        routes = _Routes(token_N=token_N, bounds=bounds_E.tolist(), ends_E=ends_E)
         adapters = self._slot.current
 
         gate_up_N2F = self._linear(hidden_states[token_N], self.gate_up_proj, self._gate_up_site, adapters, routes)
@@ -81,22 +86,31 @@ class AdaptedExperts(nn.Module):
 
     @staticmethod
     def _linear(x_N: Tensor, weight_E: Tensor, site: int, adapters: AdapterPass | None, routes: "_Routes") -> Tensor:
-        blocks = [
-            Block(start, end, weight_E[expert])
-            for expert, (start, end) in enumerate(zip(routes.bounds[:-1], routes.bounds[1:], strict=True))
-            if end > start
-        ]
         patches = [] if adapters is None else routes.split(adapters.patches(site))
         anchor = adapters.anchor if adapters is not None and adapters.is_training else None
-        return lora_linear(x_N, blocks, None, patches, anchor)
+        return lora_linear(x_N, routes.products(weight_E), None, patches, anchor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Routes:
-    """token_N: the row's token of each pair, sorted by expert and then token. bounds: first pair of each expert, and N."""
+    """token_N: the row's token of each pair, sorted by expert and then token. bounds: first pair of each expert, and N.
+
+    ends_E: bounds[1:] on the device, where the experts are one grouped product.
+    """
 
     token_N: Tensor
     bounds: list[int]
+    ends_E: Tensor | None
+
+    def products(self, weight_E: Tensor) -> list[Block] | Groups:
+        """Which pairs go through which of the experts' weights."""
+        if self.ends_E is not None:
+            return Groups(self.ends_E, weight_E)
+        return [
+            Block(start, end, weight_E[expert])
+            for expert, (start, end) in enumerate(zip(self.bounds[:-1], self.bounds[1:], strict=True))
+            if end > start
+        ]
 
     def split(self, patches: list[Patch]) -> list[Patch]:
         """Each patch cut into one patch per expert that sees its tokens, with that expert's factors."""

@@ -28,13 +28,23 @@ class AdapterSlice:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One slice at one site: its factors in the compute dtype and where their gradients are added."""
+    """One slice at one site: its factors in the compute dtype and where their gradients are added.
+
+    column: where the site's columns begin in a product that is computed for several sites at once.
+    """
 
     start: int
     end: int
     scale: float
     weight: LoraPair
     grad: LoraPair | None
+    column: int = 0
+
+    def of(self, y_TO: Tensor) -> Tensor:
+        """This patch's tokens and columns of a product, as a view."""
+        part_TO = y_TO[self.start : self.end]
+        size = self.weight.b.shape[-2]
+        return part_TO if part_TO.shape[1] == size else part_TO.narrow(1, self.column, size)
 
 
 class AdapterPass:

@@ -3,23 +3,33 @@
 Legend: T tokens of the row, H query heads, G key heads, K head size.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from gradstream.engine.attention.context import AttentionContext
 
-IMPLEMENTATION = "gradstream"
 CONTEXT_KEYWORD = "gradstream_attention"
 
 # Arguments by which a model asks for something that plain causal attention is not.
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias", "sinks")
 
 
-def register() -> None:
-    """Make IMPLEMENTATION known to transformers. Idempotent."""
-    AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
+def implementation(*, casts_bf16: bool = False, is_compiled: bool = False) -> str:
+    """The name under which transformers finds our attention; it is made known to transformers. Idempotent.
+
+    casts_bf16: queries and keys are rounded to bfloat16 first. is_compiled: the layers around it are compiled, and it is not.
+    """
+    run: Callable[..., tuple[Tensor, None]] = _rounded_attention if casts_bf16 else _attention
+    if is_compiled:
+        run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]  # torch's
+    name = f"gradstream{'_bf16' if casts_bf16 else ''}{'_compiled' if is_compiled else ''}"
+    AttentionInterface.register(name, run)
+    AttentionMaskInterface.register(name, _no_mask)
+    return name
 
 
 def _attention(  # noqa: PLR0913, PLR0917 (the signature is transformers')
@@ -42,6 +52,14 @@ def _attention(  # noqa: PLR0913, PLR0917 (the signature is transformers')
     assert isinstance(layer, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return context.attend(layer, query[0], key[0], value[0], scaling=scale)[None], None
+
+
+def _rounded_attention(
+    module: nn.Module, query: Tensor, key: Tensor, *args: object, **kwargs: object
+) -> tuple[Tensor, None]:
+    """The same for queries and keys whose values are those of bfloat16; their dtype stays."""
+    rounded = (heads.to(torch.bfloat16).to(heads.dtype) for heads in (query, key))
+    return _attention(module, *rounded, *args, **kwargs)  # type: ignore[arg-type]  # as transformers gave them
 
 
 def _no_mask(*_args: object, **_kwargs: object) -> None:

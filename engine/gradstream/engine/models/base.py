@@ -18,6 +18,7 @@ from gradstream.engine.attention.context import AttentionContext, PackedContext
 from gradstream.engine.attention.registry import PackedAttention
 from gradstream.engine.attention.seam import CONTEXT_KEYWORD
 from gradstream.engine.attention.segments import Segments
+from gradstream.engine.config import Numerics
 from gradstream.engine.models.flat import FlatParameters
 
 
@@ -32,6 +33,20 @@ class ModelFacts:
     digest: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seams:
+    """Our parts in a transformers model.
+
+    sites: what adapters can change, the head last; none where the model's own weights train. slot: where its modules find the running
+    pass's adapters. flat: the trained weights, None where the model is frozen.
+    """
+
+    sites: tuple[Site, ...]
+    slot: PassSlot
+    attention: PackedAttention
+    flat: FlatParameters | None = None
+
+
 class BaseModel:
     """A Hugging Face causal LM whose attention goes through our seam.
 
@@ -41,21 +56,16 @@ class BaseModel:
     """
 
     def __init__(
-        self,
-        causal_lm: nn.Module,
-        *,
-        facts: ModelFacts,
-        sites: Sequence[Site],
-        slot: PassSlot,
-        attention: PackedAttention,
-        flat: FlatParameters | None = None,
+        self, causal_lm: nn.Module, *, facts: ModelFacts, seams: Seams, numerics: Numerics | None = None
     ) -> None:
+        """numerics None: the defaults."""
         self.causal_lm = causal_lm
-        self.flat = flat
         self.facts = facts
-        self.sites = tuple(sites)
-        self.packed_attention = attention
-        self._slot = slot
+        self.numerics = Numerics() if numerics is None else numerics
+        self.flat = seams.flat
+        self.sites = seams.sites
+        self.packed_attention = seams.attention
+        self._slot = seams.slot
         self._trunk = causal_lm.get_submodule("model")
         self.head_weight: Tensor = causal_lm.get_parameter("lm_head.weight")
 

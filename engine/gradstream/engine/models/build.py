@@ -1,66 +1,134 @@
 """A Hugging Face model directory becomes a BaseModel."""
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from gradstream.engine.adapters.layout import Site
 from gradstream.engine.adapters.modules import PassSlot
 from gradstream.engine.attention.choose import AUTO, choose_attention
-from gradstream.engine.attention.seam import IMPLEMENTATION, register
-from gradstream.engine.models.base import BaseModel, ModelFacts
+from gradstream.engine.attention.registry import PackedAttention
+from gradstream.engine.attention.seam import implementation
+from gradstream.engine.config import EngineConfig, Numerics
+from gradstream.engine.models.base import BaseModel, ModelFacts, Seams
+from gradstream.engine.models.compiled import compile_layers
 from gradstream.engine.models.digest import model_digest
+from gradstream.engine.models.flat import FlatParameters
+from gradstream.engine.models.merged_qkv import merge_adapted, merge_trained
 from gradstream.engine.models.probe import Probe
 from gradstream.engine.models.refusals import check_config
 from gradstream.engine.models.sites import adapt
+from gradstream.engine.models.switches import exchange_functions, is_grouped
 from gradstream.engine.models.trainable import train_fully
 from gradstream.shared.errors import Unsupported
 
+_CPU = torch.device("cpu")
 
-def load_base(
-    path: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    attention: str = AUTO,
-    is_lora: bool = True,
-    freeze_router: bool = True,
-) -> BaseModel:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """How a model is made of its files.
+
+    attention: a name in attention.registry.ATTENTION, or "auto". is_lora: it is frozen, for adapters; else its weights train.
+    freeze_router: the weights that choose experts do not. config_path: a directory whose config.json is used in place of the model's.
+    init_device: cpu takes the weights through host memory, meta and cuda fill the device from the files.
+    only_safetensors: other weight files are refused.
+    """
+
+    attention: str = AUTO
+    numerics: Numerics = field(default_factory=Numerics)
+    is_lora: bool = True
+    freeze_router: bool = True
+    config_path: Path | None = None
+    init_device: Literal["cpu", "meta", "cuda"] = "meta"
+    only_safetensors: bool = False
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "Build":
+        """As an engine's config says."""
+        return cls(
+            attention=config.attention,
+            numerics=config.numerics,
+            is_lora=config.is_lora,
+            freeze_router=config.freeze_router,
+            config_path=config.config_path,
+            init_device=config.init_device,
+            only_safetensors=config.load_weights_mode == "safetensors",
+        )
+
+
+def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, build: Build | None = None) -> BaseModel:
     """The model in path (safetensors, sharded or not), on device in dtype: frozen, for adapters, or with trainable weights.
 
-    Raises Unsupported when it is no causal LM that the engine computes exactly: fields of its config that are known to matter
+    build None: the defaults. Raises Unsupported when it is no causal LM that the engine computes exactly: fields of its config that are known to matter
     are checked first, and then the packed pass is compared with transformers' own forward on a few tokens.
     """
-    if not (path / "config.json").is_file():
-        raise Unsupported(f"model_path: {path} holds no config.json; it must be a Hugging Face model directory")
+    build = Build() if build is None else build
+    if build.init_device == "cuda" and device.type != "cuda":
+        raise Unsupported(f"init_device: cuda needs a GPU, and the model is to be on {device.type}; use meta or cpu")
+    check_config(_config(path, build))
+    causal_lm = load_causal_lm(path, dtype=dtype, device=device, build=build).to(device).eval().requires_grad_(False)
+    return seam(causal_lm, digest=model_digest(path, config_dir=build.config_path), build=build)
+
+
+def _config(path: Path, build: Build) -> PretrainedConfig:
+    config_dir = build.config_path or path
+    if not (config_dir / "config.json").is_file():
+        name = "model_path" if build.config_path is None else "config_path"
+        raise Unsupported(f"{name}: {config_dir} holds no config.json; it must be a Hugging Face model directory")
     with _refusing_unreadable(path):
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    check_config(config)
-    register()
-    causal_lm = load_causal_lm(path, dtype=dtype).to(device).eval().requires_grad_(False)
-    return seam(causal_lm, attention=attention, digest=model_digest(path), is_lora=is_lora, freeze_router=freeze_router)
+        config: PretrainedConfig = AutoConfig.from_pretrained(config_dir, local_files_only=True)
+    return config
 
 
-def load_causal_lm(path: Path, *, dtype: torch.dtype | Literal["auto"]) -> nn.Module:
-    """transformers' model on the CPU, with every weight from the files: what they lack would be left at random values.
+def load_causal_lm(
+    path: Path,
+    *,
+    dtype: torch.dtype | Literal["auto"],
+    device: torch.device = _CPU,
+    build: Build | None = None,
+) -> nn.Module:
+    """transformers' model with every weight from the files: what they lack would be left at random values.
 
-    dtype "auto" is that of the files. Raises Unsupported when path cannot be read as a model.
+    dtype "auto" is that of the files. The model is on device where build says so, else on the CPU.
+    Raises Unsupported when path cannot be read as a model.
     """
+    build = Build() if build is None else build
     transformers_logging.disable_progress_bar()
+    options: dict[str, object] = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
+    if build.config_path is not None:
+        options["config"] = _config(path, build)
+    if build.only_safetensors:
+        options["use_safetensors"] = True
+    if (place := _direct(build, device)) is not None:
+        options["device_map"] = {"": place}
     causal_lm: nn.Module
     with _refusing_unreadable(path):
-        causal_lm, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
-        )
+        causal_lm, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
         raise Unsupported(f"model_path: {path} lacks {len(missing)} weights of its model, {missing[0]} among them")
     return causal_lm
+
+
+def _direct(build: Build, device: torch.device) -> torch.device | None:
+    """The device that is filled from the files without a copy in host memory; None where the CPU is."""
+    if build.init_device == "cpu" or device.type == "cpu":
+        return None
+    if importlib.util.find_spec("accelerate") is None:
+        raise Unsupported(
+            f"init_device: {build.init_device} needs the package accelerate, by which transformers fills a GPU; "
+            "install it, or use cpu"
+        )
+    return device
 
 
 @contextmanager
@@ -73,10 +141,9 @@ def _refusing_unreadable(path: Path) -> Iterator[None]:
         raise Unsupported(f"model_path: {path} cannot be read as a Hugging Face model: {reason}") from error
 
 
-def seam(
-    causal_lm: nn.Module, *, attention: str, digest: str, is_lora: bool = True, freeze_router: bool = True
-) -> BaseModel:
+def seam(causal_lm: nn.Module, *, digest: str, build: Build | None = None) -> BaseModel:
     """The BaseModel of a transformers model in memory, which is changed in place. Raises Unsupported like load_base."""
+    build = Build() if build is None else build
     config: Any = causal_lm.config  # each family has its own config class
     for part in ("model.layers", "model.embed_tokens", "model.norm", "lm_head"):
         if not _has(causal_lm, part):
@@ -84,12 +151,11 @@ def seam(
                 f"model: {type(causal_lm).__name__} has no {part}; its layout is not that of Llama or Qwen3"
             )
     weight = causal_lm.get_parameter("lm_head.weight")
-    run = choose_attention(attention, device=weight.device, dtype=weight.dtype)
+    run = choose_attention(build.attention, device=weight.device, dtype=weight.dtype)
     probe = Probe.of(causal_lm)
-    config._attn_implementation = IMPLEMENTATION  # noqa: SLF001 (transformers has no public setter that skips its checks)
-    slot = PassSlot()
-    sites = adapt(causal_lm, slot) if is_lora else []
-    flat = None if is_lora else train_fully(causal_lm, freeze_router=freeze_router)
+    config._attn_implementation = implementation(  # noqa: SLF001 (transformers has no public setter that skips its checks)
+        casts_bf16=build.numerics.attention_cast_bf16, is_compiled=build.numerics.enable_compile
+    )
     facts = ModelFacts(
         architecture=type(causal_lm).__name__,
         vocab_size=int(weight.shape[0]),
@@ -97,9 +163,31 @@ def seam(
         max_position=int(config.max_position_embeddings),
         digest=digest,
     )
-    base = BaseModel(causal_lm, facts=facts, sites=sites, slot=slot, attention=run, flat=flat)
+    base = BaseModel(causal_lm, facts=facts, seams=_exchange(causal_lm, build, run), numerics=build.numerics)
     probe.check(base)
     return base
+
+
+def _exchange(causal_lm: nn.Module, build: Build, run: PackedAttention) -> Seams:
+    """Put our modules into the model: with sites for adapters, or with a flat tensor of trained weights."""
+    numerics = build.numerics
+    exchange_functions(causal_lm, numerics)
+    grouped = is_grouped(causal_lm, numerics)
+    layers = causal_lm.get_submodule("model.layers")
+    slot = PassSlot()
+    sites: list[Site] = []
+    flat: FlatParameters | None = None
+    if build.is_lora:
+        sites = adapt(causal_lm, slot, is_grouped=grouped)
+        if numerics.merge_qkv:
+            merge_adapted(layers)
+    else:
+        flat = train_fully(causal_lm, freeze_router=build.freeze_router, is_grouped=grouped)
+        if numerics.merge_qkv:
+            merge_trained(layers, prefix="model.layers", fuse=flat.fuse)
+    if numerics.enable_compile:
+        compile_layers(causal_lm)
+    return Seams(sites=tuple(sites), slot=slot, attention=run, flat=flat)
 
 
 def _has(model: nn.Module, path: str) -> bool:

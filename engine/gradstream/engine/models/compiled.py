@@ -1,7 +1,7 @@
 """torch.compile as the engine uses it: whether it can run here, and with settings under which results do not depend on the past."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ def compiler_refusal(device: torch.device) -> str | None:
 
         return None if has_triton() else "torch.compile for GPUs needs the package triton, which is not there"
     # Late, since it takes seconds that nobody else should wait for.
-    from torch._inductor import cpp_builder, exc  # noqa: PLC0415, PLC2701 (torch has no public question)
+    from torch._inductor import cpp_builder, exc  # noqa: PLC0415 (torch has no public question)
 
     try:
         cpp_builder.get_cpp_compiler()
@@ -44,8 +44,7 @@ def require_compiler(device: torch.device, *, asked: str, instead: str) -> None:
 def compiled(function: _Function) -> _Function:
     """function as one kernel for any sizes, made when it is first called."""
     _configure()
-    run: _Function = torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS)
-    return run
+    return cast("_Function", torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS))
 
 
 def compile_layers(causal_lm: nn.Module) -> None:

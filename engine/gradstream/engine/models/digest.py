@@ -7,14 +7,14 @@ _SAMPLE_BYTES = 1 << 20
 _SUFFIXES = (".safetensors", ".bin")
 
 
-def model_digest(path: Path) -> str:
-    """128-bit BLAKE2b, hex, of config.json and, for each weight file, its name, size, first and last MiB.
+def model_digest(path: Path, *, config_dir: Path | None = None) -> str:
+    """128-bit BLAKE2b, hex, of config.json (of config_dir, None for path) and, for each weight file, its name, size, first and last MiB.
 
     The start of a safetensors file holds every tensor's name, dtype, shape and place, so this tells models apart without
     reading them whole.
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update((path / "config.json").read_bytes())
+    digest.update(((config_dir or path) / "config.json").read_bytes())
     for file in sorted(entry for entry in path.iterdir() if entry.suffix in _SUFFIXES):
         size_bytes = file.stat().st_size
         digest.update(f"\0{file.name}\0{size_bytes}\0".encode())

@@ -17,8 +17,10 @@ class FullExperts(nn.Module):
     gradient of the whole; transformers' loop makes one for each expert.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, *, is_grouped: bool = False) -> None:
+        """is_grouped: torch's grouped product; else one product for each expert that has tokens."""
         super().__init__()
+        self._is_grouped = is_grouped
         self.gate_up_proj = base.get_parameter("gate_up_proj")
         self.down_proj = base.get_parameter("down_proj")
         # The hook that transformers gives every experts class; a bound method, so base stays alive but is no submodule of this one.
@@ -29,14 +31,23 @@ class FullExperts(nn.Module):
         num_tokens, num_choices = top_k_index.shape
         num_experts = self.gate_up_proj.shape[0]
         expert_N, order_N = top_k_index.flatten().sort(stable=True)
-        counts_E = torch.bincount(expert_N, minlength=num_experts).tolist()
         x_ND = hidden_states[order_N // num_choices]
+        counts_E = torch.bincount(expert_N, minlength=num_experts)
+        out_ND = self._grouped(x_ND, counts_E) if self._is_grouped else self._one_by_one(x_ND, counts_E.tolist())
+        place_N = torch.empty_like(order_N)
+        place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
+        out_TCD = out_ND[place_N].view(num_tokens, num_choices, -1)
+        return (out_TCD * top_k_weights[..., None]).sum(dim=1).to(hidden_states.dtype)
+
+    def _one_by_one(self, x_ND: Tensor, counts_E: list[int]) -> Tensor:
         outs_ND = []
         experts = zip(self.gate_up_proj.unbind(), self.down_proj.unbind(), torch.split(x_ND, counts_E), strict=True)
         for gate_up_2FD, down_DF, own_ND in experts:
             if len(own_ND):
                 outs_ND.append(F.linear(self._gate(F.linear(own_ND, gate_up_2FD)), down_DF))
-        place_N = torch.empty_like(order_N)
-        place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
-        out_TCD = torch.cat(outs_ND)[place_N].view(num_tokens, num_choices, -1)
-        return (out_TCD * top_k_weights[..., None]).sum(dim=1).to(hidden_states.dtype)
+        return torch.cat(outs_ND)
+
+    def _grouped(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:
+        ends_E = counts_E.cumsum(0, dtype=torch.int32)
+        gate_up_N2F = F.grouped_mm(x_ND, self.gate_up_proj.transpose(1, 2), offs=ends_E)
+        return F.grouped_mm(self._gate(gate_up_N2F), self.down_proj.transpose(1, 2), offs=ends_E)

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from gradstream.engine.models.compiled import compiled
 from gradstream.shared.errors import Unsupported
@@ -46,8 +47,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        gated_TF = self._gate(self.gate_proj(x), self.up_proj(x))
-        out: Tensor = self.down_proj(gated_TF)
+        gate_TF, up_TF = (self.get_submodule(name)(x) for name in ("gate_proj", "up_proj"))
+        out: Tensor = self.get_submodule("down_proj")(self._gate(gate_TF, up_TF))
         return out
 
 
@@ -86,13 +87,13 @@ def fuse_gates(causal_lm: nn.Module, gate: Gate | None = None) -> int:
     one_kernel = compiled(silu_gate) if gate is None else gate
     count = 0
     for path, module in list(causal_lm.named_modules()):
-        if not isinstance(getattr(module, "act_fn", None), nn.SiLU):
+        if not isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation):
             continue
         if all(isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj")):
             replace(causal_lm, path, GatedMLP(module, one_kernel))
             count += 1
         elif hasattr(module, "_apply_gate"):
-            module._apply_gate = _split_gate(one_kernel)  # type: ignore[assignment]  # noqa: SLF001 (transformers' hook of experts)
+            module._apply_gate = _split_gate(one_kernel)  # noqa: SLF001 (transformers' hook of experts)
             count += 1
     return count
 

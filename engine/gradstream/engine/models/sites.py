@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from gradstream.engine.adapters.layout import Site, SiteGroup, SiteKind
 from gradstream.engine.adapters.modules import AdaptedExperts, AdaptedLinear, PassSlot
+from gradstream.engine.models.fused import replace
 from gradstream.shared.errors import Unsupported
 
 _ATTN = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -18,8 +19,10 @@ _EXPERT_FACTS = {
 _HEAD = "lm_head"
 
 
-def adapt(model: nn.Module, slot: PassSlot) -> list[Site]:
+def adapt(model: nn.Module, slot: PassSlot, *, is_grouped: bool = False) -> list[Site]:
     """Put our modules in the place of the model's linear layers and experts; returns all sites, the head last.
+
+    is_grouped: experts go through torch's grouped product.
 
     Raises Unsupported when a layer does not have the projections that adapters are defined on.
     """
@@ -27,7 +30,7 @@ def adapt(model: nn.Module, slot: PassSlot) -> list[Site]:
     layers = model.get_submodule("model.layers")
     for number, layer in enumerate(layers.children()):
         prefix = f"model.layers.{number}"
-        found = _adapt_layer(layer, prefix=prefix, slot=slot, first_index=len(sites))
+        found = _adapt_layer(layer, prefix=prefix, slot=slot, first_index=len(sites), is_grouped=is_grouped)
         names = {site.name.rpartition(".")[2] for site in found}
         missing = [name for name in _ATTN if name not in names]
         if missing:
@@ -43,7 +46,7 @@ def adapt(model: nn.Module, slot: PassSlot) -> list[Site]:
     return sites
 
 
-def _adapt_layer(layer: nn.Module, *, prefix: str, slot: PassSlot, first_index: int) -> list[Site]:
+def _adapt_layer(layer: nn.Module, *, prefix: str, slot: PassSlot, first_index: int, is_grouped: bool) -> list[Site]:
     sites: list[Site] = []
     for path, module in list(layer.named_modules()):
         name = path.rpartition(".")[2]
@@ -52,13 +55,14 @@ def _adapt_layer(layer: nn.Module, *, prefix: str, slot: PassSlot, first_index: 
         if isinstance(module, nn.Linear) and name in _ATTN + _MLP:
             group = SiteGroup.ATTN if name in _ATTN else SiteGroup.MLP
             site = _linear_site(module, name=full, kind=SiteKind.LINEAR, group=group, index=index)
-            _replace(layer, path, AdaptedLinear(module, site=site, slot=slot))
+            replace(layer, path, AdaptedLinear(module, site=site, slot=slot))
             sites.append(site)
         elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
             check_experts(module, full)
             gate_up = _expert_site(module, "gate_up_proj", prefix=full, index=index)
             down = _expert_site(module, "down_proj", prefix=full, index=index + 1)
-            _replace(layer, path, AdaptedExperts(module, gate_up_site=gate_up, down_site=down, slot=slot))
+            experts = AdaptedExperts(module, gate_up_site=gate_up, down_site=down, slot=slot, is_grouped=is_grouped)
+            replace(layer, path, experts)
             sites.extend((gate_up, down))
     return sites
 
@@ -94,8 +98,3 @@ def _expert_site(module: nn.Module, parameter: str, *, prefix: str, index: int) 
         out_features=out_features,
         num_experts=num_experts,
     )
-
-
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent_path, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent_path), name, module)

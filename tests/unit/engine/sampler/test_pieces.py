@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradstream.engine.models.build import load_base
+from gradstream.engine.models.build import Build, load_base
 from gradstream.engine.sampler.choice import Choice, key_of
 from gradstream.engine.sampler.pieces import joined, pieces_of
 from gradstream.engine.sampler.request import Finished, PromptQuestions, SampleRequest
@@ -55,7 +55,7 @@ def test_the_pieces_together_answer_like_the_whole_and_never_hold_more_rows_than
         Path("tests/models/tiny-qwen3-shakespeare"),
         device=torch.device("cpu"),
         dtype=torch.float32,
-        attention="segment_sdpa",
+        build=Build(attention="segment_sdpa"),
     )
     limits, whole = SamplerLimits(max_rows=3), request(8, max_tokens=max_tokens)
 
