@@ -67,7 +67,7 @@ def test_all_clocks_jump_forward_and_back(start_run: StartRun, clocks: Clocks) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hours", [3, -8])
-@pytest.mark.parametrize("whose", Whose)
+@pytest.mark.parametrize("whose", Whose, ids=lambda whose: whose.name.lower())
 def test_one_clock_jumps_away_from_the_others(start_run: StartRun, clocks: Clocks, whose: Whose, hours: float) -> None:
     """Pass: so do machines whose clocks disagree; nobody is replaced; all of them start again at their times; every number holds."""
     run = start_run(environment=clocks.environment)

@@ -83,14 +83,25 @@ def test_a_poisoned_job_is_set_aside_after_two_deaths_and_the_others_go_on(start
     run.verdict(min_rounds=8)
 
 
+def reserve_scratch(server: Server) -> None:
+    """Have the leader run a pass larger than any of the clients'.
+
+    MKL keeps a thread's scratch buffer once it has one. When it gets none it says nothing and multiplies another way, with other last
+    bits (docs/durability.md): what this test is not about.
+    """
+    service = tinker.ServiceClient(base_url=server.url, api_key=API_KEY)
+    try:
+        training = service.create_lora_training_client(base_model=BASE_MODEL, rank=32, seed=1)
+        training.forward_backward([big_datum(500) for _ in range(8)], "cross_entropy").result(timeout=240)
+    finally:
+        service.holder.close()
+
+
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False,
-    reason="a rank short of memory was once seen to commit other bits; what is not promised in docs/durability.md",
-)
-def test_a_gang_that_the_kernel_kills_for_its_memory_comes_back(start_run: StartRun) -> None:
+def test_a_gang_whose_memory_runs_out_comes_back(start_run: StartRun) -> None:
     """Pass: a limit on the leader's memory ends it in the middle of its work; the next one goes on; every number holds."""
     run = start_run()
+    reserve_scratch(run.server)
     run.until_answered(count=20)
     epoch, leader = run.server.epoch(), run.server.member(Role.RANK0)
     at_s = time.monotonic()

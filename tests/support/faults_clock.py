@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from enum import IntEnum
+from enum import Enum
 from pathlib import Path
 
 import httpx
@@ -20,7 +20,7 @@ _OFFSETS = struct.Struct("=3q")
 _HOUR_NS = 3600 * 10**9
 
 
-class Whose(IntEnum):
+class Whose(Enum):
     """Whose clock; the values are the slots of faults_clock.c. REST: the launcher, the gang and the side processes."""
 
     QUEUE = 0
@@ -48,14 +48,14 @@ class Clocks:
     def jump(self, hours: float, *, whose: Whose | None = None) -> None:
         """Move one clock, or all, by so many hours from where it stands, in all running processes and those to come."""
         for one in Whose if whose is None else (whose,):
-            self._offsets_ns[one] += int(hours * _HOUR_NS)
+            self._offsets_ns[one.value] += int(hours * _HOUR_NS)
         # In place: the processes have the file mapped.
         with self._file.open("r+b", buffering=0) as file:
             file.write(_OFFSETS.pack(*self._offsets_ns))
 
     def offset_h(self, whose: Whose) -> float:
         """How far this clock is ahead of the machine's."""
-        return self._offsets_ns[whose] / _HOUR_NS
+        return self._offsets_ns[whose.value] / _HOUR_NS
 
 
 def _build(folder: Path) -> Path:
