@@ -5,6 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+from gradstream.engine.optim.schedule import Schedule
 from gradstream.shared.wire import OptimizerSpec
 
 
@@ -51,7 +52,7 @@ class EngineConfig:
     attention: a name in attention.registry.ATTENTION, or "auto". numerics, config_path, init_device, load_weights_mode: see models.build.Build. is_lora: models are adapters; else there is one, the base model's own
     weights. master_dtype: of those weights beside a bfloat16 compute dtype; bf16 keeps no copy in float32. freeze_router: the weights
     that choose experts are no part of them. default_rank, optimizer: what the API puts in where a client names none. max_row_tokens:
-    the longest datum.
+    the longest datum. schedule: of every model's learning rate, None to take the clients' as they are.
     """
 
     model_path: Path
@@ -78,4 +79,5 @@ class EngineConfig:
     freeze_router: bool = True
     default_rank: int = 32
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    schedule: Schedule | None = None
     max_row_tokens: int = 8192

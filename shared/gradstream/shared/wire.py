@@ -36,7 +36,8 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """A model's optimizer, fixed for its life. dtype: of its state. What a step brings itself (AdamParams) is not here.
 
     momentum, dampening, nesterov: sgd. kahan: anyprecision_adamw keeps what the rounding of the weights lost. muon_*: muon, whose
-    matrices learn at muon_lr while the rest learns by AdamW at the step's rate; muon_adjust_lr_fn None is "original".
+    matrices learn at muon_lr while the rest learns by AdamW at the step's rate; muon_adjust_lr_fn None is "original". learning_rate: the
+    base of muon_lr; with it the matrices learn at muon_lr times the step's rate over this one.
     """
 
     type: Literal["adamw", "anyprecision_adamw", "sgd", "muon"] = "adamw"
@@ -50,12 +51,13 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     muon_nesterov: bool = True
     muon_ns_steps: int = 5
     muon_adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None
+    learning_rate: float | None = None
 
 
 class CreateModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="create_model"):
     """Make a model: a fresh adapter on the base model, or, with lora None, the base model's own weights to train.
 
-    optimizer None: AdamW with fp32 state. reduction: what optim_step makes of the accumulated gradient: its sum, or its sum divided by
+    optimizer None: the engine's own. reduction: what optim_step makes of the accumulated gradient: its sum, or its sum divided by
     the valid tokens (those whose target is not IGNORE) accumulated with it.
     """
 

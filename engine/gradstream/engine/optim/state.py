@@ -6,19 +6,38 @@ import torch
 from torch import Tensor
 
 from gradstream.engine import optim
-from gradstream.engine.optim._base import OPTIMIZERS, StatePart
+from gradstream.engine.optim._base import OPTIMIZERS, Optimizer, StatePart
 from gradstream.engine.registry import import_siblings
 from gradstream.engine.trained import TrainedLayout
+from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.wire import OptimizerSpec
 
 import_siblings(optim)
+
+
+def optimizer_of(spec: OptimizerSpec) -> Optimizer:
+    """The implementation of a spec."""
+    return OPTIMIZERS[spec.type]
+
+
+def check_optimizer(spec: OptimizerSpec) -> None:
+    """Raise InvalidRequest, naming the field, when one is out of its range, or is set and belongs to another optimizer."""
+    optimizer = optimizer_of(spec)
+    default = OptimizerSpec()
+    for name in sorted(set(spec.__struct_fields__) - {"type", "dtype"} - optimizer.fields):
+        if getattr(spec, name) != getattr(default, name):
+            own = ", ".join(sorted(optimizer.fields)) or "no settings of its own"
+            raise InvalidRequest(
+                f"optimizer.{name}: {getattr(spec, name)} means nothing to {spec.type}, which has {own}"
+            )
+    optimizer.check(spec)
 
 
 def state_parts(
     spec: OptimizerSpec, layout: TrainedLayout, *, weights_dtype: torch.dtype = torch.float32
 ) -> list[StatePart]:
     """The state of this optimizer for a model of this layout. weights_dtype: of the model's master weights."""
-    return OPTIMIZERS[spec.type].parts(spec, layout, weights_dtype)
+    return optimizer_of(spec).parts(spec, layout, weights_dtype)
 
 
 def new_state(parts: Iterable[StatePart], *, device: torch.device) -> dict[str, Tensor]:

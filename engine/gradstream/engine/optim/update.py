@@ -1,0 +1,137 @@
+"""One update of one model: the gradient's norm, clipping, the optimizer's work, and all of it or nothing."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradstream.engine.optim._base import OPTIMIZERS, Change, Piece, Step
+from gradstream.engine.optim._elements import numbers_at_a_time
+from gradstream.engine.optim._rounding import Noise
+from gradstream.engine.optim.schedule import Schedule
+from gradstream.engine.trained import TrainedModel
+from gradstream.shared.errors import InvalidRequest, NonFinite
+from gradstream.shared.wire import AdamParams
+
+# As in torch.nn.utils.clip_grad_norm_.
+_CLIP_EPS = 1e-6
+# Of a model up to this many numbers the changes are kept between the two passes; they take 12 to 16 bytes a number.
+_KEPT_NUMBERS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """grad_norm: the global L2 norm before clipping, of the gradient that the update is made with. number: of this update, from 1.
+
+    lr: the learning rate in force, after the schedule.
+    """
+
+    grad_norm: float
+    lr: float
+    number: int
+
+
+def check_adam(adam: AdamParams) -> None:
+    """Raise InvalidRequest, naming the field, when a hyper-parameter is out of its range."""
+    for name, value in (
+        ("learning_rate", adam.learning_rate),
+        ("eps", adam.eps),
+        ("weight_decay", adam.weight_decay),
+        ("grad_clip_norm", adam.grad_clip_norm),
+    ):
+        if not math.isfinite(value) or value < 0:
+            raise InvalidRequest(f"adam_params.{name}: {value} must be a finite number, 0 or more")
+    for name, value in (("beta1", adam.beta1), ("beta2", adam.beta2)):
+        if not 0 <= value < 1:
+            raise InvalidRequest(f"adam_params.{name}: {value} must be at least 0 and below 1")
+
+
+@torch.no_grad()
+def update(model: TrainedModel, adam: AdamParams, *, seed: int, schedule: Schedule | None = None) -> StepFacts:
+    """Apply the accumulated gradient once, by the model's optimizer, and clear it. seed: the engine's, for rounding.
+
+    Without an accumulated gradient this is a step with gradient zero: moments and weights decay. Of a token_mean model the gradient
+    is divided by its valid tokens first. grad_clip_norm 0 means no clipping. Raises InvalidRequest (hyper-parameters), and NonFinite
+    when the norm or an updated value is not finite; the model is then as it was.
+    """
+    check_adam(adam)
+    divisor = max(1, model.valid_tokens) if model.reduction == "token_mean" else 1
+    grad_norm = _norm(model.grad) / divisor
+    if not math.isfinite(grad_norm):
+        raise NonFinite(f"the gradient norm of model {model.model_id} is {grad_norm}; no step was made")
+    number = model.step + 1
+    step = Step(
+        model=model,
+        adam=adam,
+        multiplier=1.0 if schedule is None else schedule.multiplier(number),
+        number=number,
+        divisor=divisor,
+        clip=min(1.0, adam.grad_clip_norm / (grad_norm + _CLIP_EPS)) if adam.grad_clip_norm > 0 else 1.0,
+        noise=Noise.of(seed=seed, model_id=model.model_id, step=number),
+    )
+    if not _apply(step):
+        raise NonFinite(
+            f"step {number} of model {model.model_id} would make weights or moments nan or inf "
+            f"(learning_rate {step.lr}, eps {adam.eps}, gradient norm {grad_norm:.3g}); no step was made"
+        )
+    model.step = number
+    model.clear_grad()
+    model.sync()
+    return StepFacts(grad_norm=grad_norm, lr=step.lr, number=number)
+
+
+def _norm(grad: Tensor) -> float:
+    """The L2 norm, in float64, a stretch at a time."""
+    stretches = torch.split(grad, numbers_at_a_time(grad.device))
+    norms = [torch.linalg.vector_norm(stretch, dtype=torch.float64) for stretch in stretches]
+    # One look at the device. hypot neither overflows nor loses the only one.
+    return math.hypot(*torch.stack(norms).tolist())
+
+
+def _apply(step: Step) -> bool:
+    """Make the update; False, with nothing changed, when something would not be finite.
+
+    Two passes over the pieces: the first computes and looks, the second computes again and stores. That costs the arithmetic twice, and
+    no memory: a copy to go back to would be as large as the model and its state. The second pass gives the bits of the first, since a
+    piece reads only what it changes itself. The changes of a small model are kept instead. Matrix products are not made twice: where
+    a piece can tell beforehand that its result will be finite, that is enough.
+    """
+    pieces = list(OPTIMIZERS[step.model.optimizer.type].pieces(step))
+    is_small = step.model.layout.num_params <= _KEPT_NUMBERS
+    kept: dict[int, list[Change]] = {}
+    verdicts: list[Tensor] = []
+    for index, piece in enumerate(pieces):
+        if piece.is_safe is not None:
+            verdicts.append(piece.is_safe())
+            continue
+        changes = piece.compute()
+        verdicts.append(_are_finite(changes))
+        if is_small:
+            kept[index] = changes
+    if not _all(verdicts):
+        return False
+    _store(pieces, kept)
+    return True
+
+
+def _store(pieces: list[Piece], kept: dict[int, list[Change]]) -> None:
+    """Write every change, computed again unless it was kept."""
+    foretold: list[Tensor] = []
+    for index, piece in enumerate(pieces):
+        changes = kept.pop(index, None) or piece.compute()
+        if piece.is_safe is not None:
+            foretold.append(_are_finite(changes))
+        for target, value in changes:
+            target.copy_(value)
+    # Only a fault of the machine or of this program can make it so; the state is then worthless, and the process must end.
+    assert _all(foretold), "an update that had to be finite is not"
+
+
+def _are_finite(changes: list[Change]) -> Tensor:
+    return torch.stack([change.value.isfinite().all() for change in changes]).all()
+
+
+def _all(verdicts: list[Tensor]) -> bool:
+    """One look at the device for all of them."""
+    return not verdicts or bool(torch.stack(verdicts).all())
