@@ -81,10 +81,16 @@ def test_a_mistake_in_the_config_is_one_readable_line_and_status_2(tmp_path: Pat
         ),
         pytest.param(["--api-prt", "5"], "--api-prt: unknown argument", id="option"),
         pytest.param(["--api-port=5", "--server.api_port=6"], "--server.api_port: is given twice", id="twice"),
-        pytest.param(["--nnodes", "2"], "--nnodes: 2 nodes are not supported yet; use 1", id="nodes"),
-        pytest.param(["--mode", "connect"], "--mode: 'connect' is not supported yet; use auto", id="mode"),
         pytest.param(
-            ["--server.enable_lora=false"], "enable_lora: false asks for full-weight training", id="unsupported"
+            ["--nnodes", "2"], "--master-addr: missing: 2 nodes meet at an address of this machine", id="address"
+        ),
+        pytest.param(["--nnodes", "0"], "--nnodes: 0 is no number of machines", id="nodes"),
+        pytest.param(
+            ["--nnodes", "2", "--master-addr", "h"], "--nnodes: 2 nodes cannot share num_ranks: 1 evenly", id="split"
+        ),
+        pytest.param(["--mode", "conect"], "--mode: 'conect' is not a mode; use auto, which", id="mode"),
+        pytest.param(
+            ["--server.tensor_parallel_size=2"], "tensor_parallel_size: 2 asks for tensor parallelism", id="unsupported"
         ),
     ],
 )

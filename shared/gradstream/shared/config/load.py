@@ -1,7 +1,7 @@
 """A YAML file and command-line overrides to Settings; every mistake with its line and what to write instead."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +97,25 @@ def _place(path: Path, node: yaml.Node) -> str:
     return f"{path}:{node.start_mark.line + 1}"
 
 
-def _read_overrides(arguments: Sequence[str], problems: list[Problem]) -> list[_Given]:
+def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """The fields and texts of `--server.` arguments, as far as they are well formed; a bare flag is "true"."""
+    return list(_split(arguments, []))
+
+
+def _read_overrides(overrides: Sequence[str], problems: list[Problem]) -> list[_Given]:
     given: dict[str, _Given] = {}
+    for name, text in _split(overrides, problems):
+        place = OVERRIDE_PREFIX + name
+        if name not in FIELDS:
+            problems.append(Problem(place, unknown_field(name, FIELDS)))
+        elif name in given:
+            problems.append(Problem(place, "is given twice"))
+        else:
+            given[name] = _Given(name, _parse(text, FIELDS[name]), place)
+    return list(given.values())
+
+
+def _split(arguments: Sequence[str], problems: list[Problem]) -> Iterator[tuple[str, str]]:
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -108,20 +125,13 @@ def _read_overrides(arguments: Sequence[str], problems: list[Problem]) -> list[_
             )
             continue
         name, has_value, text = argument.removeprefix(OVERRIDE_PREFIX).partition("=")
-        place = OVERRIDE_PREFIX + name
         if not has_value:
             is_bare = not rest or rest[0].startswith("--")
             text = "true" if is_bare else rest.pop(0)
             if is_bare and name in FIELDS and bool not in FIELDS[name].kinds:
-                problems.append(Problem(place, f"needs a value: {FIELDS[name].expected()}"))
+                problems.append(Problem(OVERRIDE_PREFIX + name, f"needs a value: {FIELDS[name].expected()}"))
                 continue
-        if name not in FIELDS:
-            problems.append(Problem(place, unknown_field(name, FIELDS)))
-        elif name in given:
-            problems.append(Problem(place, "is given twice"))
-        else:
-            given[name] = _Given(name, _parse(text, FIELDS[name]), place)
-    return list(given.values())
+        yield name, text
 
 
 def _parse(text: str, field: FieldInfo) -> object:

@@ -1,0 +1,124 @@
+"""`gradstream serve` as a user runs it: the launcher's process, what it says, and the processes it starts."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from gradstream.shared.config import Settings, read_handover
+from gradstream.shared.embedded import child as shim
+
+ROOT = Path(__file__).parents[2]
+# On the loopback interface the ranks need no host name that resolves.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """One `gradstream serve` and everything it says."""
+
+    def __init__(
+        self, output_dir: Path, *arguments: str, port: int | None = None, config: str = "configs/tiny.yaml"
+    ) -> None:
+        self.port = port or free_port()
+        self.output_dir = output_dir
+        self.said = output_dir.with_name(f"{output_dir.name}-{self.port}.txt")
+        # Through the shim, so that a killed test run leaves no server behind.
+        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid())]
+        command += [str(Path(sys.executable).with_name("gradstream")), "serve", "--config", config]
+        command += ["--api-port", str(self.port), "--server.output_dir", str(output_dir), *arguments]
+        with self.said.open("wb") as sink:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=ROOT, start_new_session=True
+            )
+
+    @property
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def until_ready(self) -> "Server":
+        self.until(lambda: "ready: " in self.text)
+        return self
+
+    def until(self, condition: Callable[[], object], timeout_s: float = 90.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.05)
+
+    def health(self) -> int:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{self.port}/api/v1/healthz", timeout=5) as answer:
+                return int(answer.status)
+        except OSError:
+            return 0
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def member(self, module: str) -> psutil.Process | None:
+        """The process that runs `python -m module`."""
+        for process in self.family():
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            if (
+                module in line
+                and line[line.index(module) - 1] == "-m"
+                and "torch" not in " ".join(line[: line.index(module)])
+            ):
+                return process
+        return None
+
+    @property
+    def settings(self) -> Settings:
+        """What it handed down to its processes."""
+        return read_handover(self.output_dir / "run" / "settings.json")
+
+    def end(self) -> None:
+        """Stop it in order; kill what does not stop."""
+        if self.process.poll() is None:
+            family = self.family()
+            self.process.terminate()
+            try:
+                self.process.wait(45)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            all_gone(family)
+
+
+def all_gone(processes: list[psutil.Process], timeout_s: float = 30.0) -> bool:
+    return not psutil.wait_procs(processes, timeout=timeout_s)[1]
+
+
+Launch = Callable[..., Server]
+
+
+@contextmanager
+def launching(folder: Path) -> Iterator[Launch]:
+    """A function that starts servers with their output below folder; they are stopped after the block."""
+    servers: list[Server] = []
+
+    def start(*arguments: str, name: str = "out", **options: object) -> Server:
+        servers.append(Server(folder / name, *arguments, **options))  # type: ignore[arg-type]
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.end()
