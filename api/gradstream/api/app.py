@@ -13,11 +13,13 @@ from starlette.requests import ClientDisconnect
 
 from gradstream.api import access
 from gradstream.api.auth import tenant_of
+from gradstream.api.dialect import XORL_PREFIX, Dialects, paths_of
 from gradstream.api.errors import http_error, response_of
 from gradstream.api.gate import Gate
 from gradstream.api.native.routes import RESOURCES as OWN
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.tinker.routes import RESOURCES
+from gradstream.api.xorl.routes import RESOURCES as XORL
 from gradstream.shared.errors import GradstreamError, Unavailable
 from gradstream.shared.ids import LOCAL_TENANT
 
@@ -31,11 +33,19 @@ def create_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     for resource in (*RESOURCES, *OWN):
         app.include_router(resource.router, prefix=access.API_PREFIX, tags=[resource.__name__.rsplit(".", 1)[-1]])
+    for resource in XORL:
+        app.include_router(resource.router, prefix=XORL_PREFIX, tags=[f"xorl {resource.__name__.rsplit('.', 1)[-1]}"])
     app.add_api_route("/metrics", _metrics, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(GradstreamError, _on_gradstream_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    # What is added last comes first: the access log sees refusals too.
+    # What is added last comes first: the access log sees refusals too, and no body is read before the gate.
+    app.add_middleware(
+        Dialects,
+        parts=parts,
+        tinker=paths_of([resource.router for resource in (*RESOURCES, *OWN)], prefix=access.API_PREFIX),
+        xorl=paths_of([resource.router for resource in XORL]),
+    )
     app.add_middleware(Gate, parts=parts)
     access.watch(app, clock=parts.clock, metrics=parts.metrics)
     return app

@@ -19,6 +19,8 @@ B = TypeVar("B", bound="Body")
 # Parsing less than this on the event loop costs under a millisecond; more goes to a thread.
 OFFLOAD_ABOVE_BYTES = 64 * 1024
 MAX_SMALL_BODY_BYTES = 256 * 1024
+# Where the choice of the dialect leaves a body that it read, or what went wrong while it was read.
+SCOPE_BODY = "gradstream.body"
 PROTOBUF = "application/x-protobuf"
 
 
@@ -35,6 +37,9 @@ async def raw_body(request: Request, parts: Parts, *, max_bytes: int) -> AsyncIt
     Raises PayloadTooLarge above max_bytes (before buffering where the length is declared), InvalidRequest for an encoding that is
     broken or not known, QueueFull when other bodies fill the memory.
     """
+    if SCOPE_BODY in request.scope:
+        yield _read_before(request)
+        return
     _check_declared_length(request, max_bytes)
     with parts.bodies.lease(tenant_of(request)) as lease:
         received = bytearray()
@@ -72,6 +77,8 @@ def is_protobuf(request: Request) -> bool:
 
 async def small_bytes(request: Request) -> bytes:
     """The bytes of a small body."""
+    if SCOPE_BODY in request.scope:
+        return _read_before(request)
     _check_declared_length(request, MAX_SMALL_BODY_BYTES)
     received = bytearray()
     async for part in request.stream():
@@ -101,6 +108,15 @@ def sentence(error: ValidationError) -> str:
         where = ".".join(str(step) for step in item["loc"]) or "body"
         parts.append(f"{where}: {item['msg']}")
     return "; ".join(parts)
+
+
+def _read_before(request: Request) -> bytes:
+    """The body that the choice of the dialect read; raises what went wrong then."""
+    body = request.scope[SCOPE_BODY]
+    if isinstance(body, Exception):
+        raise body
+    assert isinstance(body, bytes)
+    return body
 
 
 def _check_declared_length(request: Request, max_bytes: int) -> None:

@@ -53,6 +53,23 @@ class Packed:
         return cls(data=payload, enc="raw", digest=digest)
 
 
+def check_submission(submission: Submission) -> None:
+    """Raise ValueError when the submission cannot be stored."""
+    if submission.seq is not None:
+        check_ids(submission.owner, submission.seq, is_ordered=submission.ordered)
+    elif not submission.ordered:
+        raise ValueError(f"owner {submission.owner!r}: a job without order needs a seq")
+    elif not is_valid_id(submission.owner):
+        raise ValueError(f"owner {submission.owner!r} is not a valid id")
+
+
+def blob_key(submission: Submission, packed: Packed, *, keys: Keys) -> str:
+    """Where the payload lies beside the stream."""
+    if submission.seq is None:
+        return keys.unnumbered_blob(submission.owner, submission.call, packed.digest)
+    return keys.blob(future_id(submission.owner, submission.seq), packed.digest)
+
+
 def check_ids(owner: OwnerId, seq: int, *, is_ordered: bool = True) -> FutureId:
     """The future id of (owner, seq); ValueError when one of them cannot be stored."""
     if not is_valid_id(owner):
@@ -78,13 +95,16 @@ def check_size(submission: Submission, packed: Packed, limits: Limits) -> None:
 def submit_args(submission: Submission, packed: Packed, *, blob: str, keys: Keys, limits: Limits) -> list[Value]:
     """ARGV of submit.lua. blob is the key of the payload beside the stream, or empty."""
     is_ordered = submission.ordered
+    again = ""
+    if submission.retry_key:
+        again = keys.again(submission.owner, submission.retry_key, submission.retry_digest or packed.digest)
     record: list[Value] = []
     for name, value in (submission.model_record or {}).items():
         record += [name, value]
     return [
         keys.prefix,
         submission.owner,
-        submission.seq,
+        "" if submission.seq is None else submission.seq,
         submission.op,
         submission.tenant,
         packed.digest,
@@ -102,11 +122,14 @@ def submit_args(submission: Submission, packed: Packed, *, blob: str, keys: Keys
         int(submission.model_record is not None),
         limits.max_queued_jobs_per_tenant,
         limits.max_unread_bytes_per_tenant,
+        keys.once(submission.owner, submission.call),
+        again,
+        limits.retry_window_s,
         *record,
     ]
 
 
-def refusal(reply: Sequence[bytes | int], owner: OwnerId, seq: int, limits: Limits) -> GradstreamError:
+def refusal(reply: Sequence[bytes | int], owner: OwnerId, seq: int | None, limits: Limits) -> GradstreamError:
     """The error that a script's answer other than ok stands for."""
     verdict, *details = [str(part) if isinstance(part, int) else part.decode() for part in reply]
     match verdict:
@@ -115,6 +138,8 @@ def refusal(reply: Sequence[bytes | int], owner: OwnerId, seq: int, limits: Limi
         case "closed":
             return UnknownModel(f"model {owner} was unloaded; create a new one or load a checkpoint")
         case "conflict":
+            if seq is None:
+                return SequenceConflict(f"{owner} exists already")
             return SequenceConflict(f"seq_id {seq_text(seq)} of {owner} {_CONFLICTS[details[0]]}")
         case "full":
             budget, used, limit, retry_ms = details

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId, is_valid_name, lane_of
+from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, TenantId, is_valid_name, lane_of
 from gradstream.shared.joblog.port import RecordKind
 
 
@@ -56,6 +56,11 @@ class Keys:
         return f"{self.prefix}card"
 
     @property
+    def terms(self) -> str:
+        """What gangs that are started by hand must have configured alike, JSON."""
+        return f"{self.prefix}terms"
+
+    @property
     def stat(self) -> str:
         """Hash of counters: log and notes (last ids), journal (last batch), queued_jobs, queued_bytes, ewma_ms, done_ms."""
         return f"{self.prefix}stat"
@@ -72,6 +77,18 @@ class Keys:
     def blob(self, future_id: FutureId, digest: str) -> str:
         """A payload beside the stream. The digest keeps a conflicting submission from touching an accepted one's."""
         return f"{self.prefix}blob:{future_id}:{digest}"
+
+    def unnumbered_blob(self, owner: OwnerId, call: str, digest: str) -> str:
+        """A payload beside the stream of a job that the server is about to number. call: a name of this very submission."""
+        return f"{self.prefix}blob:{owner}:{call}:{digest}"
+
+    def once(self, owner: OwnerId, call: str) -> str:
+        """The seq that a submission got, for the same call sent twice by a connection that broke."""
+        return f"{self.prefix}once:{owner}:{call}"
+
+    def again(self, owner: OwnerId, retry_key: str, digest: str) -> str:
+        """The seq that a client's request got, for the same request sent twice by the client."""
+        return f"{self.prefix}again:{owner}:{retry_key}:{digest}"
 
     def record(self, kind: RecordKind, record_id: str) -> str:
         """Hash of one model, sampler, session or checkpoint."""

@@ -29,6 +29,8 @@ class Limits:
     keep_log_entries: int = 10_000
     keep_journal_entries: int = 100_000
     keep_notes: int = 10_000
+    # The same request sent again within this time is the same job, where the server numbers a model's jobs.
+    retry_window_s: int = 600
     # Digests of this many used seqs per model are kept, so that a late retry is recognised.
     keep_seqs: int = 4096
     lease_ttl_s: float = 15.0

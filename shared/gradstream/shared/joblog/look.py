@@ -1,5 +1,6 @@
 """The queue as a person wants to see it: what waits, what is held, what runs. Reads only."""
 
+from collections.abc import Iterator
 from typing import Any, Self, cast
 
 import msgspec
@@ -17,6 +18,11 @@ _PAGE = 256
 _NUM_RETRIES = 2
 _FIELDS_OF_JOB = 10
 _HELD_FIELDS = ("op", "tenant", "bytes", "tokens")
+
+
+def _literal(text: str) -> str:
+    """The text as a part of a pattern of SCAN that matches nothing else."""
+    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)
 
 
 class QueueReader:
@@ -62,6 +68,27 @@ class QueueReader:
             held=held[:max_jobs],
             is_cut=max(len(raw), len(held)) > max_jobs,
         )
+
+    def engines(self) -> list[str]:
+        """The engines that a gang has led on this Redis."""
+        with redis_errors():
+            keys = [key.decode() for key in cast("Iterator[bytes]", self._client.scan_iter(match="gs:{*}:epoch"))]
+        return sorted(key.removeprefix("gs:{").removesuffix("}:epoch") for key in keys)
+
+    def knows(self, owner: str) -> bool:
+        """True when a model or sampler of this id is on record."""
+        kinds = (RecordKind.MODEL, RecordKind.SAMPLER)
+        with redis_errors():
+            return bool(self._client.exists(*(self._keys.record(kind, owner) for kind in kinds)))
+
+    def models(self) -> list[str]:
+        """The models on record."""
+        prefix = self._keys.record(RecordKind.MODEL, "")
+        with redis_errors():
+            keys = [
+                key.decode() for key in cast("Iterator[bytes]", self._client.scan_iter(match=f"{_literal(prefix)}*"))
+            ]
+        return sorted(key.removeprefix(prefix) for key in keys)
 
     def _now_ms(self) -> int:
         seconds, microseconds = self._client.time()

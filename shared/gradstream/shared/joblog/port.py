@@ -1,5 +1,6 @@
 """What the API and the worker see of the job log: two ports and the values that cross them."""
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,16 +41,25 @@ class Submission:
     ordered jobs belong to a model and run in seq order; the others (samples) only use seq for their future's id.
     model_record is given by jobs that make a model (seq 0): fields of the model's record; the record must not exist yet
     (the same submission again is the same future).
+
+    seq None: the server numbers this model's jobs in the order of their arrival, without a gap. Then the same object submitted again is
+    the same job. So is one with the same retry_key and payload, as long as nobody asked for that job's outcome and for
+    Limits.retry_window_s; without a retry_key each submission is a job of its own. retry_digest stands for the payload there, where the
+    same request does not always give the same one. A model may be made again behind its unload, or after it failed or was lost; its
+    seqs go on.
     """
 
     owner: OwnerId
-    seq: int
+    seq: int | None
     op: str
     tenant: TenantId
     payload: bytes
     num_tokens: int = 0
     ordered: bool = True
     model_record: Mapping[str, str] | None = None
+    retry_key: str = ""
+    retry_digest: str = ""
+    call: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +144,10 @@ class Intake(Protocol):
 
     async def mark_delivered(self, future_id: FutureId) -> None:
         """Shorten a delivered result's life to the after-delivery time."""
+        ...
+
+    async def note_polled(self, future_id: FutureId) -> None:
+        """Note that a client knows this future, so that the same request is a new one from now on."""
         ...
 
     async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from typing import Self
 import msgspec
 import redis.asyncio
 
+from gradstream.shared import ids
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId, lane_of, seq_in_lane
@@ -32,6 +33,7 @@ _SCRIPTS = (
     "cancel",
     "count_up",
     "delivered",
+    "polled",
 )
 _MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
@@ -79,7 +81,7 @@ class RedisIntake:
         await self.close()
 
     async def submit(self, submission: Submission) -> Receipt:
-        future = admission.check_ids(submission.owner, submission.seq, is_ordered=submission.ordered)
+        admission.check_submission(submission)
         if len(submission.payload) > _THREAD_ABOVE_BYTES:
             packed = await asyncio.to_thread(admission.Packed.of, submission.payload)
         else:
@@ -88,7 +90,7 @@ class RedisIntake:
         commands: list[Command] = []
         blob = ""
         if len(packed.data) > self._limits.inline_bytes:
-            blob = self._keys.blob(future, packed.digest)
+            blob = admission.blob_key(submission, packed, keys=self._keys)
             # NX: a retry must not give an accepted blob an expiry again.
             commands.append(("SET", blob, packed.data, "EX", self._limits.orphan_blob_ttl_s, "NX"))
         args = admission.submit_args(submission, packed, blob=blob, keys=self._keys, limits=self._limits)
@@ -100,7 +102,11 @@ class RedisIntake:
                 raise Unavailable("the payload was dropped while it was being accepted; send it again")
         if reply[0] != b"ok":
             raise admission.refusal(reply, submission.owner, submission.seq, self._limits)
-        return Receipt(future_id=future, status=FutureStatus(reply[1].decode()), is_duplicate=bool(reply[2]))
+        return Receipt(
+            future_id=ids.future_id(submission.owner, int(reply[3])),
+            status=FutureStatus(reply[1].decode()),
+            is_duplicate=bool(reply[2]),
+        )
 
     async def refuse(self, *, model: ModelId, seq: int, tenant: TenantId) -> None:
         admission.check_ids(model, seq)
@@ -168,6 +174,9 @@ class RedisIntake:
     async def mark_delivered(self, future_id: FutureId) -> None:
         args: list[Value] = [self._keys.prefix, future_id, self._limits.delivered_ttl_s]
         await self._run(self._call("delivered", args))
+
+    async def note_polled(self, future_id: FutureId) -> None:
+        await self._run(self._call("polled", [self._keys.prefix, future_id]))
 
     async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:
         await self._put(kind, record_id, fields, only_existing=False)

@@ -33,6 +33,27 @@ local function next_in_lane(stored, seq)
   return tonumber(stored) or lane_of(seq) * LANE_SEQS + 1
 end
 
+-- The seq that a model's next job gets when the server numbers them: 0 for the first, which makes the model. What is left of a model
+-- whose record was removed is where it went on.
+local function next_free(model)
+  return tonumber(redis.call('HGET', P .. 'model:' .. model, 'next_seq') or redis.call('HGET', P .. 'next_seqs', model)) or 0
+end
+
+-- Note what a job at the end of the log means for a model whose jobs the server numbers: `tail` is gone behind an unload and live
+-- behind a creation, whose seq is `made_at`.
+local function note_end(model, seq, op)
+  if op == 'unload_model' then
+    redis.call('HSET', P .. 'model:' .. model, 'tail', 'gone')
+  elseif op == 'create_model' then
+    redis.call('HSET', P .. 'model:' .. model, 'tail', 'live', 'made_at', seq)
+  end
+end
+
+-- True when nothing more can run behind a model's last job.
+local function is_ended(tail, state)
+  return tail == 'gone' or (not tail and state == 'unloaded')
+end
+
 -- A seq as a person reads it, like seq_text in ids.py.
 local function seq_text(seq)
   local lane = lane_of(seq)
@@ -163,7 +184,10 @@ local function finish(future, status, outcome, digest, counter, ttl_s, keep_blob
   if redis.call('HINCRBY', P .. 'tenant_jobs', f[2], -1) <= 0 then redis.call('HDEL', P .. 'tenant_jobs', f[2]) end
   if f[5] == '1' then
     local model = P .. 'model:' .. f[1]
-    if redis.call('EXISTS', model) == 1 then redis.call('HINCRBY', model, counter, -1) end
+    if redis.call('EXISTS', model) == 1 then
+      redis.call('HINCRBY', model, counter, -1)
+      if not is_given_back then redis.call('HSET', model, 'done_ms', int(NOW)) end
+    end
   else
     if redis.call('HINCRBY', P .. 'owners', f[1], -1) <= 0 then redis.call('HDEL', P .. 'owners', f[1]) end
     list_done(f[1], f[6], future, status, outcome, ttl_s)

@@ -6,12 +6,14 @@
 
 local kind, id = ARGV[2], ARGV[3]
 local key = P .. kind .. ':' .. id
-local record = redis.call('HMGET', key, 'created_ms', 'state', 'queued', 'held')
+local record = redis.call('HMGET', key, 'created_ms', 'state', 'queued', 'held', 'tail', 'next_seq')
 if redis.call('EXISTS', key) == 0 then return 0 end
 if ARGV[4] ~= '' and record[1] ~= ARGV[4] then return 0 end
 if kind == 'model' then
   local is_over = record[2] == 'unloaded' or record[2] == 'failed' or record[2] == 'lost'
   if not is_over or tonumber(record[3] or 0) + tonumber(record[4] or 0) > 0 then return 0 end
+  -- A model of this name that is made later goes on behind it: the log on disk may still know its futures.
+  if record[5] then redis.call('HSET', P .. 'next_seqs', id, record[6]) end
   redis.call('DEL', P .. 'seqs:' .. id)
   redis.call('SREM', P .. 'models', id)
 end

@@ -1,11 +1,12 @@
 #!lua
 -- Accept one job, or answer why not and change nothing.
 -- KEYS  1 log
--- ARGV  1 prefix  2 owner  3 seq  4 op  5 tenant  6 digest  7 bytes (as stored)  8 tokens  9 enc (raw|zstd)
+-- ARGV  1 prefix  2 owner  3 seq ('' takes the model's next one)  4 op  5 tenant  6 digest  7 bytes (as stored)  8 tokens  9 enc (raw|zstd)
 --       10 payload ('' when a blob holds it)  11 blob key ('' when inline)  12 ordered (1|0)  13 max jobs of this owner
 --       14 window  15 max bytes of the tenant  16 max bytes in all  17 seqs kept  18 makes a model (1|0)
---       19 max jobs of the tenant  20 max unread bytes of the tenant  21.. record fields, name and value in turn
--- Reply {ok, status, duplicate 0|1}            accepted, or known already
+--       19 max jobs of the tenant  20 max unread bytes of the tenant  21 key of this very call  22 key of the request that it may
+--       repeat ('' when none)  23 how long both are remembered, s  24.. record fields, name and value in turn
+-- Reply {ok, status, duplicate 0|1, seq}       accepted, or known already
 --       {unknown} {closed}                     no such model or another tenant's; the model was unloaded
 --       {conflict, payload|refused|gap|exists|old}
 --       {full, window|jobs|tenant_jobs|unread|tenant_bytes|bytes|share, used, limit, retry_ms}
@@ -13,27 +14,52 @@
 
 local owner, seq, op, tenant, digest = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local bytes, blob, ordered, makes_model = tonumber(ARGV[7]), ARGV[11], ARGV[12] == '1', ARGV[18] == '1'
+local takes_next, once, again = seq == '', ARGV[21], ARGV[22]
+local model_key, seqs_key = P .. 'model:' .. owner, P .. 'seqs:' .. owner
+if takes_next then seq = int(next_free(owner)) end
 local future = owner .. ':' .. seq
-local future_key, model_key, seqs_key = P .. 'future:' .. future, P .. 'model:' .. owner, P .. 'seqs:' .. owner
+local future_key = P .. 'future:' .. future
 
-local model = { false, false, false, false, false }
+local model = { false, false, false, false, false, false, false, false }
 if ordered then
-  model = redis.call('HMGET', model_key, 'tenant', 'state', lane_field('next_seq', seq), 'queued', 'held')
+  model = redis.call('HMGET', model_key, 'tenant', 'state', lane_field('next_seq', seq), 'queued', 'held', 'tail', 'applied', 'made_at')
   if model[1] and model[1] ~= tenant then return { 'unknown' } end
 end
 
-local known = redis.call('HMGET', future_key, 'digest', 'status', 'tenant')
-if known[1] then
-  if known[3] ~= tenant then return { 'unknown' } end
-  if known[1] ~= digest then return { 'conflict', 'payload' } end
-  return { 'ok', known[2], 1 }
+-- The refusal of a job that is to take the next seq, or nothing. A model that was unloaded, failed or was lost may be made again. What
+-- counts is the end of the log: an unload that waits there ends the model for everything that comes behind it.
+local function refused_next()
+  if not model[1] then return not makes_model and { 'unknown' } or nil end
+  local is_over = is_ended(model[6], model[2])
+  if not makes_model then return is_over and { 'closed' } or nil end
+  local is_broken = model[2] == 'failed' or model[2] == 'lost'
+  local is_made = tonumber(model[7] or '-1') >= tonumber(model[8] or '-1')
+  if not is_over and not (is_broken and is_made) then return { 'conflict', 'exists' } end
 end
 
 local is_held = false
-if ordered then
+if takes_next then
+  for _, name in ipairs({ once, again }) do
+    local accepted = name ~= '' and redis.call('GET', name)
+    if accepted then
+      return { 'ok', redis.call('HGET', P .. 'future:' .. owner .. ':' .. accepted, 'status') or 'done', 1, accepted }
+    end
+  end
+  local refusal = refused_next()
+  if refusal then return refusal end
+else
+  local known = redis.call('HMGET', future_key, 'digest', 'status', 'tenant')
+  if known[1] then
+    if known[3] ~= tenant then return { 'unknown' } end
+    if known[1] ~= digest then return { 'conflict', 'payload' } end
+    return { 'ok', known[2], 1, seq }
+  end
+end
+
+if ordered and not takes_next then
   if not model[1] and not makes_model then return { 'unknown' } end
   local used = redis.call('HGET', seqs_key, seq)
-  if used == digest then return { 'ok', 'done', 1 } end
+  if used == digest then return { 'ok', 'done', 1, seq } end
   if used == 'refused' or used == 'gap' then return { 'conflict', used } end
   if used then return { 'conflict', 'payload' } end
   if makes_model then
@@ -100,7 +126,7 @@ if is_held then
   redis.call('ZADD', P .. 'held:' .. owner, NOW, seq)
   redis.call('ZADD', P .. 'gaps', 'NX', NOW, owner)
   redis.call('HINCRBY', model_key, 'held', 1)
-  return { 'ok', 'held', 0 }
+  return { 'ok', 'held', 0, seq }
 end
 
 local entry = append(future, { op = op, owner = owner, seq = seq, tenant = tenant, digest = digest, bytes = ARGV[7],
@@ -108,17 +134,31 @@ local entry = append(future, { op = op, owner = owner, seq = seq, tenant = tenan
 redis.call('HSET', future_key, 'entry', entry)
 if not ordered then
   redis.call('HINCRBY', P .. 'owners', owner, 1)
-  return { 'ok', 'queued', 0 }
+  return { 'ok', 'queued', 0, seq }
 end
 redis.call('HSET', seqs_key, seq, digest)
 if makes_model then
   redis.call('PERSIST', seqs_key)
-  for i = 21, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
-  redis.call('HSET', model_key, 'tenant', tenant, 'state', 'creating', 'epoch', '0', 'applied', int(tonumber(seq) - 1),
-    'queued', '0', 'held', '0')
+  for i = 24, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
+  if not model[1] then
+    redis.call('HSET', model_key, 'tenant', tenant, 'applied', int(tonumber(seq) - 1), 'queued', '0', 'held', '0')
+  end
+  -- The state of one whose unload is still to come is that of the model in memory.
+  if not model[1] or model[2] == 'unloaded' or model[2] == 'failed' or model[2] == 'lost' then
+    redis.call('HSET', model_key, 'state', 'creating', 'epoch', '0')
+    redis.call('HDEL', model_key, 'error')
+  end
   redis.call('SADD', P .. 'models', owner)
   enlist('model', owner)
 end
+if takes_next then
+  note_end(owner, seq, op)
+  redis.call('SET', once, seq, 'EX', ARGV[23])
+  if again ~= '' then
+    redis.call('SET', again, seq, 'EX', ARGV[23])
+    redis.call('HSET', future_key, 'again', again)
+  end
+end
 redis.call('HINCRBY', model_key, 'queued', 1)
 drain(owner, tonumber(seq), tonumber(ARGV[17]))
-return { 'ok', 'queued', 0 }
+return { 'ok', 'queued', 0, seq }

@@ -1,0 +1,98 @@
+"""Jobs of xorl clients on their way into the queue, where the server numbers them."""
+
+from dataclasses import dataclass
+
+import msgspec
+from fastapi import Response
+
+from gradstream.api.budgets import check_model_room
+from gradstream.api.parts import Parts
+from gradstream.api.xorl.models import Target, unknown
+from gradstream.api.xorl.specs import ModelSpec, default_spec
+from gradstream.shared import codec
+from gradstream.shared.errors import SequenceConflict, UnknownModel
+from gradstream.shared.ids import FutureId
+from gradstream.shared.joblog.port import Submission
+from gradstream.shared.wire import Payload
+
+
+def digest_of(raw: bytes) -> str:
+    """What stands for a request's content where its payload does not."""
+    return codec.digest(raw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A payload's bytes and what the queue wants to know of it."""
+
+    op: str
+    payload: bytes
+    num_tokens: int = 0
+
+
+async def submit(
+    parts: Parts, target: Target, payload: Payload | Encoded, *, seq_id: int | None, request_digest: str = ""
+) -> FutureId:
+    """The future of a job behind everything that the model has accepted. Raises UnknownModel, QueueFull, Unavailable."""
+    job = payload if isinstance(payload, Encoded) else Encoded(op=codec.op_of(payload), payload=codec.encode(payload))
+    submission = Submission(
+        owner=target.model,
+        seq=None,
+        op=job.op,
+        tenant=target.tenant,
+        payload=job.payload,
+        num_tokens=job.num_tokens,
+        retry_key="" if seq_id is None else str(seq_id),
+        retry_digest=request_digest,
+    )
+    start_s = parts.clock.monotonic_s()
+    try:
+        return (await parts.admission.submit(submission)).future_id
+    except UnknownModel as error:
+        # A model that is only not restored yet must not be made anew.
+        await parts.recovery.check(error, since_s=start_s)
+        if not target.is_default:
+            raise unknown(target) from error
+    await create(parts, target, default_spec(await parts.catalog.card()))
+    return (await parts.admission.submit(submission)).future_id
+
+
+async def create(parts: Parts, target: Target, spec: ModelSpec, *, seq_id: int | None = None) -> FutureId | None:
+    """The future of the job that makes a model; None when there is one of this name already.
+
+    Raises BudgetExceeded, QueueFull, Unavailable.
+    """
+    await check_model_room(parts, target.model, tenant=target.tenant)
+    payload = spec.payload(session=target.model)
+    submission = Submission(
+        owner=target.model,
+        seq=None,
+        op=codec.op_of(payload),
+        tenant=target.tenant,
+        payload=codec.encode(payload),
+        retry_key="" if seq_id is None else str(seq_id),
+        model_record={
+            **spec.record(),
+            "dialect": "xorl",
+            "name": target.name,
+            "session": target.model,
+            "tenant": target.tenant,
+            "user_metadata": "{}",
+            "created_ms": str(parts.clock.wall_ms()),
+        },
+    )
+    try:
+        return (await parts.admission.submit(submission)).future_id
+    except SequenceConflict:
+        return None
+
+
+class Promised(Response):
+    """The answer to an accepted request: the future to poll."""
+
+    media_type = "application/json"
+
+
+def promised(target: Target, future_id: FutureId) -> Promised:
+    """{request_id, model_id}."""
+    return Promised(msgspec.json.encode({"request_id": future_id, "model_id": target.name}))
