@@ -1,7 +1,6 @@
 """`gradstream queue` on a real server: what waits, what is held and for what, what runs, and a queue of a stopped server."""
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
@@ -184,11 +183,30 @@ def test_the_queue_of_a_stopped_server_is_read_from_its_files(tmp_path):
     (tmp_path / "out").mkdir()
     with EmbeddedServer(EmbeddedConfig(data_dir=tmp_path / "out" / "redis")) as server:
         asyncio.run(fill(server.url, "main"))
+        with RedisFeed(server.url, engine="main") as feed:
+            # A gang that leads, with a job that it began, when everything dies.
+            feed.mark_started(["s1:train:1:0"], epoch=feed.acquire(owner="launcher"))
     for option in (["--config", str(config)], ["--output-dir", str(tmp_path / "out")]):
         done = run("queue", *option, "--json")
         assert done.returncode == 0, done.stderr
         assert "no server runs there" in done.stderr
-        assert len(json.loads(done.stdout)["jobs"]) == 5
+        found = msgspec.json.decode(done.stdout, type=QueueLook)
+        assert len(found.jobs) == 5
+        assert (found.gang.lease_owner, found.gang.lease_left_s, found.running) == ("", 0, None)
+        assert not any(job.is_running for job in found.jobs)
+    assert "no gang leads" in run("queue", "--config", str(config)).stdout
+
+
+def test_a_model_or_an_engine_that_is_not_there_is_an_error_that_names_what_is(redis_url, engine_name):
+    model = asyncio.run(fill(redis_url, engine_name))
+    with RedisFeed(redis_url, engine=engine_name) as feed:
+        feed.acquire(owner="launcher")
+    done = run("queue", "--redis-url", redis_url, "--engine", engine_name, "--model", "s9:train:9")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: --model: s9:train:9 is not on record there; there are {model}, s2:train:0\n"
+    done = run("queue", "--redis-url", redis_url, "--engine", "nobody")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --engine: no gang of nobody has led there; there are ")
 
 
 @pytest.mark.parametrize(

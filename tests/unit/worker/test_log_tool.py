@@ -200,9 +200,38 @@ def test_a_batch_is_shown_with_its_jobs_and_records(out: Path):
 def test_what_is_not_in_the_log_is_one_line_and_status_2(out: Path):
     for what in ("s9:train:1:1", "7-7"):
         assert f"error: {what}: is not in this log" in run("show", what, "--output-dir", str(out), status=2)
-    assert run("list", "--output-dir", str(out), "--model", "s9").strip() == "no such jobs"
-    assert "there is no job log" in run("list", "--output-dir", str(out), "--engine", "other", status=2)
+    assert run("list", "--output-dir", str(out), "--model", A, "--op", "sample").strip() == "no such jobs"
     assert "--since: 'soon' is not a time" in run("list", "--output-dir", str(out), "--since", "soon", status=2)
+
+
+@pytest.mark.parametrize("also", [[], ["--batches"], ["--json"]], ids=["jobs", "batches", "json"])
+def test_a_model_of_which_the_log_has_nothing_is_an_error_that_names_those_of_which_it_has(out: Path, also: list[str]):
+    text = run("list", "--output-dir", str(out), "--model", "s9:train:1", *also, status=2)
+    assert text == f"error: --model: no job of s9:train:1 is in this log; there are jobs of {A}, {B}\n"
+
+
+def test_an_engine_without_a_log_is_an_error_that_names_those_with_one(out: Path):
+    text = run("list", "--output-dir", str(out), "--engine", "other", status=2)
+    assert f"{out / 'joblog' / 'other'}: there is no job log" in text
+    assert text.endswith("there are logs of the engine(s) main: give --engine\n")
+
+
+def test_a_directory_that_no_server_wrote_to_is_an_error_that_says_what_it_holds(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    text = run("list", "--output-dir", str(tmp_path), status=2)
+    assert text == (
+        f"error: {tmp_path}: is no output_dir of a server; one holds redis, joblog or snapshots, and here is photos\n"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"# a readme, not a log\n" * 40], ids=["empty", "text"])
+@pytest.mark.parametrize("command", [["verify"], ["list"], ["show", "1-1"]], ids=["verify", "list", "show"])
+def test_a_file_that_is_no_exported_log_is_said_to_be_none(tmp_path: Path, command: list[str], content: bytes):
+    file = tmp_path / "README.md"
+    file.write_bytes(content)
+    text = run(*command, "--file", str(file), status=2)
+    assert f"{file}: it does not begin like an exported job log; give a file that `gradstream log export` made" in text
+    assert "is a directory" in run(*command, "--file", str(tmp_path), status=2).lower()
 
 
 def test_an_exported_file_is_read_like_a_log_and_imported_as_one(out: Path, tmp_path: Path):

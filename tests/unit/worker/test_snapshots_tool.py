@@ -115,8 +115,10 @@ def test_a_path_out_of_the_store_is_refused(store: SnapshotStore, tmp_path: Path
 @pytest.mark.usefixtures("store")
 def test_only_snapshots_with_a_model_can_be_asked_for(tmp_path: Path):
     assert len(rows(tmp_path, "--model", "a")) == 2
-    assert rows(tmp_path, "--model", "c") == []
-    assert "there are no snapshots" in run(tmp_path, "--engine", "other", status=2)
+    assert run(tmp_path, "--model", "c", status=2) == "error: --model: no snapshot holds c; they hold a, b\n"
+    text = run(tmp_path, "--engine", "other", status=2)
+    assert "there are no snapshots" in text
+    assert text.endswith("there are some of the engine(s) main: give --engine\n")
 
 
 def test_snapshots_are_listed_without_torch(store: SnapshotStore):

@@ -111,10 +111,10 @@ def retry_letter(  # noqa: PLR0913 - one parameter an option
     """
     place = place_of(config, redis_url, output_dir, engine)
     letters = _letters(place)
-    with readable_errors(), reachable_redis(place) as url, letters.locked():
+    with readable_errors(), reachable_redis(place) as reached, letters.locked():
         letter = _letter(letters, future)
         try:
-            new, outcome = asyncio.run(_retry(letters, letter, place, url, again=again, wait_s=wait))
+            new, outcome = asyncio.run(_retry(letters, letter, place, reached.url, again=again, wait_s=wait))
         except CannotRetry as error:
             fail(str(error))
     if json:

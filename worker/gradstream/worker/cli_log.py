@@ -20,6 +20,7 @@ from gradstream.worker.inspect.log_rows import JobPairer, JobRow, Wanted, batch_
 from gradstream.worker.inspect.log_show import find_batch, find_job
 from gradstream.worker.inspect.log_source import Following, Frames, batch_id, open_log, since_ms
 from gradstream.worker.inspect.log_table import batch_table, job_line, job_table
+from gradstream.worker.inspect.place import CannotLook, names_of
 from gradstream.worker.inspect.tables import console, plain, write_json
 
 app = typer.Typer(
@@ -68,12 +69,23 @@ def list_log(  # noqa: PLR0913 - one parameter an option
     with readable_errors():
         if batches:
             found = [batch_row(*one) for one in deque(batches_in(frames, wanted), maxlen=limit or None)]
+            _check_model(frames, model, is_found=bool(found))
             write_json(found) if json else console().print(batch_table(found) if found else "no such batches")
         else:
             rows = [one.row() for one in deque(jobs_in(frames, wanted), maxlen=limit or None)]
+            _check_model(frames, model, is_found=bool(rows))
             write_json(rows) if json else console().print(job_table(rows) if rows else "no such jobs")
         if frames.skipped is not None:
             fail(frames.skipped)
+
+
+def _check_model(frames: Frames, model: str | None, *, is_found: bool) -> None:
+    """Refuse a model or sampler that the log has nothing of, with those that it has."""
+    if model is None or is_found:
+        return
+    owners = sorted({one.owner for one in jobs_in(frames, Wanted())})
+    if model not in owners:
+        raise CannotLook(f"--model: no job of {model} is in this log; there are jobs of {names_of(owners)}")
 
 
 @app.command()

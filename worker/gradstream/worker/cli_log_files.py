@@ -12,6 +12,7 @@ from gradstream.worker.cli_errors import fail, readable_errors
 from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, place_of
 from gradstream.worker.directories import joblog_dir
 from gradstream.worker.disklog.archive import archive_frames, export_log, import_log
+from gradstream.worker.disklog.errors import NoExport
 from gradstream.worker.disklog.frames import Selection
 from gradstream.worker.disklog.salvage import AroundDamage
 from gradstream.worker.disklog.selection import Choice
@@ -115,9 +116,13 @@ def verify_log(
     `torn` and `void` are no damage: that is what a kill, and a gang that had lost its lease, leave behind.
     """
     if file is not None:
-        if not file.is_file():
-            fail(f"{file}: there is no such file")
-        report = verify_archive(file)
+        with readable_errors():
+            try:
+                report = verify_archive(file)
+            except NoExport as error:
+                fail(f"--file: {error.path}: {error.reason}; give a file that `gradstream log export` made")
+            except OSError as error:
+                fail(f"--file: {file} cannot be read: {error.strerror}")
     else:
         with readable_errors():
             report = verify(open_log(place_of(config, None, output_dir, engine).joblog_dir).directory)

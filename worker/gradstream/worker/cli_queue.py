@@ -13,7 +13,7 @@ from gradstream.shared.joblog.look import QueueReader
 from gradstream.shared.joblog.queue_look import QueueLook
 from gradstream.worker.cli_errors import readable_errors
 from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, JsonOption, UrlOption, place_of
-from gradstream.worker.inspect.place import reachable_redis
+from gradstream.worker.inspect.place import CannotLook, names_of, reachable_redis
 from gradstream.worker.inspect.queue_table import queue_table
 from gradstream.worker.inspect.tables import console, write_json
 
@@ -41,10 +41,16 @@ def queue(  # noqa: PLR0913 - one parameter an option
     """
     place = place_of(config, redis_url, output_dir, engine)
     shown = limit or _ALL
-    with readable_errors(), reachable_redis(place) as url, QueueReader(url, engine=place.engine) as reader:
+    with (
+        readable_errors(),
+        reachable_redis(place) as reached,
+        QueueReader(reached.url, engine=place.engine) as reader,
+    ):
+        _check_names(reader, place.engine, model)
 
         def look() -> QueueLook:
-            return narrowed(reader.look(), model=model, tenant=tenant)
+            found = reader.look() if reached.is_served else without_gang(reader.look())
+            return narrowed(found, model=model, tenant=tenant)
 
         if not follow:
             found = look()
@@ -56,6 +62,28 @@ def queue(  # noqa: PLR0913 - one parameter an option
             _follow_lines(look, every_s=every)
         else:
             _follow_screen(look, limit=shown, every_s=every)
+
+
+def _check_names(reader: QueueReader, engine: str, model: str | None) -> None:
+    """Refuse an engine that never ran there and a model that is not on record, with those that are."""
+    found = reader.look()
+    is_empty = not (found.gang.epoch or found.jobs or found.held)
+    if is_empty and (engines := reader.engines()) and engine not in engines:
+        raise CannotLook(f"--engine: no gang of {engine} has led there; there are {names_of(engines)}")
+    if model is not None and not any(one.owner == model for one in found.owners) and not reader.knows(model):
+        raise CannotLook(f"--model: {model} is not on record there; there are {names_of(reader.models())}")
+
+
+def without_gang(look: QueueLook) -> QueueLook:
+    """The look at the queue of a server that does not run: its lease is a dead gang's, and nothing runs."""
+    gang = msgspec.structs.replace(look.gang, lease_owner="", lease_left_s=0.0)
+    return msgspec.structs.replace(
+        look,
+        gang=gang,
+        running=None,
+        owners=[msgspec.structs.replace(one, num_running=0) for one in look.owners],
+        jobs=[msgspec.structs.replace(one, is_running=False) for one in look.jobs],
+    )
 
 
 def narrowed(look: QueueLook, *, model: str | None, tenant: str | None) -> QueueLook:

@@ -13,7 +13,7 @@ from gradstream.worker.cli_place import ConfigOption, DirOption, EngineOption, J
 from gradstream.worker.disklog.frames import LoggedBatch
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.segments import segment_paths
-from gradstream.worker.inspect.place import Place
+from gradstream.worker.inspect.place import Place, engines_in, names_of
 from gradstream.worker.inspect.snapshot_rows import SnapshotRow, snapshot_rows
 from gradstream.worker.inspect.tables import add_row, age, console, moment, plain, size, table, write_json
 
@@ -38,15 +38,29 @@ def snapshots(
     with readable_errors():
         directory = place.snapshots_dir
         if not directory.is_dir():
-            fail(f"{directory}: there are no snapshots; the gang makes the first after some training, or when it stops")
+            engines = engines_in(directory.parent)
+            others = f"; there are some of the engine(s) {names_of(engines)}: give --engine" if engines else ""
+            fail(
+                f"{directory}: there are no snapshots; the gang makes the first after some training, or when it stops{others}"
+            )
         rows = snapshot_rows(directory, verify=verify, batches=_batches(place) if verify else None)
-    rows = [row for row in rows if model is None or any(one.model == model for one in row.models)]
+    if model is not None:
+        rows = _with_model(rows, model)
     if json:
         write_json(rows)
     else:
         _print(rows, now_ms=SystemClock().wall_ms(), model=model)
     if any(row.is_valid is False for row in rows):
         raise typer.Exit(EXIT_DAMAGED)
+
+
+def _with_model(rows: list[SnapshotRow], model: str) -> list[SnapshotRow]:
+    """The snapshots that hold a model; ends the command when none does."""
+    found = [row for row in rows if any(one.model == model for one in row.models)]
+    if not found:
+        held = sorted({one.model for row in rows for one in row.models})
+        fail(f"--model: no snapshot holds {model}; they hold {names_of(held)}")
+    return found
 
 
 def _print(rows: list[SnapshotRow], *, now_ms: int, model: str | None) -> None:

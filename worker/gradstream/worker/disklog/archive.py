@@ -14,7 +14,7 @@ import msgspec
 from gradstream.engine.files import storage_errors, sync_directory
 from gradstream.shared.clock import Clock
 from gradstream.worker.disklog import framing
-from gradstream.worker.disklog.errors import LogDamaged
+from gradstream.worker.disklog.errors import LogDamaged, NoExport
 from gradstream.worker.disklog.frames import (
     FORMAT_VERSION,
     Frame,
@@ -98,6 +98,8 @@ def archive_frames(file: Path) -> Iterator[AnyFrame]:
                 raw = framing.read(source, room=size - offset, salt=salt)
                 frame = raw.decode()
             except (BadFrame, StrangeFrame) as error:
+                if offset == 0:
+                    raise NoExport(file) from error
                 raise LogDamaged(file, offset, str(error), advice=_ADVICE) from error
             if offset == 0:
                 salt = _checked(file, frame).salt
@@ -105,12 +107,14 @@ def archive_frames(file: Path) -> Iterator[AnyFrame]:
             yield frame
             if isinstance(frame, SelectionEnd):
                 return
+    if offset == 0:
+        raise NoExport(file)
     raise LogDamaged(file, offset, "it ends before its last frame", advice=_ADVICE)
 
 
 def _checked(file: Path, frame: AnyFrame) -> Selection:
     if not isinstance(frame, Selection):
-        raise LogDamaged(file, 0, "it does not begin like an exported job log", advice="Name a file made by an export")
+        raise NoExport(file)
     if frame.version > FORMAT_VERSION:
         reason = f"it has format {frame.version}, and this gradstream reads up to {FORMAT_VERSION}"
         raise LogDamaged(file, 0, reason, advice="Use a newer gradstream")

@@ -17,6 +17,18 @@ class LogDamaged(StorageFailure):
         self.reason = reason
 
 
+class NoExport(LogDamaged):
+    """A file that `log export` did not make: it does not begin like one."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path,
+            0,
+            "it does not begin like an exported job log",
+            advice="Name a file that `gradstream log export` made",
+        )
+
+
 class UnknownPosition(ValueError):
     """A position that is not on the log: its segment is gone, or a later epoch does not count what stands there."""
 

@@ -11,7 +11,7 @@ from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.port import BatchId
 from gradstream.worker.disklog.archive import archive_frames
 from gradstream.worker.disklog.chain import Link, resolve
-from gradstream.worker.disklog.errors import LogDamaged
+from gradstream.worker.disklog.errors import LogDamaged, NoExport
 from gradstream.worker.disklog.frames import LoggedBatch
 from gradstream.worker.disklog.framing import AnyFrame
 from gradstream.worker.disklog.log import segment_frames
@@ -108,11 +108,13 @@ def verify(directory: Path) -> Report:
 
 
 def verify_archive(file: Path) -> Report:
-    """Walk an exported file."""
+    """Walk an exported file. Raises NoExport, OSError."""
     findings = _Findings()
     try:
         for frame in archive_frames(file):
             findings.take(frame)
+    except NoExport:
+        raise
     except LogDamaged as error:
         _add(findings, error)
     return findings.report([])

@@ -8,22 +8,24 @@ from pathlib import Path
 
 from gradstream.shared.joblog.port import BatchId
 from gradstream.worker.disklog.archive import archive_frames
-from gradstream.worker.disklog.errors import LogDamaged, UnknownPosition
+from gradstream.worker.disklog.errors import LogDamaged, NoExport, UnknownPosition
 from gradstream.worker.disklog.frames import Frame, LoggedBatch, Position
 from gradstream.worker.disklog.framing import AnyFrame
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.salvage import AroundDamage
 from gradstream.worker.disklog.segments import segment_paths
-from gradstream.worker.inspect.place import CannotLook
+from gradstream.worker.inspect.place import CannotLook, engines_in, names_of
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def open_log(directory: Path) -> DiskLog:
-    """The log in a directory. Raises CannotLook when there is none."""
+    """The log in a directory. Raises CannotLook when there is none, naming the engines that have one."""
     if not segment_paths(directory):
-        raise CannotLook(f"{directory}: there is no job log; the server keeps it there once a gang has led")
+        engines = engines_in(directory.parent)
+        others = f"; there are logs of the engine(s) {names_of(engines)}: give --engine" if engines else ""
+        raise CannotLook(f"{directory}: there is no job log; the server keeps it there once a gang has led{others}")
     return DiskLog(directory)
 
 
@@ -53,6 +55,8 @@ class Frames:
     def _exported(self, file: Path) -> Iterator[AnyFrame]:
         try:
             yield from archive_frames(file)
+        except NoExport as error:
+            raise CannotLook(f"{file}: {error.reason}; give a file that `gradstream log export` made") from error
         except LogDamaged as error:
             self._damage = error
         except OSError as error:

@@ -1,7 +1,7 @@
 """Where the server lies that a tool is asked about: its Redis, its files and the name of its engine."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,9 @@ from gradstream.worker.directories import joblog_dir, snapshots_dir
 from gradstream.worker.run_dir import RunDir
 
 DEFAULT_ENGINE = "main"
+# What a server makes in its output directory, or a tool for it.
+_OF_A_SERVER = ("run", "logs", "redis", "joblog", "snapshots", "checkpoints", "samplers", "dead", "exports")
+_MAX_NAMED = 8
 
 
 class CannotLook(Exception):
@@ -74,6 +77,10 @@ def find_place(
     directory = None if directory is None else directory.expanduser().resolve()
     if directory is not None and not directory.is_dir():
         raise CannotLook(f"{directory}: there is no such directory; no server has run with it as output_dir")
+    if directory is not None and not any((directory / name).exists() for name in _OF_A_SERVER):
+        raise CannotLook(
+            f"{directory}: is no output_dir of a server; one holds redis, joblog or snapshots, and here is {_held(directory)}"
+        )
     noted = None if directory is None else _noted(directory)
     known = noted or settings
     return Place(
@@ -85,14 +92,22 @@ def find_place(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """A Redis that answers. is_served False: no server runs, and what it says of a gang is of one that is dead."""
+
+    url: str
+    is_served: bool
+
+
 @contextmanager
-def reachable_redis(place: Place) -> Iterator[str]:
-    """The URL of the server's Redis. The data of an embedded one that does not run is served for the duration of the block.
+def reachable_redis(place: Place) -> Iterator[Reached]:
+    """The server's Redis. The data of an embedded one that does not run is served for the duration of the block.
 
     Raises CannotLook.
     """
     if place.redis_url is not None and _answers(place.redis_url):
-        yield place.redis_url
+        yield Reached(url=place.redis_url, is_served=True)
         return
     if place.embedded is None or not place.embedded.data_dir.is_dir():
         where = "its Redis" if place.redis_url is None else _without_password(place.redis_url)
@@ -100,9 +115,27 @@ def reachable_redis(place: Place) -> Iterator[str]:
     try:
         with EmbeddedServer(place.embedded) as server:
             sys.stderr.write(f"no server runs there; its queue is read from {place.embedded.data_dir}\n")
-            yield server.url
+            yield Reached(url=server.url, is_served=False)
     except (DataDirInUse, NoServerBinary, ServerDidNotStart) as error:
         raise CannotLook(str(error)) from error
+
+
+def names_of(found: Sequence[str]) -> str:
+    """Some of the names that exist, for a message; `nothing` when there are none."""
+    if not found:
+        return "nothing"
+    more = len(found) - _MAX_NAMED
+    return ", ".join(found[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def engines_in(parent: Path) -> list[str]:
+    """The engines that have a directory below parent, be it of logs or of snapshots."""
+    return sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def _held(directory: Path) -> str:
+    names = sorted(path.name for path in directory.iterdir())
+    return names_of(names)
 
 
 def _noted(output_dir: Path) -> Settings | None:

@@ -39,7 +39,7 @@ class Where:
 class Source:
     """name: for messages. snapshots None: there can be none. checkpoints: an output_dir to read from, None when none is known.
 
-    settings None: only a recorded run can be looked at, since no model is known.
+    settings None: only a recorded run can be looked at, since no model is known. is_export: an exported file, not a server's log.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Source:
     snapshots: SnapshotStore | None
     checkpoints: Path | None
     settings: Settings | None
+    is_export: bool = False
 
 
 @contextmanager
@@ -66,7 +67,12 @@ def open_source(where: Where, *, scratch: Path) -> Iterator[Source]:
             raise CannotLook(f"--log: {where.file} cannot be read: {error.strerror}") from error
         checkpoints = None if place is None else place.output_dir
         yield Source(
-            name=str(where.file), log=DiskLog(directory), snapshots=None, checkpoints=checkpoints, settings=settings
+            name=str(where.file),
+            log=DiskLog(directory),
+            snapshots=None,
+            checkpoints=checkpoints,
+            settings=settings,
+            is_export=True,
         )
         return
     assert place is not None, "checked above"
@@ -82,6 +88,12 @@ def open_source(where: Where, *, scratch: Path) -> Iterator[Source]:
 def engine_settings(source: Source, *, fingerprint: str, base_models: list[str], output_dir: Path) -> EngineConfig:
     """The engine of the log, as far as its settings and its fingerprint tell, working in output_dir. Raises CannotReplay, ConfigError."""
     settings = source.settings
+    if settings is None and source.is_export:
+        named = f" ({', '.join(base_models)})" if base_models else ""
+        raise CannotReplay(
+            f"an exported log does not hold the base model{named}: give --model-path DIR, where it lies here, or --config FILE of "
+            "a server that has it"
+        )
     if settings is None:
         raise CannotReplay(
             "the base model is not known: the server's settings are not in its output directory any more; "
