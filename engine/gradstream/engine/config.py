@@ -49,7 +49,8 @@ class EngineConfig:
     seed of adapters whose client gave none. row_budget_tokens: the default bound of one packed row; a plan brings its own.
     torch_threads: None leaves torch's choice. max_context_tokens: None takes the model's own limit. output_dir: where checkpoints go.
     storage_limit_bytes: what output_dir may hold with the save that is asked for, None for no limit.
-    attention: a name in attention.registry.ATTENTION, or "auto". numerics, config_path, init_device, load_weights_mode: see models.build.Build. is_lora: models are adapters; else there is one, the base model's own
+    attention: a name in attention.registry.ATTENTION, or "auto". numerics, config_path, init_device, load_weights_mode: see models.build.Build. tokenizer_path:
+    where stop texts are looked up, None for model_path. is_lora: models are adapters; else there is one, the base model's own
     weights. master_dtype: of those weights beside a bfloat16 compute dtype; bf16 keeps no copy in float32. freeze_router: the weights
     that choose experts are no part of them. default_rank, optimizer: what the API puts in where a client names none. max_row_tokens:
     the longest datum. schedule: of every model's learning rate, None to take the clients' as they are.
@@ -68,6 +69,7 @@ class EngineConfig:
     attention: str = "auto"
     numerics: Numerics = field(default_factory=Numerics)
     config_path: Path | None = None
+    tokenizer_path: Path | None = None
     init_device: Literal["cpu", "meta", "cuda"] = "meta"
     load_weights_mode: Literal["auto", "safetensors"] = "auto"
     row_budget_tokens: int = 8192

@@ -1,5 +1,6 @@
 """What becomes of a config on a machine: refusals, adapted defaults, derived values."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -11,22 +12,23 @@ from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.support import ZMQ, supported_values
 
 ROOT = Path(__file__).parents[3]
+PACKAGES = ("flash_attn_interface", "flash_attn.cute")
 MODEL = str(ROOT / "tests/models/tiny-qwen3-shakespeare")
 
 
-def machine(tmp_path: Path, *, has_cuda: bool = False) -> Machine:
-    return Machine(num_cores=8, has_cuda=has_cuda, cache_dir=tmp_path)
+def machine(tmp_path: Path, *, has_cuda: bool = False, lacks: Collection[str] = ()) -> Machine:
+    return Machine(num_cores=8, has_cuda=has_cuda, cache_dir=tmp_path, lacks=frozenset(lacks))
 
 
-def resolved(tmp_path: Path, *, has_cuda: bool = False, **values: object) -> Resolved:
+def resolved(tmp_path: Path, *, has_cuda: bool = False, lacks: Collection[str] = (), **values: object) -> Resolved:
     given = {"model_path": MODEL, "enable_lora": True, **values}
     settings = msgspec.convert({**given, "explicit": sorted(given)}, Settings)
-    return resolve(settings, machine(tmp_path, has_cuda=has_cuda))
+    return resolve(settings, machine(tmp_path, has_cuda=has_cuda, lacks=lacks))
 
 
-def refusal(tmp_path: Path, *, has_cuda: bool = False, **values: object) -> str:
+def refusal(tmp_path: Path, *, has_cuda: bool = False, lacks: Collection[str] = (), **values: object) -> str:
     with pytest.raises(ConfigError) as caught:
-        resolved(tmp_path, has_cuda=has_cuda, **values)
+        resolved(tmp_path, has_cuda=has_cuda, lacks=lacks, **values)
     assert len(caught.value.problems) == 1
     return str(caught.value)
 
@@ -58,7 +60,7 @@ def test_every_adapted_default_is_said_and_nothing_else(tmp_path: Path) -> None:
     assert {notice.field for notice in result.notices} == changed - filled
 
 
-@pytest.mark.parametrize("name", sorted(set(supported_values("cpu")) - {"enable_lora"}))
+@pytest.mark.parametrize("name", sorted(supported_values("cpu")))
 def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> None:
     for value in supported_values("cpu")[name].values:
         assert getattr(resolved(tmp_path, **{name: value}).settings, name) == value
@@ -67,16 +69,18 @@ def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("enable_lora", False, "enable_lora: false asks for full-weight training, which does not exist yet; use true"),
         ("optimizer", "muon", "optimizer: muon is an optimizer that does not exist yet; use adamw"),
-        ("attn_implementation", "flash_attention_3", "attn_implementation: flash_attention_3 cannot run on a CPU; use sdpa or eager"),
-        ("enable_mixed_precision", True, "enable_mixed_precision: true asks for bfloat16, which is slower than float32 on a CPU; use false"),
+        ("attn_implementation", "flash_attention_3", "attn_implementation: flash_attention_3 cannot run on a CPU; use sdpa or eager or native"),
+        ("master_dtype", "bf16", "master_dtype: bf16 is of full-weight training, and enable_lora is true; use fp32"),
         ("tensor_parallel_size", 2, "tensor_parallel_size: 2 asks for tensor parallelism, which does not exist yet; use 1"),
         ("data_parallel_mode", "fsdp2", "data_parallel_mode: fsdp2 asks for a sharded model, which does not exist yet; use ddp or none"),
         ("merge_lora_interval", 10, "merge_lora_interval: 10 belongs to merging adapters while training, which does not exist yet; use 0"),
         ("device", "cuda", "device: 'cuda' needs an NVIDIA GPU and a torch built for it; use cpu or auto"),
+        ("config_path", "else/where", "config_path: else/where has no config.json; it must be a Hugging Face directory on this machine"),
+        ("router_fp32", False, "router_fp32: false asks for less than float32 where everything is computed in float32; use true"),
+        ("init_device", "cuda", "init_device: cuda needs a GPU; use meta or cpu"),
         ("restart_backoff_s", 60.0, "restart_backoff_s: 60.0 is above max_restart_backoff_s: 30.0, the longest pause"),
-        ("tokenizer_path", "else/where", "tokenizer_path: else/where asks for a tokenizer from elsewhere than model_path, which cannot be done yet; use null"),
+        ("tokenizer_path", "else/where", "tokenizer_path: else/where has no tokenizer.json; it must be a Hugging Face directory on this machine"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_had_is_refused_in_a_sentence(
@@ -85,9 +89,14 @@ def test_a_value_that_cannot_be_had_is_refused_in_a_sentence(
     assert refusal(tmp_path, **{field: value}) == sentence
 
 
-def test_full_weight_training_is_refused_even_when_nobody_asked_for_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^enable_lora: false asks for full-weight training.*use true$"):
-        resolve(Settings(model_path=MODEL), machine(tmp_path))
+def test_full_weights_are_trained_when_nobody_asks_for_adapters(tmp_path: Path) -> None:
+    assert not resolve(Settings(model_path=MODEL), machine(tmp_path)).settings.enable_lora
+
+
+def test_weights_without_a_float32_copy_need_bfloat16(tmp_path: Path) -> None:
+    full = {"enable_lora": False, "master_dtype": "bf16"}
+    assert refusal(tmp_path, **full) == "master_dtype: bf16 needs enable_mixed_precision: true; use fp32"
+    assert resolved(tmp_path, **full, enable_mixed_precision=True).settings.master_dtype == "bf16"
 
 
 def test_the_zmq_fields_get_one_notice_together(tmp_path: Path) -> None:
@@ -115,11 +124,48 @@ def test_ranks_that_contradict_the_parallel_sizes_are_refused(tmp_path: Path) ->
 
 
 def test_a_gpu_gets_other_defaults_than_a_cpu(tmp_path: Path) -> None:
-    on_gpu = resolved(tmp_path, has_cuda=True).settings
+    on_gpu = resolved(tmp_path, has_cuda=True, lacks=PACKAGES).settings
     on_cpu = resolved(tmp_path, has_cuda=True, device="cpu").settings
     assert (on_gpu.device, on_gpu.attn_implementation, on_gpu.enable_mixed_precision) == ("cuda", "native", True)
     assert (on_cpu.device, on_cpu.attn_implementation, on_cpu.enable_mixed_precision) == ("cpu", "sdpa", False)
     assert (on_gpu.sample_packing_sequence_len, on_cpu.sample_packing_sequence_len) == (32000, 2048)
+
+
+@pytest.mark.config_field(
+    "attn_implementation", "rope_native", "activation_native", "ce_mode", "enable_compile", "init_device"
+)
+def test_what_the_machine_lacks_is_replaced_with_a_notice_and_refused_when_it_was_asked_for(tmp_path: Path) -> None:
+    gpu = resolved(tmp_path, has_cuda=True).settings
+    assert (gpu.attn_implementation, gpu.rope_native, gpu.ce_mode, gpu.init_device) == (
+        "flash_attention_3",
+        False,
+        "compiled",
+        "meta",
+    )
+    bare = resolved(tmp_path, has_cuda=True, lacks=[*PACKAGES, "triton", "accelerate"])
+    adapted = {"attn_implementation", "rope_native", "activation_native", "ce_mode", "init_device"}
+    assert adapted <= {notice.field for notice in bare.notices}
+    assert (bare.settings.attn_implementation, bare.settings.ce_mode, bare.settings.init_device) == (
+        "native",
+        "eager",
+        "cpu",
+    )
+    words = "this machine has no compiler for it"
+    assert words in refusal(tmp_path, has_cuda=True, lacks=["triton"], enable_compile=True)
+    assert words in refusal(tmp_path, lacks=["compiler"], rope_native=False)
+    assert resolved(tmp_path, lacks=["triton"], rope_native=False, ce_mode="compiled").settings.rope_native is False
+    assert "needs a package" in refusal(
+        tmp_path, has_cuda=True, lacks=["flash_attn.cute"], attn_implementation="flash_attention_4"
+    )
+
+
+@pytest.mark.config_field("config_path", "tokenizer_path")
+def test_a_config_and_a_tokenizer_may_come_from_elsewhere(tmp_path: Path) -> None:
+    moe = str(ROOT / "tests/models/tiny-qwen3-moe-shakespeare")
+    settings = resolved(tmp_path, config_path=moe).settings
+    assert (settings.config_path, settings.tokenizer_id) == (moe, moe)
+    settings = resolved(tmp_path, tokenizer_path=moe).settings
+    assert (settings.config_path, settings.tokenizer_path, settings.tokenizer_id) == (None, moe, moe)
 
 
 def test_names_and_paths_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

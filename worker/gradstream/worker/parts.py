@@ -1,9 +1,11 @@
 """The server's settings as the small configurations of the worker's parts."""
 
 import socket
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
-from gradstream.engine.config import DTypePolicy, EngineConfig
+from gradstream.engine.config import DTypePolicy, EngineConfig, Numerics
 from gradstream.shared.config import Settings
 from gradstream.worker.directories import joblog_dir, snapshots_dir
 from gradstream.worker.gang import LeadOptions
@@ -15,7 +17,9 @@ from gradstream.worker.snapshots import Cadence
 RUNNING_JOBS_PER_RANK = 64
 RUNNING_TOKENS_PER_RANK = 131_072
 
-_ATTENTION = {"eager": "reference", "sdpa": "segment_sdpa", "native": "varlen"}
+_ATTENTION = {"eager": "reference", "sdpa": "segment_sdpa"}
+# torch's own kernels: of variable length where there are some.
+_NATIVE = {"cpu": "segment_sdpa", "cuda": "varlen"}
 
 
 def redis_url(settings: Settings) -> str:
@@ -40,12 +44,37 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         seed=settings.seed,
         device=settings.device,
         dtype=DTypePolicy.BFLOAT16 if settings.enable_mixed_precision else DTypePolicy.FLOAT32,
-        attention=_ATTENTION[settings.attn_implementation],
+        attention=_attention(settings),
+        numerics=Numerics(**{field.name: getattr(settings, field.name) for field in fields(Numerics)}),
+        config_path=_path(settings.config_path),
+        tokenizer_path=_path(settings.tokenizer_path or settings.config_path),
+        init_device=settings.init_device,
+        load_weights_mode=_weight_files(settings),
         row_budget_tokens=row_budget_tokens(settings),
         torch_threads=settings.torch_threads,
         max_context_tokens=settings.max_context_tokens,
         storage_limit_bytes=settings.storage_limit,
+        is_lora=settings.enable_lora,
+        master_dtype=settings.master_dtype,
+        freeze_router=settings.freeze_router,
+        default_rank=settings.lora_rank,
+        max_row_tokens=settings.sample_packing_sequence_len,
     )
+
+
+def _attention(settings: Settings) -> str:
+    """The name of an attention back-end. Those of packages have the same name there as here."""
+    name = settings.attn_implementation
+    return _NATIVE[settings.device] if name == "native" else _ATTENTION.get(name, name)
+
+
+def _weight_files(settings: Settings) -> Literal["auto", "safetensors"]:
+    assert settings.load_weights_mode != "dcp", "refused at start"
+    return settings.load_weights_mode
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def row_budget_tokens(settings: Settings) -> int:

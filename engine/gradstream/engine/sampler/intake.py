@@ -28,7 +28,7 @@ def to_request(state: EngineState, job: Job, payload: Sample, adapter: FrozenAda
     params = payload.params
     prompt = _prompt(payload.prompt, vocab_size=state.base.vocab_size, max_tokens=state.max_context_tokens)
     _check(payload)
-    text = model_text(state.config.model_path)
+    text = model_text(state.config.tokenizer_path or state.config.model_path)
     keys = [key_of(seed=params.seed, job=job.future_id, sample_index=index) for index in range(payload.num_samples)]
     return SampleRequest(
         name=job.future_id,

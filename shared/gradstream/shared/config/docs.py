@@ -71,8 +71,6 @@ def _default(field: FieldInfo) -> str:
 def _today(field: FieldInfo) -> str:
     if field.name in ZMQ:
         return "accepted, no effect: Redis takes the place of ZMQ"
-    if field.name == "enable_lora":
-        return "must be set to `true`"
     parts = list(_limits(field))
     if field.name in CPU_DEFAULTS:
         parts.append(f"CPU default `{_inline(CPU_DEFAULTS[field.name])}`")

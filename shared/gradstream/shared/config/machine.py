@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-
 # The C++ compiler and the packages that some settings need.
 COMPILER = "compiler"
 FLASH_3, FLASH_4 = "flash_attn_interface", "flash_attn.cute"

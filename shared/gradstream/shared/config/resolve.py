@@ -1,6 +1,7 @@
 """Settings as written to settings as used on this machine: defaults filled, impossible values refused, adaptations named."""
 
 import re
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from gradstream.shared.config.sizes import format_size
 from gradstream.shared.config.support import (
     CPU_DEFAULTS,
     EMBEDDED,
-    SAME_AS_MODEL,
     ZMQ,
     Only,
     device_of,
@@ -26,8 +26,6 @@ from gradstream.shared.config.support import (
 PACKAGED_MODELS = {"smollm2-135m-instruct": "models/HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Never taken from a default in silence: it decides what is trained.
-_MUST_BE_WRITTEN = frozenset({"enable_lora"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +51,14 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
     device = device_of(settings, machine)
     if settings.device == "cuda" and not machine.has_cuda:
         problems.append(Problem("", "device: 'cuda' needs an NVIDIA GPU and a torch built for it; use cpu or auto"))
-    changes = _possible(settings, device, problems, notices)
-    changes |= _cpu_defaults(settings, device, notices)
+    changes = _possible(settings, supported_values(device, machine.lacks), problems, notices)
+    changes |= _cpu_defaults(settings, device, notices, already=changes.keys())
     changes |= _ranks(settings, problems)
     changes |= _model(settings, machine, problems)
     changes |= _derived(settings, device, machine, changes)
     _check_pairs(settings, problems)
+    _check_master(settings, changes, problems)
+    _check_precision(settings, changes, problems)
     problems += access_problems(settings)
     if problems:
         raise ConfigError(problems)
@@ -67,13 +67,15 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
     return Resolved(settings=msgspec.structs.replace(settings, **changes), notices=tuple(notices))
 
 
-def _possible(settings: Settings, device: str, problems: list[Problem], notices: list[Notice]) -> dict[str, object]:
+def _possible(
+    settings: Settings, possible: dict[str, Only], problems: list[Problem], notices: list[Notice]
+) -> dict[str, object]:
     changes: dict[str, object] = {}
-    for name, only in supported_values(device).items():
+    for name, only in possible.items():
         value = getattr(settings, name)
-        if value in only.values or (name in SAME_AS_MODEL and value == settings.model_path):
+        if value in only.values:
             continue
-        if name in settings.explicit or name in _MUST_BE_WRITTEN:
+        if name in settings.explicit:
             problems.append(Problem("", _refusal(name, value, only)))
         else:
             changes[name] = only.values[0]
@@ -95,8 +97,11 @@ def _yaml(value: object) -> str:
     return '""' if value == "" else value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _cpu_defaults(settings: Settings, device: str, notices: list[Notice]) -> dict[str, object]:
-    changes = {name: value for name, value in CPU_DEFAULTS.items() if device == "cpu" and name not in settings.explicit}
+def _cpu_defaults(
+    settings: Settings, device: str, notices: list[Notice], *, already: AbstractSet[str]
+) -> dict[str, object]:
+    kept = settings.explicit | already
+    changes = {name: value for name, value in CPU_DEFAULTS.items() if device == "cpu" and name not in kept}
     for name, value in changes.items():
         notices.append(
             Notice(name, f"{name}: {_yaml(value)} here; the default {_yaml(getattr(settings, name))} is for GPUs")
@@ -120,13 +125,27 @@ def _ranks(settings: Settings, problems: list[Problem]) -> dict[str, object]:
 def _model(settings: Settings, machine: Machine, problems: list[Problem]) -> dict[str, object]:
     model_path, problem = _existing(settings.model_path, machine)
     problems.extend(problem)
+    config_path = _directory("config_path", "config.json", settings.config_path, model_path, problems)
+    tokenizer_path = _directory("tokenizer_path", "tokenizer.json", settings.tokenizer_path, config_path, problems)
     return {
         "model_path": model_path,
         "model_name": settings.model_name or settings.model_path,
-        "config_path": settings.config_path and model_path,
-        "tokenizer_path": settings.tokenizer_path and model_path,
-        "tokenizer_id": settings.tokenizer_id or model_path,
+        "config_path": settings.config_path and config_path,
+        "tokenizer_path": settings.tokenizer_path and tokenizer_path,
+        "tokenizer_id": settings.tokenizer_id or tokenizer_path,
     }
+
+
+def _directory(name: str, file: str, text: str | None, default: str, problems: list[Problem]) -> str:
+    """The absolute path of a directory that a field names and that must hold file; default where it names none."""
+    if text is None:
+        return default
+    path = Path(text).expanduser()
+    if not (path / file).is_file():
+        problems.append(
+            Problem("", f"{name}: {text} has no {file}; it must be a Hugging Face directory on this machine")
+        )
+    return str(path.resolve())
 
 
 def _existing(text: str, machine: Machine) -> tuple[str, list[Problem]]:
@@ -167,6 +186,26 @@ def _derived(settings: Settings, device: str, machine: Machine, changes: dict[st
         "torch_threads": settings.torch_threads or max(1, machine.num_cores // num_ranks),
         "batch_budget_tokens": settings.batch_budget_tokens or row_tokens,
     }
+
+
+def _check_precision(settings: Settings, changes: dict[str, object], problems: list[Problem]) -> None:
+    """Logits can be of less than float32 only where the rest is."""
+    if not changes.get("enable_mixed_precision", settings.enable_mixed_precision):
+        problems += [
+            Problem("", f"{name}: false asks for less than float32 where everything is computed in float32; use true")
+            for name in ("router_fp32", "lm_head_fp32")
+            if not getattr(settings, name)
+        ]
+
+
+def _check_master(settings: Settings, changes: dict[str, object], problems: list[Problem]) -> None:
+    """Weights without a float32 copy are those of full-weight training in bfloat16."""
+    if settings.master_dtype == "fp32":
+        return
+    if settings.enable_lora:
+        problems.append(Problem("", "master_dtype: bf16 is of full-weight training, and enable_lora is true; use fp32"))
+    elif not changes.get("enable_mixed_precision", settings.enable_mixed_precision):
+        problems.append(Problem("", "master_dtype: bf16 needs enable_mixed_precision: true; use fp32"))
 
 
 def _check_pairs(settings: Settings, problems: list[Problem]) -> None:

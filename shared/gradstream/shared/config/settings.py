@@ -106,6 +106,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     seed: Annotated[int, Meta(ge=0, description="Seed of everything whose client gave none.")] = 42
     enable_mixed_precision: Annotated[bool, Meta(description="Compute in bfloat16; float32 otherwise.")] = True
+    master_dtype: Annotated[
+        Literal["fp32", "bf16"],
+        Meta(
+            description="Full-weight training in bfloat16: fp32 = the optimizer changes a float32 copy of the weights, which is rounded "
+            "for the passes. bf16 = no copy."
+        ),
+    ] = "fp32"
     enable_gradient_checkpointing: Annotated[
         bool, Meta(description="Recompute activations in the backward pass to save memory.")
     ] = True

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gradstream.shared.config.machine import Machine
+from gradstream.shared.config.machine import COMPILER, FLASH_3, FLASH_4, Machine
 from gradstream.shared.config.settings import Settings
 
 
@@ -19,36 +19,24 @@ ZMQ = ("worker_bind_host", "worker_bind_port", "engine_connect_host", "worker_bi
 # Of the embedded server: refused beside redis_url, which replaces it.
 EMBEDDED = ("redis_data_dir", "redis_binary", "redis_memory_limit", "durability")
 
-# May also name model_path itself, which is their default.
-SAME_AS_MODEL = ("config_path", "tokenizer_path")
-
 _FSDP = "belongs to FSDP2 sharding, which does not exist yet"
 _DEEPEP = "belongs to DeepEP, which does not exist yet"
 _MUON = "belongs to the muon optimizer, which does not exist yet"
 _PIPELINE = "belongs to pipeline parallelism, which does not exist yet"
 _QLORA = "belongs to quantized training, which does not exist yet"
 _MERGE = "belongs to merging adapters while training, which does not exist yet"
-_FUSED = "asks for a fused kernel, which does not exist yet"
-_FLOAT32 = "asks for less than float32 where everything is computed in float32"
+_COMPILED = "asks for a compiled kernel, and this machine has no compiler for it (a C++ compiler; on GPUs the package triton too)"
 
 # Fields that have one value today, whatever the machine.
 _EVERYWHERE: dict[str, Only] = {
-    "enable_lora": Only((True,), "asks for full-weight training, which does not exist yet"),
-    "config_path": Only((None,), "asks for a config from elsewhere than model_path, which cannot be done yet"),
-    "tokenizer_path": Only((None,), "asks for a tokenizer from elsewhere than model_path, which cannot be done yet"),
     "ep_dispatch": Only(("alltoall",), _DEEPEP),
     "deepep_buffer_size_gb": Only((2.0,), _DEEPEP),
     "deepep_num_sms": Only((20,), _DEEPEP),
     "deepep_async_combine": Only((False,), _DEEPEP),
-    "moe_implementation": Only((None, "eager"), "is a mixture-of-experts kernel that does not exist yet"),
-    "merge_qkv": Only((False,), "asks for fused q, k and v projections, which do not exist yet"),
+    "moe_implementation": Only((None, "eager", "native"), "is a mixture-of-experts kernel that does not exist yet"),
     "basic_modules": Only(([],), _FSDP),
     "foundation": Only(({},), "has no meaning for the models that exist today"),
     "encoders": Only(({},), "asks for media other than text, which do not exist yet"),
-    "rmsnorm_native": Only((True,), _FUSED),
-    "activation_native": Only((True,), _FUSED),
-    "rope_native": Only((True,), _FUSED),
-    "attention_cast_bf16": Only((False,), "asks for a cast that does not exist yet"),
     "data_parallel_mode": Only(("ddp", "none"), "asks for a sharded model, which does not exist yet"),
     "data_parallel_shard_size": Only((1,), _FSDP),
     "tensor_parallel_size": Only((1,), "asks for tensor parallelism, which does not exist yet"),
@@ -65,12 +53,7 @@ _EVERYWHERE: dict[str, Only] = {
     "enable_gradient_checkpointing": Only((False,), "asks for recomputed activations, which do not exist yet"),
     "enable_reentrant": Only((False,), "belongs to gradient checkpointing, which does not exist yet"),
     "enable_activation_offload": Only((False,), "asks for offloaded activations, which do not exist yet"),
-    "enable_compile": Only((False,), "asks for compiled layers, which do not exist yet"),
-    "init_device": Only(
-        ("meta",), "asks for a model that is built before its weights are read; it is filled from the files at once"
-    ),
     "load_weights_mode": Only(("auto", "safetensors"), "asks for a kind of weight files that cannot be read yet"),
-    "ce_mode": Only(("eager",), "asks for a compiled cross-entropy, which does not exist yet"),
     "enable_self_test": Only((False,), "asks for a self-test, which does not exist yet"),
     "optimizer": Only(("adamw",), "is an optimizer that does not exist yet"),
     "optimizer_dtype": Only(("fp32",), "asks for optimizer state in bfloat16, which does not exist yet"),
@@ -104,24 +87,49 @@ _EVERYWHERE: dict[str, Only] = {
 }
 
 _ON_CPU: dict[str, Only] = {
-    "attn_implementation": Only(("sdpa", "eager"), "cannot run on a CPU"),
-    "enable_mixed_precision": Only((False,), "asks for bfloat16, which is slower than float32 on a CPU"),
-    "router_fp32": Only((True,), _FLOAT32),
-    "lm_head_fp32": Only((True,), _FLOAT32),
+    "attn_implementation": Only(("sdpa", "eager", "native"), "cannot run on a CPU"),
+    "init_device": Only(("meta", "cpu"), "needs a GPU"),
 }
-_ON_CUDA: dict[str, Only] = {
-    "attn_implementation": Only(("native", "sdpa", "eager"), "is an attention backend that does not exist yet"),
-    "router_fp32": Only((True,), "asks for less than float32, which does not exist yet"),
-    "lm_head_fp32": Only((True,), "asks for less than float32, which does not exist yet"),
+# The packages that these attention backends come from.
+_FLASH = {"flash_attention_3": FLASH_3, "flash_attention_4": FLASH_4}
+_WITHOUT_COMPILER: dict[str, Only] = {
+    "activation_native": Only((True,), _COMPILED),
+    "rope_native": Only((True,), _COMPILED),
+    "enable_compile": Only((False,), _COMPILED),
+    "ce_mode": Only(("eager",), _COMPILED),
 }
 
-# Defaults that a CPU cannot carry. Activations of one token of a 135M model take about 3 MB.
-CPU_DEFAULTS: dict[str, object] = {"sample_packing_sequence_len": 2048}
+# Defaults that a CPU cannot carry. Activations of one token of a 135M model take about 3 MB; bfloat16 is several times slower there, and
+# compiling costs more than it gains.
+CPU_DEFAULTS: dict[str, object] = {
+    "sample_packing_sequence_len": 2048,
+    "enable_mixed_precision": False,
+    "rmsnorm_native": True,
+    "activation_native": True,
+    "rope_native": True,
+    "ce_mode": "eager",
+}
 
 
-def supported_values(device: str) -> dict[str, Only]:
-    """The fields that have fewer values than their type allows when the engine runs on device (cpu or cuda)."""
-    return _EVERYWHERE | (_ON_CPU if device == "cpu" else _ON_CUDA)
+def supported_values(device: str, lacks: frozenset[str] = frozenset()) -> dict[str, Only]:
+    """The fields that have fewer values than their type allows when the engine runs on device (cpu or cuda).
+
+    lacks: what the machine does not have of machine.OPTIONAL.
+    """
+    found = _EVERYWHERE | (_ON_CPU if device == "cpu" else _on_cuda(lacks))
+    is_compiling = COMPILER not in lacks and (device == "cpu" or "triton" not in lacks)
+    return found if is_compiling else found | _WITHOUT_COMPILER
+
+
+def _on_cuda(lacks: frozenset[str]) -> dict[str, Only]:
+    found: dict[str, Only] = {}
+    missing = {name for name, package in _FLASH.items() if package in lacks}
+    if missing:
+        values = ("native", "sdpa", "eager", *(name for name in _FLASH if name not in missing))
+        found["attn_implementation"] = Only(values, "needs a package that is not installed")
+    if "accelerate" in lacks:
+        found["init_device"] = Only(("cpu",), "needs the package accelerate, by which transformers fills a GPU")
+    return found
 
 
 def device_of(settings: Settings, machine: Machine) -> str:

@@ -1,0 +1,83 @@
+"""FlashAttention 3 and 4 from their own packages, for the GPUs that they are made for.
+
+Legend: T tokens of the row, H query heads, G key heads, K head size.
+"""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gradstream.engine.attention.registry import ATTENTION, AttentionBackend
+from gradstream.engine.attention.segments import Segments
+
+_FUNCTION = "flash_attn_varlen_func"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashPackage:
+    """module: where flash_attn_varlen_func is. majors: the compute capabilities it has kernels for, by their first number."""
+
+    module: str
+    gpus: str
+    majors: tuple[int, ...]
+
+    @cached_property
+    def function(self) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        """Imported when it is first called: loading takes seconds, and some versions look for a GPU."""
+        function: Callable[..., Tensor | tuple[Tensor, ...]] = getattr(importlib.import_module(self.module), _FUNCTION)
+        return function
+
+    @cached_property
+    def _has_lengths(self) -> bool:
+        return "max_seqlen_q" in inspect.signature(self.function).parameters
+
+    def run(self, q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, segments: Segments, scaling: float) -> Tensor:
+        """out_THK; half precision only."""
+        q_THK, k_TGK, v_TGK = (heads.transpose(0, 1).contiguous() for heads in (q_HTK, k_GTK, v_GTK))
+        longest = max(segments.lengths)
+        # Later versions find the longest segment themselves.
+        lengths = {"max_seqlen_q": longest, "max_seqlen_k": longest} if self._has_lengths else {}
+        out = self.function(
+            q_THK,
+            k_TGK,
+            v_TGK,
+            cu_seqlens_q=segments.offsets,
+            cu_seqlens_k=segments.offsets,
+            softmax_scale=scaling,
+            causal=True,
+            **lengths,
+        )
+        # Some versions give the log-sum-exp as well.
+        return out if isinstance(out, Tensor) else out[0]
+
+    def refusal(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot run here, as a sentence, or None."""
+        if not self._is_installed():
+            return f"the package with {self.module} is not installed; use attn_implementation: native"
+        if device.type != "cuda":
+            return f"it runs on {self.gpus} GPUs only, and the device is {device.type}; use attn_implementation: native"
+        if torch.cuda.get_device_capability(device)[0] not in self.majors:
+            name = torch.cuda.get_device_name(device)
+            return f"it runs on {self.gpus} GPUs only, and this is {name}; use attn_implementation: native"
+        if dtype not in {torch.bfloat16, torch.float16}:
+            return f"it needs half precision, and the dtype is {dtype}; use attn_implementation: sdpa"
+        return None
+
+    def _is_installed(self) -> bool:
+        try:
+            return importlib.util.find_spec(self.module) is not None
+        except ModuleNotFoundError:
+            return False
+
+
+FLASH_3 = FlashPackage(module="flash_attn_interface", gpus="Hopper", majors=(9,))
+FLASH_4 = FlashPackage(module="flash_attn.cute", gpus="Hopper and Blackwell", majors=(9, 10))
+
+ATTENTION.register("flash_attention_3")(AttentionBackend(run=FLASH_3.run, refusal=FLASH_3.refusal, rank=3))
+ATTENTION.register("flash_attention_4")(AttentionBackend(run=FLASH_4.run, refusal=FLASH_4.refusal, rank=4))
