@@ -56,15 +56,29 @@ async def check_storage_room(parts: Parts, place: Place) -> None:
 
     The save that crosses the line still passes.
     """
+    refusal = await _storage_refusal(parts, place.tenant)
+    if refusal is not None and not await _is_accepted(parts, place):
+        raise refusal
+
+
+async def check_storage_left(parts: Parts, *, tenant: TenantId) -> None:
+    """Raise BudgetExceeded when the tenant's checkpoints fill what it may store. The save that crosses the line still passes."""
+    refusal = await _storage_refusal(parts, tenant)
+    if refusal is not None:
+        raise refusal
+
+
+async def _storage_refusal(parts: Parts, tenant: TenantId) -> BudgetExceeded | None:
     limit = parts.config.max_stored_bytes_per_tenant
     if limit is None:
-        return
-    used = await stored(parts.intake, place.tenant)
-    if used.size_bytes >= limit and not await _is_accepted(parts, place):
-        raise BudgetExceeded(
-            f"the {used.num_checkpoints} checkpoints of this tenant take {used.size_bytes} bytes and may take {limit}; "
-            "delete some, or give them a time to live"
-        )
+        return None
+    used = await stored(parts.intake, tenant)
+    if used.size_bytes < limit:
+        return None
+    return BudgetExceeded(
+        f"the {used.num_checkpoints} checkpoints of this tenant take {used.size_bytes} bytes and may take {limit}; "
+        "delete some, or give them a time to live"
+    )
 
 
 async def check_export_room(parts: Parts, *, tenant: TenantId) -> None:

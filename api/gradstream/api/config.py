@@ -30,6 +30,8 @@ class ApiConfig:
     max_samplers_per_tenant: int = 100_000
     max_sessions_per_tenant: int = 10_000
     max_model_records_per_tenant: int = 10_000
+    max_models_per_tenant: int = 256
+    idle_session_timeout_s: float = 7200.0
     # None: only the server's storage_limit counts.
     max_stored_bytes_per_tenant: int | None = None
     # Where the worker saves checkpoints, to serve downloads from; None: this process cannot see it.
@@ -54,5 +56,7 @@ def api_config(settings: Settings) -> ApiConfig:
         max_samplers_per_tenant=settings.max_samplers_per_tenant,
         max_sessions_per_tenant=settings.max_sessions_per_tenant,
         max_model_records_per_tenant=settings.max_model_records_per_tenant,
+        max_models_per_tenant=settings.max_models_per_tenant,
+        idle_session_timeout_s=settings.idle_session_timeout,
         max_stored_bytes_per_tenant=settings.max_stored_bytes_per_tenant,
     )

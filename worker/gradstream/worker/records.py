@@ -8,6 +8,7 @@ from pathlib import Path
 from gradstream.engine.checkpoint.location import Ephemeral, parse_uri
 from gradstream.engine.checkpoint.manifest import Manifest
 from gradstream.shared import ids
+from gradstream.shared.activity import ACTIVITY
 from gradstream.shared.ids import SamplerId
 from gradstream.shared.joblog.port import RecordKind, RecordWrite
 from gradstream.shared.wire import (
@@ -26,7 +27,7 @@ from gradstream.shared.wire import (
 
 _COPY = "copy_checkpoint"
 # Fields of a model's record that the job log's scripts keep; some have a part for each lane.
-_MOVING = frozenset({"state", "epoch", "applied", "queued", "held", "next_seq", "used_ms"})
+_MOVING = frozenset({"state", "epoch", "applied", "queued", "held", "next_seq", *ACTIVITY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,11 @@ class Executed:
 
 
 def is_creator(job: Job) -> bool:
-    """True when the job makes its model: create_model, or the load_weights that stands in its place."""
-    return job.seq == 0 and job.op in {"create_model", "load_weights"}
+    """True when the job makes its model: create_model, or the load_weights that stands in its place.
+
+    A model whose jobs the server numbers may be made again behind its unload, so create_model has any seq.
+    """
+    return job.op == "create_model" or (job.op == "load_weights" and job.seq == 0)
 
 
 def saved_uri(outcome: Outcome) -> str | None:
