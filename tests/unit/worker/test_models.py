@@ -85,3 +85,37 @@ def test_a_live_model_takes_no_job_of_another_tenant():
     assert live().answer(job("m", 1, "optim_step", tenant="other"), starts=0).code == "unknown_model"
     assert live().answer(job("m", 9, "unload_model", tenant="other"), starts=0).code == "unknown_model"
     assert live().answer(job("m", 1, "optim_step"), starts=0) is None
+
+
+def test_a_model_may_be_made_again_behind_its_unload():
+    found = live("default")
+    found.learn(job("default", 4, "unload_model"), UnloadModelDone(model_id="default"))
+    again = job("default", 5, "create_model")
+    assert found.answer(again, starts=0) is None
+    found.learn(again, CreateModelDone(model_id="default"))
+    assert found.answer(job("default", 6, "optim_step"), starts=0) is None
+
+
+def test_a_lost_model_that_was_made_again_and_unloaded_is_not_lost_any_more():
+    found = models()
+    found.learn(job("lost", 7, "create_model"), CreateModelDone(model_id="lost"))
+    assert found.answer(job("lost", 8, "optim_step"), starts=0) is None
+    found.learn(job("lost", 9, "unload_model"), UnloadModelDone(model_id="lost"))
+    assert found.answer(job("lost", 10, "optim_step"), starts=0).code == "unknown_model"
+
+
+def test_a_creation_that_failed_is_forgotten_when_the_next_one_succeeds():
+    found = models()
+    found.learn(job("m", 0, "create_model"), Failed(code="unsupported", category="user", message="rank 999"))
+    found.learn(job("m", 1, "create_model"), CreateModelDone(model_id="m"))
+    found.learn(job("m", 2, "unload_model"), UnloadModelDone(model_id="m"))
+    assert "rank 999" not in found.answer(job("m", 3, "optim_step"), starts=0).message
+
+
+def test_a_model_counts_once_for_its_tenant_however_often_it_was_made():
+    found = Models(lost=[], last_checkpoint=lambda _: None, max_per_tenant=1)
+    for seq in range(0, 6, 2):
+        made = job("m", seq, "create_model")
+        assert found.answer(made, starts=0) is None
+        found.learn(made, CreateModelDone(model_id="m"))
+        found.learn(job("m", seq + 1, "unload_model"), UnloadModelDone(model_id="m"))

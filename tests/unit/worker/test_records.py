@@ -59,6 +59,12 @@ def test_the_job_that_makes_a_model_decides_its_state(op, outcome, fields):
     assert writes(op, outcome, seq=0) == {(RecordKind.MODEL, MODEL): fields}
 
 
+def test_a_model_that_is_made_again_later_in_its_order_has_its_state_from_that_job():
+    made = writes("create_model", CreateModelDone(model_id=MODEL), seq=7)
+    assert made == {(RecordKind.MODEL, MODEL): {"state": "ready"}}
+    assert writes("load_weights", LoadWeightsDone(path=URI, model_id=MODEL), seq=7) == {}
+
+
 @pytest.mark.parametrize(
     ("op", "outcome"),
     [

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gradstream.worker.sweeps import Activity, Patience, activity_by_session, has_ended, session_of
+from gradstream.shared.ids import UNLOAD_SEQ, ModelId
+from gradstream.worker.sweeps import Activity, Patience, activity_by_session, has_ended, session_of, unload_of
 
 NOW_MS = 1_000_000
 PATIENCE = Patience(grace_s=100.0, idle_s=500.0)
@@ -68,3 +69,13 @@ def test_a_sessions_activity_is_that_of_all_its_models():
 def test_a_sampler_without_a_recorded_session_belongs_to_the_one_in_its_id():
     assert session_of("s:1:sample:4", {}) == "s:1"
     assert session_of("s:1:sample:4", {"session": "other"}) == "other"
+
+
+def test_the_unload_of_a_model_whose_jobs_the_server_numbers_is_one_of_them():
+    unload = unload_of(ModelId("default"), {"tenant": "t", "dialect": "xorl"})
+    assert (unload.seq, unload.ordered, unload.tenant) == (None, True, "t")
+
+
+def test_the_unload_of_a_model_whose_client_numbers_its_jobs_stands_beside_them():
+    unload = unload_of(ModelId("s:train:0"), {"tenant": "t"})
+    assert (unload.seq, unload.ordered) == (UNLOAD_SEQ, False)

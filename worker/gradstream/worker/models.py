@@ -26,7 +26,7 @@ class Models:
         live: Mapping[ModelId, TenantId] | None = None,
         max_deaths: int = 2,
     ) -> None:
-        self._lost = frozenset(lost)
+        self._lost = set(lost)
         self._last_checkpoint = last_checkpoint
         self._max_per_tenant = max_per_tenant
         self._max_deaths = max_deaths
@@ -70,6 +70,8 @@ class Models:
             if isinstance(outcome, Failed):
                 self._failed[job.owner] = outcome.message
             else:
+                self._lost.discard(ModelId(job.owner))
+                self._failed.pop(job.owner, None)
                 self._live[job.owner] = job.tenant
                 self._num_of[job.tenant] += 1
         elif isinstance(outcome, UnloadModelDone):

@@ -12,6 +12,7 @@ import structlog
 
 from gradstream.engine.checkpoint.location import ephemeral
 from gradstream.shared import codec
+from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import UNLOAD_SEQ, ModelId, SamplerId, TenantId
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.port import Intake, RecordKind, Submission
@@ -101,16 +102,25 @@ def activity_by_session(models: Iterable[Mapping[str, str]]) -> dict[str, Activi
 async def _unload_models(parts: Parts, models: Mapping[str, Mapping[str, str]], sessions: AbstractSet[str]) -> None:
     for model, fields in models.items():
         if fields.get("session", "") in sessions and fields.get("state") in _IN_MEMORY:
-            unload = Submission(
-                owner=ModelId(model),
-                seq=UNLOAD_SEQ,
-                op="unload_model",
-                tenant=TenantId(fields["tenant"]),
-                payload=codec.encode(UnloadModel()),
-                ordered=False,
-            )
-            receipt = await parts.intake.submit(unload)
+            try:
+                receipt = await parts.intake.submit(unload_of(ModelId(model), fields))
+            except UnknownModel:
+                # Its unload is on its way, or its record went meanwhile.
+                continue
             _log.info("model_unloading", model_id=model, future_id=receipt.future_id)
+
+
+def unload_of(model: ModelId, fields: Mapping[str, str]) -> Submission:
+    """The unload of a model with this record: one of its ordered jobs where the server numbers those, else beside them."""
+    is_numbered = fields.get("dialect") == "xorl"
+    return Submission(
+        owner=model,
+        seq=None if is_numbered else UNLOAD_SEQ,
+        op="unload_model",
+        tenant=TenantId(fields["tenant"]),
+        payload=codec.encode(UnloadModel()),
+        ordered=is_numbered,
+    )
 
 
 def _remove_samplers(parts: Parts, sessions: AbstractSet[str]) -> None:

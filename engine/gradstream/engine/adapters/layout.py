@@ -116,7 +116,10 @@ class AdapterLayout:
 
 
 def layout_for(base_sites: Sequence[Site], spec: LoraSpec) -> AdapterLayout:
-    """The layout that a client's spec asks for; raises InvalidRequest when its switches leave nothing to train."""
+    """The layout that a client's spec asks for.
+
+    Raises InvalidRequest when its switches leave nothing to train, or target_modules names what none of the sites left is.
+    """
     groups = {
         SiteGroup.ATTN: spec.train_attn,
         SiteGroup.MLP: spec.train_mlp,
@@ -125,4 +128,31 @@ def layout_for(base_sites: Sequence[Site], spec: LoraSpec) -> AdapterLayout:
     sites = tuple(site for site in base_sites if groups[site.group])
     if not sites:
         raise InvalidRequest("lora: train_attn, train_mlp and train_unembed are all false; at least one must be true")
+    if spec.target_modules is not None:
+        sites = _named(sites, spec.target_modules)
     return AdapterLayout(sites=sites, rank=spec.rank)
+
+
+def _named(sites: Sequence[Site], names: Sequence[str]) -> tuple[Site, ...]:
+    """Those of the sites whose names end in one of names.
+
+    gate_proj and up_proj together also name experts' gate_up_proj, where both are one weight. Raises InvalidRequest for an empty list
+    and for a name of no site.
+    """
+    wanted = set(names)
+    if {"gate_proj", "up_proj"} <= wanted:
+        wanted.add("gate_up_proj")
+    chosen = tuple(site for site in sites if _last(site) in wanted)
+    offered = {_last(site) for site in sites}
+    fused = {"gate_proj", "up_proj"} if "gate_up_proj" in offered and "gate_up_proj" in wanted else set()
+    unknown = sorted(set(names) - offered - fused)
+    if unknown or not chosen:
+        raise InvalidRequest(
+            f"lora.target_modules: {', '.join(unknown) or 'empty'}; modules that can have an adapter here are "
+            f"{', '.join(sorted(offered))}"
+        )
+    return chosen
+
+
+def _last(site: Site) -> str:
+    return site.name.rpartition(".")[2]
