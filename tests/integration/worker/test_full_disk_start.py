@@ -1,0 +1,71 @@
+"""A gang that starts on a full disk waits for room, as one does that runs."""
+
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tests.support.gang import Client, gang, settings_file
+
+from gradstream.shared.joblog.redis_intake import RedisIntake
+from gradstream.shared.wire import Failed
+
+pytestmark = [pytest.mark.timeout(200)]
+
+_DISK_BYTES = 8 * 1024**2
+_DEADLINE_S = 90.0
+
+
+@pytest.fixture
+async def client(redis_url: str, engine_name: str) -> AsyncIterator[Client]:
+    async with RedisIntake(redis_url, engine=engine_name) as intake:
+        yield Client(intake)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own without room, mounted where the server writes; `filler` takes all of it."""
+    disk = tmp_path / "out"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        pytest.skip("mounting a small file system takes root")
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            with suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def until(condition: Callable[[], object], log: Path) -> None:
+    deadline = time.monotonic() + _DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)
+
+
+async def test_it_says_so_and_serves_when_there_is_room(client, full_disk, tmp_path, redis_url, engine_name):
+    settings, log = settings_file(tmp_path, redis_url=redis_url, engine=engine_name), tmp_path / "gang.log"
+    with gang(settings, log=log, leads=False) as process:
+        until(lambda: log.exists() and log.read_text().count("joblog_not_written") > 1, log)
+        assert process.poll() is None
+        assert "the disk is full" in log.read_text()
+        (full_disk / "filler").unlink()
+        _, created = await client.create()
+        assert not isinstance(await client.outcome(created), Failed)
+    assert "rank_failed" not in log.read_text()
+
+
+def test_it_ends_in_order_when_it_is_asked_to_stop_meanwhile(full_disk, tmp_path, redis_url, engine_name):
+    settings, log = settings_file(tmp_path, redis_url=redis_url, engine=engine_name), tmp_path / "gang.log"
+    with gang(settings, log=log, leads=False) as process:
+        until(lambda: log.exists() and "joblog_not_written" in log.read_text(), log)
+        process.terminate()
+        assert process.wait(30) == 0
+    assert full_disk.joinpath("filler").exists()
