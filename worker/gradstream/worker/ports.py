@@ -1,6 +1,7 @@
 """The port of the API: the one that was asked for, or else one that is free."""
 
 import errno
+import os
 import socket
 from contextlib import suppress
 
@@ -27,8 +28,9 @@ def with_free_port(settings: Settings) -> tuple[Settings, str | None]:
     except OSError as error:
         if "api_port" in settings.explicit or error.errno != errno.EADDRINUSE:
             advice = "stop what listens there, or choose another one with --api-port N"
-            reason = f"api_host {host}, api_port {port}: cannot listen there ({error.strerror}); {advice}"
-            raise PortTaken(reason) from error
+            # strerror of `create_server` names the address once more.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            raise PortTaken(f"api_host {host}, api_port {port}: cannot listen there ({reason}); {advice}") from error
     else:
         return settings, None
     free = _free_port(host, above=port)

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -171,7 +172,7 @@ class Shift:
 
     def _announce(self) -> None:
         settings = self._settings
-        url = f"http://{_reachable(settings.api_host)}:{settings.api_port}"
+        url = url_of(_reachable(settings.api_host), settings.api_port)
         where = f" on {settings.device}" if self._crew.gang is not None else ""
         self._say(f"ready: {settings.model_name} at {url}, {settings.num_ranks} rank(s){where}")
         if settings.api_keys_file is not None:
@@ -179,6 +180,9 @@ class Shift:
         else:
             self._say(f"connect with: TINKER_BASE_URL={url} TINKER_API_KEY=tml-anything")
             self._say(_open_to(settings))
+        is_open = settings.api_keys_file is not None or settings.api_without_keys
+        if is_open and _reachable(settings.api_host) != settings.api_host:
+            self._say(f"from other machines: {url_of(socket.gethostname(), settings.api_port)}")
         self._say(f"logs: {self._crew.api.spec.log_file.parent}   stop with Ctrl-C")
 
     def _api_answers(self) -> bool:
@@ -199,6 +203,11 @@ def _open_to(settings: Settings) -> str:
     if settings.api_without_keys:
         return "no API keys, as api_without_keys says: whoever reaches this address can use and read everything"
     return "no API keys: only programs on this machine are answered, all as one tenant (docs/security.md)"
+
+
+def url_of(host: str, port: int) -> str:
+    """What a client on this host gives; an IPv6 address stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _reachable(host: str) -> str:

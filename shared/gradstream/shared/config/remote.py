@@ -1,5 +1,7 @@
 """Settings whose parts are on several machines: where their Redis is, and whether a config suits a machine that is not this one."""
 
+from dataclasses import replace
+
 import msgspec
 
 from gradstream.shared.config.fields import FIELDS
@@ -34,5 +36,4 @@ def resolve_for_gang_elsewhere(settings: Settings, machine: Machine) -> Resolved
         if machine.has_cuda or settings.device == "cpu":
             raise
         with_gpu = msgspec.structs.replace(settings, device="cuda")
-        there = Machine(num_cores=machine.num_cores, has_cuda=True, cache_dir=machine.cache_dir)
-        return resolve(with_gpu, there)
+        return resolve(with_gpu, replace(machine, has_cuda=True, lacks=frozenset()))
