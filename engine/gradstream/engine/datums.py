@@ -13,7 +13,7 @@ from gradstream.shared.catalog import LossCard, LossInput
 from gradstream.shared.columns import Column
 from gradstream.shared.errors import InvalidRequest, Unsupported
 from gradstream.shared.loss_config import Value, is_required, loss_params
-from gradstream.shared.wire import ForwardBackward
+from gradstream.shared.wire import IGNORE, ForwardBackward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,7 @@ class Datums:
     """All datums of one job, end to end. trailing: () or (C,), the shape that outputs have after the token axis.
 
     tokens_N int64, targets_NC int64, inputs float32 [N, C] by name, lengths tokens per datum, params every parameter of the loss.
+    is_valid_N: the tokens whose targets are not IGNORE; None when all are valid.
     """
 
     loss: Loss
@@ -30,6 +31,11 @@ class Datums:
     targets_NC: NDArray[np.int64]
     inputs: dict[str, NDArray[np.float32]]
     trailing: tuple[int, ...]
+    is_valid_N: NDArray[np.bool_] | None
+
+    @property
+    def num_valid(self) -> int:
+        return self.num_tokens if self.is_valid_N is None else int(self.is_valid_N.sum())
 
     @property
     def num_tokens(self) -> int:
@@ -50,8 +56,7 @@ def datums_of(payload: ForwardBackward, *, vocab_size: int, max_tokens: int) -> 
     if unknown:
         raise InvalidRequest(f"loss_fn_inputs: {loss.card.name} has no input {', '.join(unknown)}")
     targets = _targets(payload, loss.card)
-    targets_N = _ids(targets, f"loss_fn_inputs.{TARGETS}", vocab_size=vocab_size)
-    targets_NC = targets_N.reshape(len(tokens_N), -1)
+    targets_NC, is_valid_N = _target_ids(targets, vocab_size=vocab_size)
     inputs = {
         name: values.reshape(targets_NC.shape) for name, values in _inputs(payload, loss.card, params, targets).items()
     }
@@ -64,6 +69,7 @@ def datums_of(payload: ForwardBackward, *, vocab_size: int, max_tokens: int) -> 
         targets_NC=targets_NC,
         inputs=inputs,
         trailing=targets.trailing,
+        is_valid_N=is_valid_N,
     )
 
 
@@ -111,10 +117,36 @@ def _ids(column: Column, name: str, *, vocab_size: int) -> NDArray[np.int64]:
     if column.dtype not in ("int32", "int64"):
         raise InvalidRequest(f"{name}: dtype {column.dtype} is not int32 or int64")
     ids = column.values().astype(np.int64, copy=False)
+    _check_ids(ids, name, vocab_size=vocab_size)
+    return ids
+
+
+def _check_ids(ids: NDArray[np.int64], name: str, *, vocab_size: int) -> None:
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
         bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
         raise InvalidRequest(f"{name}: token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
-    return ids
+
+
+def _target_ids(targets: Column, *, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+    """(the targets with 0 in the place of IGNORE, [N, C]; which tokens are valid, [N], None when all are)."""
+    field = f"loss_fn_inputs.{TARGETS}"
+    if targets.dtype not in ("int32", "int64"):
+        raise InvalidRequest(f"{field}: dtype {targets.dtype} is not int32 or int64")
+    num_tokens = int(targets.lengths_array().sum())
+    ids_NC = targets.values().astype(np.int64, copy=False).reshape(num_tokens, -1)
+    is_ignored_NC = ids_NC == IGNORE
+    if not is_ignored_NC.any():
+        _check_ids(ids_NC, field, vocab_size=vocab_size)
+        return ids_NC, None
+    is_ignored_N = is_ignored_NC.any(axis=1)
+    if not np.array_equal(is_ignored_N, is_ignored_NC.all(axis=1)):
+        token = int(np.flatnonzero(is_ignored_N & ~is_ignored_NC.all(axis=1))[0])
+        raise InvalidRequest(
+            f"{field}: some targets of token {token} of the call are {IGNORE}; all of a token's targets are, or none"
+        )
+    ids_NC = np.where(is_ignored_NC, 0, ids_NC)
+    _check_ids(ids_NC, field, vocab_size=vocab_size)
+    return ids_NC, ~is_ignored_N
 
 
 def _check_shape(column: Column, name: str, *, like: Column, trailing: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradstream.engine.adapters.linear import backward_patch
 from gradstream.engine.adapters.passes import AdapterPass, Patch
 from gradstream.engine.models.base import BaseModel
+from gradstream.engine.vocabulary import Product, Softmax
 
 # Logits of one chunk: large enough that the matrix product dominates, small against a model's activations.
 CHUNK_BYTES = 32 << 20
@@ -32,7 +33,8 @@ class _Chunk:
 class Head:
     """The unembedding of one row. Made for one pass: `logprobs` once, then `backward` at most once.
 
-    Products run in the compute dtype, log-softmax in float32 (float64 for a float64 model).
+    Products run in the compute dtype, log-softmax in float32 (float64 for a float64 model); with lm_head_fp32 the logits are not
+    rounded to the compute dtype in between.
     """
 
     def __init__(
@@ -41,10 +43,15 @@ class Head:
         hidden_TD: Tensor,
         adapters: AdapterPass | None,
         *,
+        weight_grad_VD: Tensor | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         keep_bytes: int = KEEP_BYTES,
     ) -> None:
+        """weight_grad_VD: float32 at least, where the backward pass adds the gradient of the weight itself; None: it is frozen."""
         self._weight_VD = base.head_weight.detach()
+        self._product = product_of(base)
+        self._softmax = Softmax.of(base.numerics.ce_mode)
+        self._weight_grad_VD = weight_grad_VD
         self._hidden_TD = hidden_TD.detach()
         self._patches = [] if adapters is None else adapters.patches(base.head_site.index)
         row_bytes = base.vocab_size * 4
@@ -64,7 +71,7 @@ class Head:
         room = self._keep_rows if keep else 0
         for chunk in self._chunks:
             logits_NV = self._logits(chunk)
-            lse_N = logits_NV.logsumexp(dim=-1)
+            lse_N = self._softmax.lse(logits_NV)
             parts_NC.append(logits_NV.gather(1, targets_TC[chunk.start : chunk.end]) - lse_N[:, None])
             lses_N.append(lse_N)
             room -= chunk.end - chunk.start
@@ -75,7 +82,7 @@ class Head:
 
     @torch.no_grad()
     def backward(self, grad_TC: Tensor) -> Tensor:
-        """Gradient of the hidden states, [T, D], from that of the log-probabilities; adds the head adapters' gradients.
+        """Gradient of the hidden states, [T, D], from that of the log-probabilities; adds those of the weight and of head adapters.
 
         Tokens whose grad is zero in all candidates are skipped: their gradient is exactly zero.
         """
@@ -90,28 +97,26 @@ class Head:
             chunk.logits_NV = None
             grad_NC = grad_TC[span]
             # d logp_c / d logits = onehot(c) - softmax.
-            grad_NV = logits_NV.sub_(self._lse_T[span, None]).exp_().mul_(-grad_NC.sum(dim=1, keepdim=True))
-            grad_NV.masked_fill_(~is_used_T[span, None], 0.0)
+            grad_NV = self._softmax.weigh_(logits_NV, self._lse_T[span], -grad_NC.sum(dim=1))
             grad_NV.scatter_add_(1, self._targets_TC[span], grad_NC)
             grad_hidden_TD[span] = self._through(chunk, grad_NV.to(self._weight_VD.dtype))
         return grad_hidden_TD
 
     def _through(self, chunk: _Chunk, grad_NV: Tensor) -> Tensor:
         grad_ND = grad_NV @ self._weight_VD
+        x_ND = self._hidden_TD[chunk.start : chunk.end]
+        if self._weight_grad_VD is not None:
+            _add_product(self._weight_grad_VD, grad_NV.t(), x_ND)
         if chunk.patch is not None:
-            x_ND = self._hidden_TD[chunk.start : chunk.end]
             low_NR = x_ND @ chunk.patch.weight.a.t()
             grad_low_NR = backward_patch(chunk.patch, grad_TO=grad_NV, x_TI=x_ND, low_TR=low_NR)
             grad_ND.addmm_(grad_low_NR, chunk.patch.weight.a)
         return grad_ND
 
     def _logits(self, chunk: _Chunk) -> Tensor:
-        x_ND = self._hidden_TD[chunk.start : chunk.end]
-        logits_NV = x_ND @ self._weight_VD.t()
-        if chunk.patch is not None:
-            low_NR = x_ND @ chunk.patch.weight.a.t()
-            logits_NV.addmm_(low_NR, chunk.patch.weight.b.t(), alpha=chunk.patch.scale)
-        return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        return self._product.logits(
+            self._hidden_TD[chunk.start : chunk.end], [] if chunk.patch is None else [chunk.patch], at=chunk.start
+        )
 
     def _cut(self, num_tokens: int) -> Iterator[_Chunk]:
         """Chunks that tile the row and never cross an adapter's border."""
@@ -129,14 +134,23 @@ class Head:
                 yield _Chunk(start, min(start + self._chunk_rows, span.end), span.patch)
 
 
+def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
+    if target.dtype == right.dtype:
+        target.addmm_(left, right)
+    else:
+        target.add_(left @ right)
+
+
+def product_of(base: BaseModel) -> Product:
+    """The unembedding of a base model, as its numerics say."""
+    return Product(base.head_weight.detach(), in_float32=base.numerics.lm_head_fp32)
+
+
 @torch.no_grad()
 def logits(base: BaseModel, hidden_TD: Tensor, adapters: AdapterPass | None) -> Tensor:
     """All logits of a few tokens, float32 [T, V]; the same products as in Head."""
-    logits_TV = hidden_TD @ base.head_weight.t()
-    for patch in [] if adapters is None else adapters.patches(base.head_site.index):
-        low_TR = hidden_TD[patch.start : patch.end] @ patch.weight.a.t()
-        logits_TV[patch.start : patch.end].addmm_(low_TR, patch.weight.b.t(), alpha=patch.scale)
-    return logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+    patches = [] if adapters is None else adapters.patches(base.head_site.index)
+    return product_of(base).logits(hidden_TD, patches)
 
 
 def target_logprobs(base: BaseModel, hidden_TD: Tensor, targets_T: Tensor, adapters: AdapterPass | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import platform
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
         "lora_alpha": str(config.lora_alpha),
         "seed": str(config.seed),
     }
+    facts |= {part.name: _word(getattr(config.numerics, part.name)) for part in fields(config.numerics)}
     if not config.is_lora:
         facts |= {
             "weights": "full",
@@ -69,6 +71,11 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
             "router": "frozen" if config.freeze_router else "free",
         }
     return " ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def _word(value: object) -> str:
+    """A value of a setting as in YAML."""
+    return "null" if value is None else str(value).lower()
 
 
 def _device_name(device: torch.device) -> str:

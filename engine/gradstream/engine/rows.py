@@ -14,7 +14,8 @@ from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
 from gradstream.engine.datums import Datums
 from gradstream.engine.head import Head
-from gradstream.engine.losses._base import LossArguments, LossResult, evaluate
+from gradstream.engine.losses._base import LossArguments, LossResult
+from gradstream.engine.losses._valid import evaluate_valid
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.packing import Row
 
@@ -23,10 +24,11 @@ from gradstream.engine.packing import Row
 class JobTensors:
     """A job of the batch on the device, and where its results go.
 
-    grad: flat in the adapter's layout, added to; None for a forward. logprobs_NC and elementwise_NC are written.
+    adapter: None where the base model's own weights are trained. grad: flat in the model's layout, added to; None for a
+    forward. logprobs_NC and elementwise_NC are written; tokens without a target have zeros there.
     """
 
-    adapter: Adapter
+    adapter: Adapter | None
     datums: Datums
     tokens_N: Tensor
     targets_NC: Tensor
@@ -49,24 +51,25 @@ class _Span:
 
 
 def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
-    """Write every placed datum's outputs, and add its gradient to its job's buffer where there is one."""
+    """Write every placed datum's outputs, and add its gradient to its job's buffer where there is one.
+
+    Where the base model's own weights are trained, all of a row is of one job.
+    """
     spans = _spans(row, jobs)
     is_training = any(span.job.grad is not None for span in spans)
-    adapters = AdapterPass(
-        [AdapterSlice(start=s.start, end=s.end, weights=s.job.adapter, grad=s.job.grad) for s in spans],
-        compute_dtype=base.compute_dtype,
-    )
+    adapters = _adapters(base, spans)
     context = base.packed([placement.length for placement in row.placements])
     tokens_T = torch.cat([span.job.tokens_N[span.first : span.last] for span in spans])
     with torch.set_grad_enabled(is_training):
         hidden_TD = base.hidden(tokens_T, context.segments.positions, attention=context, adapters=adapters)
 
-    head = Head(base, hidden_TD, adapters)
+    own_grad = spans[0].job.grad
+    head = Head(base, hidden_TD, adapters, weight_grad_VD=base.head_grad(own_grad))
     logprobs_TC = head.logprobs(_targets(spans), keep=is_training)
     grad_TC = torch.zeros_like(logprobs_TC)
     for span in spans:
         width = span.job.datums.num_candidates
-        logprobs_NC = logprobs_TC[span.start : span.end, :width]
+        logprobs_NC = _of_valid(span, logprobs_TC[span.start : span.end, :width])
         result = _loss(span, logprobs_NC)
         span.job.logprobs_NC[span.first : span.last] = logprobs_NC
         span.job.elementwise_NC[span.first : span.last] = result.elementwise_TC
@@ -76,7 +79,19 @@ def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
     if is_training and bool(grad_TC.any()):
         grad_hidden_TD = head.backward(grad_TC)
         if hidden_TD.requires_grad:
-            torch.autograd.backward(hidden_TD, grad_hidden_TD)
+            with base.collecting(own_grad):
+                torch.autograd.backward(hidden_TD, grad_hidden_TD)
+
+
+def _adapters(base: BaseModel, spans: Sequence[_Span]) -> AdapterPass | None:
+    """The adapters of the row; None where the base model's own weights are trained."""
+    if base.flat is not None:
+        assert len(spans) == 1
+        return None
+    return AdapterPass(
+        [AdapterSlice(start=s.start, end=s.end, weights=s.job.adapter, grad=s.job.grad) for s in spans],
+        compute_dtype=base.compute_dtype,
+    )
 
 
 def _spans(row: Row, jobs: Sequence[JobTensors]) -> list[_Span]:
@@ -104,6 +119,15 @@ def _targets(spans: Sequence[_Span]) -> Tensor:
     return torch.cat(parts_NC)
 
 
+def _of_valid(span: _Span, logprobs_NC: Tensor) -> Tensor:
+    """logprobs_NC with 0 for tokens without a target."""
+    is_valid_N = span.job.datums.is_valid_N
+    if is_valid_N is None:
+        return logprobs_NC
+    mask_N = torch.from_numpy(is_valid_N[span.first : span.last]).to(logprobs_NC.device)
+    return torch.where(mask_N[:, None], logprobs_NC, torch.zeros_like(logprobs_NC))
+
+
 def _loss(span: _Span, logprobs_NC: Tensor) -> LossResult:
     job = span.job
     arguments = LossArguments(
@@ -113,4 +137,6 @@ def _loss(span: _Span, logprobs_NC: Tensor) -> LossResult:
         params=job.datums.params,
         lengths=span.lengths,
     )
-    return evaluate(job.datums.loss, arguments, with_grad=job.grad is not None)
+    is_valid_N = job.datums.is_valid_N
+    is_valid_T = None if is_valid_N is None else is_valid_N[span.first : span.last]
+    return evaluate_valid(job.datums.loss, arguments, is_valid_T, with_grad=job.grad is not None)

@@ -7,10 +7,12 @@ from gradstream.engine.checkpoint.budget import DiskBudget
 from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.models.base import BaseModel
+from gradstream.engine.models.flat import FlatParameters
+from gradstream.engine.models.full import FullModel
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.sampler.decoding import Decoding
 from gradstream.engine.sampler.store import SamplerStore
-from gradstream.shared.errors import UnknownModel
+from gradstream.shared.errors import InvalidRequest, UnknownModel, Unsupported
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import Job
 
@@ -26,7 +28,7 @@ class EngineState:
     config: EngineConfig
     comm: Comm
     base: BaseModel
-    models: dict[ModelId, Adapter] = field(default_factory=dict)
+    models: dict[ModelId, Adapter | FullModel] = field(default_factory=dict)
     samplers: SamplerStore = field(default_factory=SamplerStore)
     drafts: Drafts | None = None
     decoding: Decoding = field(init=False)
@@ -47,9 +49,33 @@ class EngineState:
         limit = self.config.max_context_tokens
         return self.base.facts.max_position if limit is None else min(limit, self.base.facts.max_position)
 
-    def model(self, job: Job) -> Adapter:
-        """The model that a job belongs to; raises UnknownModel when it is not here, or is another tenant's."""
-        adapter = self.models.get(ModelId(job.owner))
-        if adapter is None or adapter.tenant != job.tenant:
+    def held(self, job: Job) -> Adapter | FullModel:
+        """The model that a job belongs to, asleep or not; raises UnknownModel when it is not here, or is another tenant's."""
+        model = self.models.get(ModelId(job.owner))
+        if model is None or model.tenant != job.tenant:
             raise UnknownModel(f"model {job.owner} is not held by this engine; it was never created, or was unloaded")
-        return adapter
+        return model
+
+    def model(self, job: Job) -> Adapter | FullModel:
+        """The same for work that needs the model on the device; raises also InvalidRequest when it is asleep."""
+        model = self.held(job)
+        if isinstance(model, FullModel) and model.is_asleep:
+            raise InvalidRequest(
+                f"model {job.owner} is asleep in host memory; call /wake_up, then repeat this {job.op}"
+            )
+        return model
+
+    def adapter(self, job: Job) -> Adapter:
+        """The same for what only adapters can do; raises also Unsupported on a server that trains full weights."""
+        model = self.model(job)
+        if not isinstance(model, Adapter):
+            raise Unsupported(
+                f"{job.op}: this server trains the full weights of its model, and this is for adapters only"
+            )
+        return model
+
+    @property
+    def flat(self) -> FlatParameters:
+        """The base model's own weights, where these are trained."""
+        assert self.base.flat is not None
+        return self.base.flat

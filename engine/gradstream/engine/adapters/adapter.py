@@ -116,6 +116,11 @@ class Adapter:
         return FrozenAdapter(layout=self.layout, scale=self.scale, weights=self.weights.clone())
 
 
+def scale_of(spec: LoraSpec, *, lora_alpha: float) -> float:
+    """By what the product of a fresh adapter's factors is multiplied: alpha / rank, with the spec's own alpha if it has one."""
+    return (lora_alpha if spec.alpha is None else spec.alpha) / spec.rank
+
+
 def new_adapter(
     owner: Owner,
     *,
@@ -145,7 +150,7 @@ def new_adapter(
     return Adapter(
         owner=resolved,
         layout=layout,
-        scale=lora_alpha / spec.rank,
+        scale=scale_of(spec, lora_alpha=lora_alpha),
         weights=weights,
         training=training,
     )

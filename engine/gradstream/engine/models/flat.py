@@ -4,7 +4,7 @@ Legend: P all trained parameters, V vocabulary, D hidden.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -112,6 +112,12 @@ class FlatParameters:
         """Where the unembedding's gradient lies in a flat tensor: [V, D]."""
         (tensor,) = (tensor for tensor in self.layout.tensors if tensor.name == self._head_name)
         return tensor.view(grad)
+
+    @torch.no_grad()
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Copy values into the parameters, by their names in the Hugging Face model; other names are left out."""
+        for tensor in self.layout.tensors:
+            tensor.view(self.weights).copy_(values[tensor.name])
 
     def move(self, device: torch.device) -> None:
         """Move the weights, and the parameters with them."""

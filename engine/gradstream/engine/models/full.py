@@ -5,9 +5,8 @@ from torch import Tensor
 
 from gradstream.engine.models.flat import FlatParameters, FullLayout
 from gradstream.engine.optim.state import new_state, state_parts
-from gradstream.engine.trained import Owner, Reduction
+from gradstream.engine.trained import Owner, Training
 from gradstream.shared.ids import ModelId, TenantId
-from gradstream.shared.wire import OptimizerSpec
 
 
 class FullModel:
@@ -23,19 +22,19 @@ class FullModel:
         owner: Owner,
         flat: FlatParameters,
         master_dtype: torch.dtype,
-        optimizer: OptimizerSpec | None = None,
-        reduction: Reduction = "sum",
+        training: Training | None = None,
     ) -> None:
-        """optimizer None: AdamW with fp32 state. master_dtype: of the weights; a compute dtype of float32 needs no other."""
+        """training None: the defaults. master_dtype: of the weights; a compute dtype of float32 needs no other."""
+        learning = Training() if training is None else training
         flat.is_fresh = False
         self.owner = owner
         self.flat = flat
         self.weights = flat.weights if flat.weights.dtype == master_dtype else flat.weights.to(master_dtype)
         self.grad = torch.zeros(flat.layout.num_params, dtype=torch.float32, device=flat.weights.device)
-        self.optimizer = OptimizerSpec() if optimizer is None else optimizer
+        self.optimizer = learning.optimizer
+        self.reduction = learning.reduction
         parts = state_parts(self.optimizer, flat.layout, weights_dtype=self.weights.dtype)
         self.optim = new_state(parts, device=flat.weights.device)
-        self.reduction = reduction
         self.step = 0
         self.has_grad = False
         self.valid_tokens = 0
@@ -70,13 +69,6 @@ class FullModel:
         """Make the master weights follow the parameters, after these were read from files."""
         if self.weights is not self.flat.weights:
             self.weights.copy_(self.flat.weights)
-
-    def reset(self) -> None:
-        """Forget the optimizer's state, the step and the accumulated gradient."""
-        for tensor in self.optim.values():
-            tensor.zero_()
-        self.step = 0
-        self.clear_grad()
 
     def move(self, device: torch.device) -> int:
         """Bring weights, gradient and optimizer state to a device, bit by bit; returns how many bytes went."""

@@ -1,17 +1,27 @@
-"""A fresh adapter on the base model."""
+"""A fresh model: an adapter on the base model, or the base model's own weights to train."""
 
-from gradstream.engine.adapters.adapter import Owner, new_adapter
+import math
+
+from gradstream.engine.adapters.adapter import Adapter, new_adapter
+from gradstream.engine.models.full import FullModel
+from gradstream.engine.models.reread import reread
+from gradstream.engine.numerics import master_dtype
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.state import EngineState
+from gradstream.engine.trained import Owner, Training
 from gradstream.shared.errors import InvalidRequest, Unsupported
-from gradstream.shared.ids import ModelId
-from gradstream.shared.wire import CreateModel, CreateModelDone
+from gradstream.shared.ids import DEFAULT_MODEL, ModelId
+from gradstream.shared.wire import CreateModel, CreateModelDone, LoraSpec
 
 
 @OPS.register(CreateModel)
 @each
 def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone:
-    """Make the adapter. Raises InvalidRequest for another base model, a rank out of bounds, nothing to train, or a taken id."""
+    """Make the model; collective where weights have to be read again.
+
+    Raises InvalidRequest for another base model, a rank or alpha out of bounds, nothing to train, a taken id or a second full-weight
+    model; Unsupported for the kind of model that this engine does not train; StorageFailure when weights cannot be read again.
+    """
     model_id = ModelId(job.job.owner)
     payload = job.payload
     if model_id in state.models:
@@ -19,10 +29,6 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
     names = (state.config.model_name, *state.config.model_aliases)
     if payload.base_model not in names:
         raise InvalidRequest(f"base_model: {payload.base_model!r} is not served here; use {' or '.join(names)}")
-    if payload.lora is None:
-        raise Unsupported("create_model: this engine trains adapters; name a LoRA rank")
-    if not 1 <= payload.lora.rank <= state.config.max_lora_rank:
-        raise InvalidRequest(f"lora.rank: {payload.lora.rank} is not within 1 to {state.config.max_lora_rank}")
     owner = Owner(
         model_id=model_id,
         tenant=job.job.tenant,
@@ -30,11 +36,56 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
         spec=payload.lora,
         user_metadata=payload.user_metadata,
     )
-    state.models[model_id] = new_adapter(
+    state.models[model_id] = _adapter(state, owner, payload) if state.config.is_lora else _full(state, owner, payload)
+    return CreateModelDone(model_id=model_id)
+
+
+def _adapter(state: EngineState, owner: Owner, payload: CreateModel) -> Adapter:
+    if owner.spec is None:
+        raise Unsupported(
+            "create_model: this server trains LoRA adapters; name lora_config.rank. For training of the full weights it must be "
+            "started with enable_lora: false"
+        )
+    _check_spec(state, owner.spec)
+    return new_adapter(
         owner,
         base_sites=state.base.sites,
         lora_alpha=state.config.lora_alpha,
         engine_seed=state.config.seed,
         device=state.base.device,
+        training=_training(payload),
     )
-    return CreateModelDone(model_id=model_id)
+
+
+def _check_spec(state: EngineState, spec: LoraSpec) -> None:
+    if not 1 <= spec.rank <= state.config.max_lora_rank:
+        raise InvalidRequest(f"lora.rank: {spec.rank} is not within 1 to {state.config.max_lora_rank}")
+    if spec.alpha is not None and not (math.isfinite(spec.alpha) and spec.alpha > 0):
+        raise InvalidRequest(f"lora.alpha: {spec.alpha} must be a finite number above 0")
+
+
+def _full(state: EngineState, owner: Owner, payload: CreateModel) -> FullModel:
+    if owner.spec is not None:
+        raise Unsupported(
+            f"create_model: this server trains the full weights of its model; use model {DEFAULT_MODEL!r}, without lora_config. For "
+            "LoRA adapters it must be started with enable_lora: true"
+        )
+    if state.models:
+        raise InvalidRequest(
+            "create_model: this server trains the full weights of its model, so it holds one model at a time, and one is there "
+            "already; unload that one first"
+        )
+    if not state.flat.is_fresh:
+        reread(state)
+    return FullModel(
+        owner=owner,
+        flat=state.flat,
+        master_dtype=master_dtype(state.config, state.base),
+        training=_training(payload),
+    )
+
+
+def _training(payload: CreateModel) -> Training:
+    if payload.optimizer is None:
+        return Training(reduction=payload.reduction)
+    return Training(optimizer=payload.optimizer, reduction=payload.reduction)

@@ -1,4 +1,4 @@
-"""Losses of datums, with gradients added to the model's accumulator; several models share the passes.
+"""Losses of datums, with gradients added to the model's accumulator; several adapters share the passes.
 
 Legend: N tokens of one job, C candidates (targets) per token.
 """
@@ -10,126 +10,90 @@ import torch
 from torch import Tensor
 
 from gradstream.engine import losses
+from gradstream.engine.accumulation import accumulate
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums, datums_of
 from gradstream.engine.losses._base import LossArguments
+from gradstream.engine.losses._valid import measure_valid
+from gradstream.engine.models.full import FullModel
 from gradstream.engine.ops.registry import OPS, OpJob
-from gradstream.engine.packing import assign, pack
+from gradstream.engine.passes import AdapterWork, run_adapters, run_full
 from gradstream.engine.registry import import_siblings
-from gradstream.engine.rows import JobTensors, run_row
+from gradstream.engine.rows import JobTensors
 from gradstream.engine.state import EngineState
+from gradstream.engine.trained import TrainedModel
 from gradstream.shared.columns import Column
-from gradstream.shared.errors import GradstreamError, NonFinite
-from gradstream.shared.wire import Failed, ForwardBackward, ForwardBackwardDone, Outcome, Plan
+from gradstream.shared.errors import GradstreamError, InvalidRequest, NonFinite
+from gradstream.shared.wire import IGNORE, Failed, ForwardBackward, ForwardBackwardDone, Outcome, Plan
 
 import_siblings(losses)
-
-# Matrix products may differ in the last bit with the alignment of what they write to. Each view of a buffer begins at a
-# multiple of 64 bytes, as torch's own tensors do, so that a job's numbers do not depend on the sizes of the jobs before it.
-_ALIGN_ELEMENTS = 16
 
 
 @OPS.register(ForwardBackward)
 def forward_backward(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]]) -> list[Outcome]:
-    """Run all jobs together, row by row; each rank runs its rows, and an all-reduce makes every rank hold everything.
+    """Run the jobs; each rank runs its rows, and an all-reduce makes every rank hold everything.
 
-    A job that is refused, or whose loss or gradient is not finite, changes no accumulator.
+    Jobs of adapters run together, row by row; jobs on the base model's own weights one after the other. A job that is refused, or
+    whose loss or gradient is not finite, changes no accumulator.
     """
     outcomes: list[Outcome | None] = [None] * len(jobs)
-    accepted: list[int] = []
-    work: list[tuple[Adapter, Datums]] = []
+    adapter_work: dict[int, AdapterWork] = {}
     for number, job in enumerate(jobs):
         try:
-            work.append((state.model(job.job), _datums(state, job.payload)))
-            accepted.append(number)
+            model = state.model(job.job)
+            datums = _datums(state, model, job.payload)
         except GradstreamError as error:
             outcomes[number] = Failed.of(error)
-    if work:
-        tensors = _run(state, work, [jobs[number].payload.backward for number in accepted], jobs[0].plan)
-        for number, job_tensors in zip(accepted, tensors, strict=True):
-            outcomes[number] = _finish(job_tensors)
+            continue
+        is_backward = job.payload.backward
+        if isinstance(model, Adapter):
+            adapter_work[number] = AdapterWork(adapter=model, datums=datums, is_backward=is_backward)
+        else:
+            outcomes[number] = _run_full(state, model, datums, is_backward=is_backward, plan=job.plan)
+    if adapter_work:
+        tensors = run_adapters(state.base, state.comm, list(adapter_work.values()), jobs[0].plan)
+        for (number, work), job_tensors in zip(adapter_work.items(), tensors, strict=True):
+            outcomes[number] = _finish(work.adapter, job_tensors)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _datums(state: EngineState, payload: ForwardBackward) -> Datums:
-    return datums_of(payload, vocab_size=state.base.vocab_size, max_tokens=state.max_context_tokens)
-
-
-def _run(
-    state: EngineState, work: Sequence[tuple[Adapter, Datums]], backward: Sequence[bool], plan: Plan
-) -> list[JobTensors]:
-    """Every job's gradient and outputs, complete on every rank."""
-    # In which order the ranks are added up may depend on where a number lies in the buffer: an isolated job has one of its own.
-    num_together = 1 if plan.isolate_jobs else len(work)
-    buffers: list[Tensor] = []
-    tensors: list[JobTensors] = []
-    for first in range(0, len(work), num_together):
-        together = slice(first, first + num_together)
-        buffer, own = _allocate(state, work[together], backward[together])
-        buffers.append(buffer)
-        tensors += own
-    rows = pack(
-        [datums.lengths for _, datums in work],
-        budget_tokens=plan.row_budget_tokens,
-        num_ranks=state.comm.size,
-        isolate_jobs=plan.isolate_jobs,
-    )
-    ranks = assign(rows, num_ranks=state.comm.size, isolate_jobs=plan.isolate_jobs)
-    for row, rank in zip(rows, ranks, strict=True):
-        if rank == state.comm.rank:
-            run_row(state.base, row, tensors)
-    # What a rank did not compute is zero in its buffer, so the sum is the whole.
-    for buffer in buffers:
-        state.comm.all_reduce_sum_(buffer)
-    return tensors
-
-
-def _allocate(
-    state: EngineState, work: Sequence[tuple[Adapter, Datums]], backward: Sequence[bool]
-) -> tuple[Tensor, list[JobTensors]]:
-    """One flat fp32 buffer for these jobs, and each job's views into it."""
-    device = state.base.device
-    sizes: list[int] = []
-    for (adapter, datums), is_backward in zip(work, backward, strict=True):
-        num_outputs = datums.num_tokens * datums.num_candidates
-        sizes += [adapter.layout.num_params if is_backward else 0, num_outputs, num_outputs]
-    padded = [-(-size // _ALIGN_ELEMENTS) * _ALIGN_ELEMENTS for size in sizes]
-    buffer = torch.zeros(sum(padded), dtype=torch.float32, device=device)
-    parts = [part[:size] for part, size in zip(torch.split(buffer, padded), sizes, strict=True)]
-    tensors = []
-    for number, ((adapter, datums), is_backward) in enumerate(zip(work, backward, strict=True)):
-        grad, logprobs, elementwise = parts[3 * number : 3 * number + 3]
-        shape = datums.targets_NC.shape
-        tensors.append(
-            JobTensors(
-                adapter=adapter,
-                datums=datums,
-                tokens_N=_to(datums.tokens_N, device),
-                targets_NC=_to(datums.targets_NC, device),
-                inputs={name: _to(values, device) for name, values in datums.inputs.items()},
-                grad=grad if is_backward else None,
-                logprobs_NC=logprobs.view(shape),
-                elementwise_NC=elementwise.view(shape),
-            )
+def _datums(state: EngineState, model: TrainedModel, payload: ForwardBackward) -> Datums:
+    """Raises InvalidRequest or Unsupported."""
+    datums = datums_of(payload, vocab_size=state.base.vocab_size, max_tokens=state.max_context_tokens)
+    if model.reduction == "token_mean" and not datums.num_valid:
+        raise InvalidRequest(
+            f"loss_fn_inputs.target_tokens: every target is {IGNORE}, so there is no token to take the mean over"
         )
-    return buffer, tensors
+    return datums
 
 
-def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], device: torch.device) -> Tensor:
-    """A copy on the device; wire arrays are read-only, which torch does not accept."""
-    return torch.tensor(array, device=device)
+def _run_full(
+    state: EngineState, model: FullModel, datums: Datums, *, is_backward: bool, plan: Plan
+) -> ForwardBackwardDone | Failed:
+    """One job on the base model's own weights; collective.
+
+    The first gradient after an update goes straight into the accumulator, since there is often no room for another of this size.
+    """
+    is_first = is_backward and not model.has_grad
+    grad = None
+    if is_backward:
+        grad = model.grad if is_first else torch.zeros_like(model.grad)
+    outcome = _finish(model, run_full(state.base, state.comm, datums, grad, plan))
+    if is_first and isinstance(outcome, Failed):
+        model.clear_grad()
+    return outcome
 
 
-def _finish(job: JobTensors) -> Outcome:
-    """Accumulate a finished job's gradient and give its outcome; NonFinite leaves the accumulator as it was."""
+def _finish(model: TrainedModel, job: JobTensors) -> ForwardBackwardDone | Failed:
+    """Accumulate a finished job's gradient and give its outcome."""
     try:
         elementwise_NC = job.elementwise_NC.cpu()
         _check_loss(job.datums, elementwise_NC)
         if job.grad is not None:
-            _accumulate(job.adapter, job.grad)
+            accumulate(model, job.grad, num_valid=job.datums.num_valid)
     except GradstreamError as error:
         return Failed.of(error)
-    return _done(job, elementwise_NC)
+    return _done(model, job, elementwise_NC)
 
 
 def _check_loss(datums: Datums, elementwise_NC: Tensor) -> None:
@@ -145,33 +109,25 @@ def _check_loss(datums: Datums, elementwise_NC: Tensor) -> None:
         )
 
 
-def _accumulate(adapter: Adapter, grad: Tensor) -> None:
-    total = adapter.grad + grad
-    if not bool(total.isfinite().all()):
-        what = "gradient" if not bool(grad.isfinite().all()) else "accumulated gradient"
-        raise NonFinite(f"the {what} of model {adapter.model_id} holds nan or inf; nothing was accumulated")
-    adapter.grad.copy_(total)
-    adapter.has_grad = True
-
-
-def _done(job: JobTensors, elementwise_NC: Tensor) -> ForwardBackwardDone:
+def _done(model: TrainedModel, job: JobTensors, elementwise_NC: Tensor) -> ForwardBackwardDone:
     datums = job.datums
     outputs = {
         "logprobs": _column(job.logprobs_NC.cpu(), datums),
         "elementwise_loss": _column(elementwise_NC, datums),
     }
     # Summed in float64 over all tokens in submission order: the same for every packing and number of ranks.
-    metrics = {"loss:sum": float(elementwise_NC.double().sum())}
-    if datums.loss.measure is not None:
-        metrics |= datums.loss.measure(
-            LossArguments(
-                logprobs_TC=job.logprobs_NC,
-                held_TC=job.logprobs_NC,
-                inputs=job.inputs,
-                params=datums.params,
-                lengths=datums.lengths,
-            )
-        )
+    loss = float(elementwise_NC.double().sum())
+    metrics = {"loss:sum": loss}
+    if model.reduction == "token_mean":
+        metrics |= {"loss:mean": loss / datums.num_valid, "valid_tokens:sum": float(datums.num_valid)}
+    arguments = LossArguments(
+        logprobs_TC=job.logprobs_NC,
+        held_TC=job.logprobs_NC,
+        inputs=job.inputs,
+        params=datums.params,
+        lengths=datums.lengths,
+    )
+    metrics |= measure_valid(datums.loss, arguments, datums.is_valid_N)
     return ForwardBackwardDone(outputs=outputs, metrics=metrics, backward=job.grad is not None)
 
 

@@ -7,7 +7,7 @@ from gradstream.engine.checkpoint.snapshot import restore
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import Training
-from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.errors import InvalidRequest, Unsupported
 from gradstream.shared.ids import ModelId, SessionId
 from gradstream.shared.wire import LoadWeights, LoadWeightsDone
 
@@ -26,6 +26,10 @@ def load_weights(state: EngineState, job: OpJob[LoadWeights]) -> LoadWeightsDone
 
 def _session_of(state: EngineState, job: OpJob[LoadWeights]) -> SessionId:
     """The session that the new model belongs to; raises InvalidRequest when the model cannot be made."""
+    if not state.config.is_lora:
+        raise Unsupported(
+            "load_weights: this server trains the full weights of its model, which cannot be made from an adapter's checkpoint"
+        )
     if ModelId(job.job.owner) in state.models:
         raise InvalidRequest(f"model {job.job.owner} exists already")
     if job.payload.session_id is None:
@@ -58,7 +62,7 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
 
 
 def _load_in_place(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
-    model = state.model(job.job)
+    model = state.adapter(job.job)
     content = load(
         state,
         parse_uri(job.payload.path),

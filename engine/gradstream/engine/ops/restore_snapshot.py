@@ -8,9 +8,11 @@ import torch
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout, layout_for
 from gradstream.engine.checkpoint.snapshot import to_bytes, to_tensor
+from gradstream.engine.models.full import FullModel
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.parallel.agree import on_leader
-from gradstream.engine.snapshot.cut import Cut
+from gradstream.engine.snapshot.cut import Cut, ModelEntry
+from gradstream.engine.snapshot.full import check_full, restore_full
 from gradstream.engine.snapshot.shards import torch_dtype
 from gradstream.engine.snapshot.state import ModelState, owner_of, to_adapter
 from gradstream.engine.snapshot.store import SnapshotStore
@@ -23,7 +25,7 @@ from gradstream.shared.wire import RestoredModel, RestoreSnapshot, RestoreSnapsh
 @OPS.register(RestoreSnapshot)
 @each
 def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> RestoreSnapshotDone:
-    """Rank 0 verifies and reads; every rank then holds the same adapters. A model that is here already is replaced.
+    """Rank 0 verifies and reads; every rank then holds the same models. A model that is here already is replaced.
 
     A model that does not fit the base model is not restored, and told in `failed`. Raises StorageFailure, with all models in memory
     as they were, when the cut or one of its files is missing or damaged.
@@ -31,19 +33,22 @@ def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> Restore
     payload = job.payload
     store = SnapshotStore(Path(payload.directory))
     cut = _find(state, store, payload)
-    restored: dict[ModelId, Adapter] = {}
+    restored: dict[ModelId, Adapter | FullModel] = {}
     failed: dict[ModelId, str] = {}
-    for model_id in cut.models:
+    for model_id, entry in cut.models.items():
+        what = f"snapshot {cut.name}: model {model_id}"
         try:
-            layout = _layout(state, cut, model_id)
+            layout = _check(state, entry, what=what)
         except StorageFailure as failure:
             failed[model_id] = failure.message
             continue
-        restored[model_id] = _restore(state, store, cut, model_id, layout)
+        if layout is None:
+            restored[model_id] = restore_full(state, store, cut, model_id)
+        else:
+            restored[model_id] = _restore(state, store, cut, model_id, layout)
     state.models = restored if payload.drop_others else state.models | restored
     models = [
-        RestoredModel(model_id=model_id, tenant=adapter.tenant, step=adapter.step)
-        for model_id, adapter in restored.items()
+        RestoredModel(model_id=model_id, tenant=model.tenant, step=model.step) for model_id, model in restored.items()
     ]
     return RestoreSnapshotDone(models=models, failed=failed)
 
@@ -63,12 +68,13 @@ def _find(state: EngineState, store: SnapshotStore, payload: RestoreSnapshot) ->
     return msgspec.msgpack.decode(on_leader(state.comm, work), type=Cut)
 
 
-def _layout(state: EngineState, cut: Cut, model_id: ModelId) -> AdapterLayout:
-    """Where the model's values belong in this base model; raises StorageFailure, naming the model, when it does not fit."""
-    entry = cut.models[model_id]
-    what = f"snapshot {cut.name}: model {model_id}"
-    if entry.kind != "lora" or entry.spec is None:
-        raise StorageFailure(f"{what} is of kind {entry.kind!r}, which this engine cannot train")
+def _check(state: EngineState, entry: ModelEntry, *, what: str) -> AdapterLayout | None:
+    """The layout of an adapter, None for a full-weight model; raises StorageFailure, naming the model by what, when it does not fit."""
+    if entry.kind == "full":
+        check_full(state, entry, what=what)
+        return None
+    if not state.config.is_lora or entry.spec is None:
+        raise StorageFailure(f"{what} is a LoRA adapter, and this server trains full weights (enable_lora: false)")
     try:
         layout = layout_for(state.base.sites, entry.spec)
     except GradstreamError as error:
@@ -81,7 +87,7 @@ def _layout(state: EngineState, cut: Cut, model_id: ModelId) -> AdapterLayout:
 
 
 def _restore(state: EngineState, store: SnapshotStore, cut: Cut, model_id: ModelId, layout: AdapterLayout) -> Adapter:
-    """The model as it was, on every rank; collective. Raises StorageFailure when a file cannot be read."""
+    """The adapter as it was, on every rank; collective. Raises StorageFailure when a file cannot be read."""
     entry = cut.models[model_id]
 
     def work() -> bytes:

@@ -13,7 +13,7 @@ from gradstream.engine.sampler.answer import to_wire
 from gradstream.engine.sampler.intake import to_request
 from gradstream.engine.sampler.store import Resident
 from gradstream.engine.state import EngineState
-from gradstream.shared.errors import GradstreamError
+from gradstream.shared.errors import GradstreamError, Unsupported
 from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.wire import Failed, Sample, SampleDone
 
@@ -44,7 +44,12 @@ def sample(state: EngineState, jobs: Sequence[OpJob[Sample]], *, num_steps: int)
 
 
 def _admit(state: EngineState, job: OpJob[Sample]) -> None:
-    """Check a job and let it run; collective where the adapter has to be read."""
+    """Check a job and let it run; collective where the adapter has to be read. Raises Unsupported where full weights are trained."""
+    if not state.config.is_lora:
+        raise Unsupported(
+            "sample: this server trains the full weights of its model and does not sample from them; save the weights and load them "
+            "into an inference server"
+        )
     path = job.payload.path
     adapter = None if path is None else _adapter(state, path, job.job.tenant)
     request = to_request(state, job.job, job.payload, adapter)

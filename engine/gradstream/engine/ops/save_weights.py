@@ -12,7 +12,7 @@ from gradstream.shared.wire import SaveWeights, SaveWeightsDone
 @each
 def save_weights(state: EngineState, job: OpJob[SaveWeights]) -> SaveWeightsDone:
     """Write the checkpoint. Raises UnknownModel, InvalidRequest (name), CheckpointExists, StorageFailure."""
-    adapter = state.model(job.job)
+    adapter = state.adapter(job.job)
     payload = job.payload
     location = checkpoint(adapter.model_id, CheckpointKind.WEIGHTS, payload.name)
     order = SaveOrder(

@@ -12,7 +12,7 @@ from gradstream.shared.wire import SaveExternal, SaveExternalDone
 @each
 def save_weights_external(state: EngineState, job: OpJob[SaveExternal]) -> SaveExternalDone:
     """Write the export. Raises UnknownModel, InvalidRequest (name), CheckpointExists, StorageLimit, StorageFailure."""
-    adapter = state.model(job.job)
+    adapter = state.adapter(job.job)
     location = checkpoint(adapter.model_id, CheckpointKind.EXTERNAL_WEIGHTS, job.payload.name)
     order = SaveOrder(
         location=location,

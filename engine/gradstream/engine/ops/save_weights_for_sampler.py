@@ -19,7 +19,7 @@ def save_weights_for_sampler(state: EngineState, job: OpJob[SaveForSampler]) -> 
     Later training does not change it; it outlives the model and the gang. Raises UnknownModel, InvalidRequest, CheckpointExists,
     StorageFailure.
     """
-    adapter = state.model(job.job)
+    adapter = state.adapter(job.job)
     location = _location(job.payload, adapter.model_id)
     order = SaveOrder(
         location=location,

@@ -11,6 +11,8 @@ from gradstream.shared.config.machine import launched_place
 
 # A rank may load a large model while its peers wait in their first collective.
 DEFAULT_TIMEOUT_S = 1800.0
+# Of a tensor that goes to every rank, at a time.
+_BROADCAST_BYTES = 256 << 20
 
 
 class Comm:
@@ -80,6 +82,13 @@ class Comm:
         """Replace tensor by its sum over all ranks, the same bits on each; the tensor itself is returned."""
         if self._size > 1:
             dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Replace a flat tensor by rank 0's, bit by bit; the tensor itself is returned."""
+        if self._size > 1:
+            for part in torch.split(tensor.view(torch.uint8), _BROADCAST_BYTES):
+                dist.broadcast(part, src=0)
         return tensor
 
     def broadcast_bytes(self, data: bytes | None = None) -> bytes:

@@ -61,9 +61,9 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One model of a cut.
 
     directory: below the store. files: by name in the directory, one a rank that wrote. tensors: by name, what the files hold
-    together. spec, scale, layout_digest: of a "lora" model; spec has its seed resolved. step: optimizer steps taken. has_grad: there
+    together. spec, scale: of a "lora" model; spec has its seed resolved. layout_digest: of the flat tensors' layout. step: optimizer steps taken. has_grad: there
     is a tensor `grad` with what was accumulated since the last one, of valid_tokens tokens. The tensors besides `weights` and `grad` are
-    the state of optimizer.
+    the state of optimizer. is_asleep: of a "full" model, that it was in host memory.
     """
 
     directory: str
@@ -81,6 +81,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     optimizer: OptimizerSpec = OptimizerSpec()
     reduction: Literal["sum", "token_mean"] = "sum"
     valid_tokens: int = 0
+    is_asleep: bool = False
 
     @property
     def size_bytes(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout
+from gradstream.engine.models.full import FullModel
 from gradstream.engine.snapshot.cut import ModelEntry, ModelKind
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import Owner, Reduction, TrainedModel, Training
@@ -25,7 +26,7 @@ GRAD = "grad"
 class ModelState:
     """A copy of one model between two batches; it shares no memory with the model.
 
-    owner.spec has its seed resolved. tensors, on the CPU: weights, grad only if has_grad, both flat [num_params] in the model's layout,
+    owner.spec, of an adapter, has its seed resolved. tensors, on the CPU: weights, grad only if has_grad, both flat [num_params] in the model's layout,
     and the state of its optimizer by name. layout_digest: the digest of that layout.
     """
 
@@ -39,6 +40,7 @@ class ModelState:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     reduction: Reduction = "sum"
     valid_tokens: int = 0
+    is_asleep: bool = False
 
     @property
     def model_id(self) -> ModelId:
@@ -58,33 +60,34 @@ def capture(state: EngineState, model_ids: Iterable[ModelId]) -> list[ModelState
     return [_copy(_held(state, model_id)) for model_id in model_ids]
 
 
-def _held(state: EngineState, model_id: ModelId) -> Adapter:
-    adapter = state.models.get(model_id)
-    if adapter is None:
+def _held(state: EngineState, model_id: ModelId) -> Adapter | FullModel:
+    model = state.models.get(model_id)
+    if model is None:
         raise UnknownModel(f"model {model_id} is not held by this engine, so it cannot be copied")
-    return adapter
+    return model
 
 
-def _copy(adapter: Adapter) -> ModelState:
-    tensors = {WEIGHTS: adapter.weights, **adapter.optim}
-    if adapter.has_grad:
-        tensors[GRAD] = adapter.grad
+def _copy(model: Adapter | FullModel) -> ModelState:
+    tensors = {WEIGHTS: model.weights, **model.optim}
+    if model.has_grad:
+        tensors[GRAD] = model.grad
     return ModelState(
-        owner=adapter.owner,
-        scale=adapter.scale,
-        step=adapter.step,
-        has_grad=adapter.has_grad,
-        layout_digest=adapter.layout.digest,
-        optimizer=adapter.optimizer,
-        reduction=adapter.reduction,
-        valid_tokens=adapter.valid_tokens,
+        owner=model.owner,
+        scale=1.0 if isinstance(model, FullModel) else model.scale,
+        step=model.step,
+        has_grad=model.has_grad,
+        layout_digest=model.layout.digest,
+        kind="full" if isinstance(model, FullModel) else "lora",
+        optimizer=model.optimizer,
+        reduction=model.reduction,
+        valid_tokens=model.valid_tokens,
+        is_asleep=isinstance(model, FullModel) and model.is_asleep,
         tensors={name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()},
     )
 
 
 def owner_of(model_id: ModelId, entry: ModelEntry) -> Owner:
-    """Whose adapter a "lora" model of a cut is."""
-    assert entry.spec is not None
+    """Whose model one of a cut is."""
     return Owner(
         model_id=model_id,
         tenant=entry.tenant,

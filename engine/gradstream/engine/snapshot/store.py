@@ -117,7 +117,7 @@ class SnapshotStore:
                 )
 
     def read(self, cut: Cut, model_id: ModelId) -> ModelState:
-        """One "lora" model of a cut, its files not verified; raises StorageFailure when they cannot be read."""
+        """One model of a cut, its files not verified; raises StorageFailure when they cannot be read."""
         entry = cut.models[model_id]
         return ModelState(
             owner=owner_of(model_id, entry),
@@ -128,6 +128,7 @@ class SnapshotStore:
             optimizer=entry.optimizer,
             reduction=entry.reduction,
             valid_tokens=entry.valid_tokens,
+            is_asleep=entry.is_asleep,
             tensors=read_shards(self.directory / entry.directory, entry.files, entry.tensors),
             kind=entry.kind,
         )
@@ -206,6 +207,7 @@ class SnapshotStore:
             optimizer=state.optimizer,
             reduction=state.reduction,
             valid_tokens=state.valid_tokens,
+            is_asleep=state.is_asleep,
         )
 
     def _withdraw(self, head: CutHead, model_ids: Iterable[ModelId]) -> None:

@@ -9,7 +9,17 @@ from gradstream.shared.wire import Batch, Job, Outcome, Plan
 from gradstream.worker.recovery.compare import Compare
 
 # Plans that change training state. What others did is on disk, in Redis, or over.
-STATEFUL = frozenset({"create_model", "load_weights", "forward_backward", "optim_step", "unload_model"})
+STATEFUL = frozenset(
+    {
+        "create_model",
+        "load_weights",
+        "forward_backward",
+        "optim_step",
+        "reset_model",
+        "offload_model",
+        "unload_model",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

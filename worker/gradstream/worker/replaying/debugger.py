@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.engine import Engine
+from gradstream.engine.models.full import FullModel
 from gradstream.shared import codec
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.ids import FutureId, ModelId
@@ -49,12 +50,12 @@ def run_in_debugger(
 def _stopped(
     debugger: pdb.Pdb,
     engine: Engine,  # noqa: ARG001 - a name that the user finds in scope, as the next ones
-    model: Adapter | None,  # noqa: ARG001
+    model: Adapter | FullModel | None,  # noqa: ARG001
     batch: Batch,
     jobs: list[LoggedRun],  # noqa: ARG001
     run: Run,
 ) -> Mapping[FutureId, Outcome]:
-    """engine, model (the adapter), batch, jobs are in scope; `next` runs the batch and `step` goes into it, then outcomes is there."""
+    """engine, model (the adapter, or the full-weight model), batch, jobs are in scope; `next` runs the batch and `step` goes into it, then outcomes is there."""
     debugger.set_trace()
     outcomes = run(batch)
     return outcomes  # noqa: RET504 - a line to stop at when outcomes is known

@@ -130,7 +130,8 @@ class Dump:
             if name in model.tensors
             for tensor in layout.tensors
         }
-        views = parameters | named_state(state_parts(model.optimizer, layout), model.tensors)
+        parts = state_parts(model.optimizer, layout, weights_dtype=model.tensors[WEIGHTS].dtype)
+        views = parameters | named_state(parts, model.tensors)
         return {name: view.clone() for name, view in views.items()}
 
     def _outputs(self, future_id: FutureId, moment: str, outcome: Outcome) -> None:

@@ -1,0 +1,114 @@
+"""The rows of jobs run through the model on all ranks: every job's outputs and gradient, complete on every rank.
+
+Legend: N tokens of one job, C candidates (targets) per token, P parameters of a model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.datums import Datums
+from gradstream.engine.models.base import BaseModel
+from gradstream.engine.packing import assign, pack
+from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.rows import JobTensors, run_row
+from gradstream.shared.wire import Plan
+
+# Matrix products may differ in the last bit with the alignment of what they write to. Each view of a buffer begins at a
+# multiple of 64 bytes, as torch's own tensors do, so that a job's numbers do not depend on the sizes of the jobs before it.
+_ALIGN_ELEMENTS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterWork:
+    """One job on an adapter. is_backward: its gradient is wanted."""
+
+    adapter: Adapter
+    datums: Datums
+    is_backward: bool
+
+
+def run_adapters(base: BaseModel, comm: Comm, work: Sequence[AdapterWork], plan: Plan) -> list[JobTensors]:
+    """Several jobs of several adapters in common rows; collective."""
+    # In which order the ranks are added up may depend on where a number lies in the buffer: an isolated job has one of its own.
+    num_together = 1 if plan.isolate_jobs else len(work)
+    buffers: list[Tensor] = []
+    tensors: list[JobTensors] = []
+    for first in range(0, len(work), num_together):
+        buffer, own = _allocate(work[first : first + num_together], base.device)
+        buffers.append(buffer)
+        tensors += own
+    _run_rows(base, comm, tensors, plan)
+    # What a rank did not compute is zero in its buffer, so the sum is the whole.
+    for buffer in buffers:
+        comm.all_reduce_sum_(buffer)
+    return tensors
+
+
+def run_full(base: BaseModel, comm: Comm, datums: Datums, grad: Tensor | None, plan: Plan) -> JobTensors:
+    """One job on the base model's own weights; collective. grad: flat fp32 [P], all zeros, or None for a forward."""
+    num_outputs = datums.num_tokens * datums.num_candidates
+    outputs = torch.zeros(2, num_outputs, dtype=torch.float32, device=base.device)
+    tensors = _job_tensors(None, datums, grad=grad, logprobs=outputs[0], elementwise=outputs[1])
+    _run_rows(base, comm, [tensors], plan)
+    comm.all_reduce_sum_(outputs)
+    if grad is not None:
+        comm.all_reduce_sum_(grad)
+    return tensors
+
+
+def _run_rows(base: BaseModel, comm: Comm, tensors: Sequence[JobTensors], plan: Plan) -> None:
+    rows = pack(
+        [job.datums.lengths for job in tensors],
+        budget_tokens=plan.row_budget_tokens,
+        num_ranks=comm.size,
+        isolate_jobs=plan.isolate_jobs,
+    )
+    ranks = assign(rows, num_ranks=comm.size, isolate_jobs=plan.isolate_jobs)
+    for row, rank in zip(rows, ranks, strict=True):
+        if rank == comm.rank:
+            run_row(base, row, tensors)
+
+
+def _allocate(work: Sequence[AdapterWork], device: torch.device) -> tuple[Tensor, list[JobTensors]]:
+    """One flat fp32 buffer for these jobs, and each job's views into it."""
+    sizes: list[int] = []
+    for one in work:
+        num_outputs = one.datums.num_tokens * one.datums.num_candidates
+        sizes += [one.adapter.layout.num_params if one.is_backward else 0, num_outputs, num_outputs]
+    padded = [-(-size // _ALIGN_ELEMENTS) * _ALIGN_ELEMENTS for size in sizes]
+    buffer = torch.zeros(sum(padded), dtype=torch.float32, device=device)
+    parts = [part[:size] for part, size in zip(torch.split(buffer, padded), sizes, strict=True)]
+    tensors = []
+    for number, one in enumerate(work):
+        grad, logprobs, elementwise = parts[3 * number : 3 * number + 3]
+        own_grad = grad if one.is_backward else None
+        tensors.append(_job_tensors(one.adapter, one.datums, grad=own_grad, logprobs=logprobs, elementwise=elementwise))
+    return buffer, tensors
+
+
+def _job_tensors(
+    adapter: Adapter | None, datums: Datums, *, grad: Tensor | None, logprobs: Tensor, elementwise: Tensor
+) -> JobTensors:
+    """A job's arrays on the device of its outputs."""
+    device = logprobs.device
+    shape = datums.targets_NC.shape
+    return JobTensors(
+        adapter=adapter,
+        datums=datums,
+        tokens_N=_to(datums.tokens_N, device),
+        targets_NC=_to(datums.targets_NC, device),
+        inputs={name: _to(values, device) for name, values in datums.inputs.items()},
+        grad=grad,
+        logprobs_NC=logprobs.view(shape),
+        elementwise_NC=elementwise.view(shape),
+    )
+
+
+def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], device: torch.device) -> Tensor:
+    """A copy on the device; wire arrays are read-only, which torch does not accept."""
+    return torch.tensor(array, device=device)
