@@ -4,10 +4,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from gradstream.api.auth import tenant_of
+from gradstream.api.dialect import is_name
 from gradstream.api.parts import parts_of
 from gradstream.api.query import ScopedPageQuery, ScopeQuery, query, takes
 from gradstream.api.records import own_record
 from gradstream.api.tinker.views import Cursor, TrainingRun, run_view
+from gradstream.api.xorl.models import target
 from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()
@@ -41,5 +43,7 @@ async def get_training_run(run_id: str, request: Request) -> TrainingRun:
     """One run; 404 for an unknown one."""
     parts, tenant = parts_of(request), tenant_of(request)
     query(request, ScopeQuery)
-    record = await own_record(parts, RecordKind.MODEL, run_id, tenant=tenant, field="training_run_id")
-    return await run_view(parts, run_id, record, tenant=tenant)
+    # Runs of models that their clients named are listed under these names.
+    run = target(run_id, tenant=tenant).model if is_name(run_id) else run_id
+    record = await own_record(parts, RecordKind.MODEL, run, tenant=tenant, field="training_run_id")
+    return await run_view(parts, run, record, tenant=tenant)

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from gradstream.api.parts import Parts
+from gradstream.api.xorl.models import name_of
+from gradstream.api.xorl.paths import shown
 from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.port import RecordKind
 
@@ -29,10 +31,13 @@ class Cursor(BaseModel):
 
 
 class Checkpoint(BaseModel):
+    """tinker_path and path: the same checkpoint, as clients of the two dialects call it."""
+
     checkpoint_id: str
     checkpoint_type: Literal["training", "sampler", "external"]
     time: datetime
     tinker_path: str
+    path: str
     size_bytes: int | None
     public: bool
     user_metadata: dict[str, str] | None
@@ -40,12 +45,14 @@ class Checkpoint(BaseModel):
 
 
 class TrainingRun(BaseModel):
+    """training_run_id: of a model that its client named, this name. lora_rank: null for full weights."""
+
     model_config = ConfigDict(protected_namespaces=())
 
     training_run_id: str
     base_model: str
     model_owner: str
-    is_lora: bool = True
+    is_lora: bool
     corrupted: bool
     lora_rank: int | None
     last_request_time: datetime
@@ -73,6 +80,7 @@ def checkpoint_view(path: str, record: Record) -> Checkpoint:
         checkpoint_type=_TYPES[checkpoint_id.partition("/")[0]],
         time=when(record["created_ms"]),
         tinker_path=path,
+        path=shown(path),
         size_bytes=int(size_bytes) if size_bytes else None,
         public=record.get("public") == "1",
         user_metadata=metadata(record),
@@ -84,9 +92,10 @@ async def run_view(parts: Parts, run: str, record: Record, *, tenant: TenantId) 
     """A model's record for a client, also after the model left the gang's memory."""
     rank = record.get("rank")
     return TrainingRun(
-        training_run_id=run,
+        training_run_id=name_of(run) if record.get("dialect") == "xorl" else run,
         base_model=record.get("base_model", ""),
         model_owner=tenant,
+        is_lora=record.get("rank") != "",
         corrupted=record.get("state") in _CORRUPTED,
         lora_rank=int(rank) if rank else None,
         last_request_time=when(record.get("used_ms") or record["created_ms"]),

@@ -37,7 +37,12 @@ class CheckpointName:
 
 def shown(text: str) -> str:
     """The text with every stored URI in it written as xorl clients write it."""
-    return _STORED_PATH.sub(lambda found: f"{SCHEME}{name_of(found[1])}/{found[2]}/{found[3]}", text)
+    return _STORED_PATH.sub(lambda found: f"{SCHEME}{_called(found[1])}/{found[2]}/{found[3]}", text)
+
+
+def _called(run: str) -> str:
+    """The name of a model that has one; ids of the tinker dialect, which have two colons, are left as they are."""
+    return name_of(run) if run.count(":") <= 1 else run
 
 
 def parse(text: str, *, of: Target, kind: str, field: str, output_dir: Path | None) -> CheckpointName:
