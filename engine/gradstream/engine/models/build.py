@@ -20,7 +20,7 @@ from gradstream.engine.attention.registry import PackedAttention
 from gradstream.engine.attention.seam import implementation
 from gradstream.engine.config import EngineConfig, Numerics
 from gradstream.engine.models.base import BaseModel, ModelFacts, Seams
-from gradstream.engine.models.compiled import compile_layers
+from gradstream.engine.models.compiled import compile_layers, require_compiler
 from gradstream.engine.models.digest import model_digest
 from gradstream.engine.models.flat import FlatParameters
 from gradstream.engine.models.merged_qkv import merge_adapted, merge_trained
@@ -29,6 +29,7 @@ from gradstream.engine.models.refusals import check_config
 from gradstream.engine.models.sites import adapt
 from gradstream.engine.models.switches import exchange_functions, is_grouped
 from gradstream.engine.models.trainable import train_fully
+from gradstream.engine.vocabulary import warm_up
 from gradstream.shared.errors import Unsupported
 
 _CPU = torch.device("cpu")
@@ -163,6 +164,9 @@ def seam(causal_lm: nn.Module, *, digest: str, build: Build | None = None) -> Ba
         max_position=int(config.max_position_embeddings),
         digest=digest,
     )
+    if build.numerics.ce_mode == "compiled":
+        require_compiler(weight.device, asked="ce_mode: compiled", instead="eager")
+        warm_up(facts.vocab_size, weight.device)
     base = BaseModel(causal_lm, facts=facts, seams=_exchange(causal_lm, build, run), numerics=build.numerics)
     probe.check(base)
     return base

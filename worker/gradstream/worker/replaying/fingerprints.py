@@ -1,10 +1,15 @@
 """What an engine's fingerprint says: how a replay is set up like the engine that wrote a log, and in what it cannot be."""
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import Literal, TypedDict
+
+import msgspec
 
 from gradstream.engine.attention.registry import ATTENTION
-from gradstream.engine.config import DTypePolicy, EngineConfig
+from gradstream.engine.config import DTypePolicy, EngineConfig, Numerics
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
@@ -31,7 +36,8 @@ def num_ranks(fingerprint: str) -> int:
 
 
 def adopted(config: EngineConfig, logged: str) -> EngineConfig:
-    """config with everything that can be chosen as the log's engine had it: threads, attention, dtype, lora_alpha, seed.
+    """config with everything that can be chosen as the log's engine had it: threads, attention, dtype, lora_alpha, seed,
+    numerics, what is trained.
 
     The number of threads may exceed the cores of this machine: results depend on it, and not on the cores.
     """
@@ -45,4 +51,36 @@ def adopted(config: EngineConfig, logged: str) -> EngineConfig:
         dtype=DTypePolicy(dtype) if dtype in set(DTypePolicy) else config.dtype,
         lora_alpha=float(alpha) if _NUMBER.fullmatch(alpha) else config.lora_alpha,
         seed=int(seed) if _NUMBER.fullmatch(seed) and seed.lstrip("-").isdecimal() else config.seed,
+        numerics=_numerics(was, config.numerics),
+        **_training(was),
     )
+
+
+def _numerics(was: Mapping[str, str], here: Numerics) -> Numerics:
+    """here with every value that the facts name; other words are left out."""
+    words: dict[str, object] = {"true": True, "false": False, "null": None}
+    for part in fields(Numerics):
+        if (text := was.get(part.name)) is not None:
+            with suppress(msgspec.ValidationError):
+                value = getattr(msgspec.convert({part.name: words.get(text, text)}, Numerics), part.name)
+                here = replace(here, **{part.name: value})
+    return here
+
+
+class _Training(TypedDict, total=False):
+    is_lora: bool
+    master_dtype: Literal["fp32", "bf16"]
+    freeze_router: bool
+
+
+def _training(was: Mapping[str, str]) -> _Training:
+    """Whether adapters or full weights were trained; nothing when the facts do not say."""
+    if not was:
+        return {}
+    if was.get("weights") != "full":
+        return {"is_lora": True}
+    return {
+        "is_lora": False,
+        "master_dtype": "bf16" if was.get("master") == "bf16" else "fp32",
+        "freeze_router": was.get("router") != "free",
+    }
