@@ -46,11 +46,13 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def render(done: Done, *, accepts_protobuf: bool) -> Rendered:
-    """The result's bytes for a client."""
+    """The result's bytes for a client: the same from every process, so entries of protobuf maps go in the order of their names."""
     if accepts_protobuf and isinstance(done, ForwardBackwardDone):
-        return Rendered(content=_forward_backward_proto(done).SerializeToString(), media_type=PROTOBUF)
+        return Rendered(
+            content=_forward_backward_proto(done).SerializeToString(deterministic=True), media_type=PROTOBUF
+        )
     if accepts_protobuf and isinstance(done, SampleDone):
-        return Rendered(content=sample_proto(done).SerializeToString(), media_type=PROTOBUF)
+        return Rendered(content=sample_proto(done).SerializeToString(deterministic=True), media_type=PROTOBUF)
     return Rendered(content=_json_bytes(_json_result(done)), media_type=JSON)
 
 
