@@ -33,10 +33,14 @@ from gradstream.shared.wire import (
     Job,
     LoadWeights,
     LoadWeightsDone,
+    OffloadModel,
+    OffloadModelDone,
     OptimStep,
     OptimStepDone,
     Outcome,
     Plan,
+    ResetModel,
+    ResetModelDone,
     Sample,
     SampleDone,
     SaveExternal,
@@ -52,6 +56,8 @@ from gradstream.shared.wire import (
 )
 
 _START_S = 20.0
+# Names of checkpoints for which there is no room.
+FULL_DISK = frozenset({"too-large", "session_too-large_final"})
 
 
 class EchoWorker:
@@ -148,6 +154,8 @@ class EchoWorker:
                 return Failed(code="non_finite", category="user", message="the gradient is not finite")
             case OptimStep():
                 return OptimStepDone(metrics={"grad_norm": 0.0})
+            case SaveWeights() if payload.name in FULL_DISK:
+                return Failed(code="storage_limit", category="server", message="the save needs more room than is left")
             case SaveWeights():
                 return SaveWeightsDone(path=f"tinker://{job.owner}/weights/{payload.name}")
             case LoadWeights():
@@ -160,6 +168,10 @@ class EchoWorker:
                 return SaveExternalDone(path=f"tinker://{job.owner}/external_weights/{payload.name}", size_bytes=1000)
             case UnloadModel():
                 return UnloadModelDone(model_id=ModelId(job.owner))
+            case ResetModel():
+                return ResetModelDone(model_id=ModelId(job.owner))
+            case OffloadModel():
+                return OffloadModelDone(model_id=ModelId(job.owner), asleep=payload.asleep, bytes_moved=8)
             case DeleteCheckpoint():
                 return DeleteCheckpointDone(path=payload.path)
             case CopyCheckpoint():

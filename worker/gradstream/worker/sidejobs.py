@@ -10,7 +10,7 @@ from gradstream.shared.config import Settings, read_handover
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.limits import limits_of
 from gradstream.shared.joblog.redis_intake import RedisIntake
-from gradstream.worker import collect, sweeps
+from gradstream.worker import collect, idle, sweeps
 from gradstream.worker.accounting import account_storage
 from gradstream.worker.parts import redis_url
 from gradstream.worker.rescan import rescan
@@ -19,12 +19,17 @@ from gradstream.worker.storage import Storage
 
 
 def sweep_sessions(settings_file: str, awake_ms: int) -> int:
-    """Unload what ended sessions left behind; how many sessions."""
+    """Unload what ended sessions left behind, save and unload what was left idle; how many."""
     settings = read_handover(Path(settings_file))
     patience = sweeps.Patience(
         grace_s=settings.session_grace_s, idle_s=settings.idle_session_timeout, awake_ms=awake_ms
     )
-    return _run(settings, lambda parts: sweeps.sweep_sessions(parts, patience=patience))
+
+    async def sweep(parts: sweeps.Parts) -> int:
+        num_left = await idle.sweep_idle(parts, idle_s=settings.idle_session_timeout, awake_ms=awake_ms)
+        return num_left + await sweeps.sweep_sessions(parts, patience=patience)
+
+    return _run(settings, sweep)
 
 
 def sweep_files(settings_file: str, awake_ms: int) -> int:

@@ -151,8 +151,8 @@ if makes_model then
   redis.call('SADD', P .. 'models', owner)
   enlist('model', owner)
 end
+if takes_next or model[6] then note_end(owner, seq, op) end
 if takes_next then
-  note_end(owner, seq, op)
   redis.call('SET', once, seq, 'EX', ARGV[23])
   if again ~= '' then
     redis.call('SET', again, seq, 'EX', ARGV[23])

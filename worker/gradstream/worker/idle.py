@@ -1,0 +1,105 @@
+"""Models that their clients named and then left: saved, then unloaded.
+
+A sweep may be repeated at any point; how far one came stands in the model's record. Nothing is unloaded that is not saved, and nothing
+that somebody used after it was saved. The model `default`, which clients use without making it, is saved and stays in memory: they would
+go on with a fresh one without noticing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+
+from gradstream.shared import codec
+from gradstream.shared.activity import last_active_ms
+from gradstream.shared.errors import SequenceConflict, UnknownModel
+from gradstream.shared.ids import DEFAULT_MODEL, ModelId, TenantId
+from gradstream.shared.joblog.port import RecordKind, Submission
+from gradstream.shared.wire import SaveWeights
+from gradstream.worker.sweeps import Parts, unload_of
+
+_FIELD = "idle"
+_log = structlog.get_logger(__name__)
+
+
+class _Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sweep did with a model. next_seq: the model's, as long as nobody sent it another job. at_ms: wall time."""
+
+    uri: str
+    next_seq: int
+    at_ms: int
+
+
+async def sweep_idle(parts: Parts, *, idle_s: float, awake_ms: int) -> int:
+    """Save models that were left idle_s ago, unload those that are saved; how many jobs were submitted for that.
+
+    Silence is counted from awake_ms on at the earliest: before it the server, or the whole machine, was not there to listen.
+    """
+    num_jobs = 0
+    for model, record in list(parts.census.records(RecordKind.MODEL)):
+        if record.get("dialect") == "xorl" and record.get("state") == "ready" and not _has_open_jobs(record):
+            limit_ms = parts.now_ms - int(1000 * idle_s)
+            num_jobs += await _sweep(parts, ModelId(model), record, limit_ms=limit_ms, awake_ms=awake_ms)
+    return num_jobs
+
+
+async def _sweep(parts: Parts, model: ModelId, record: Mapping[str, str], *, limit_ms: int, awake_ms: int) -> bool:
+    """True when a job was submitted. limit_ms: a model that was used after it is not idle."""
+    next_seq = int(record.get("next_seq", "0"))
+    saved = msgspec.json.decode(record[_FIELD], type=_Saved) if record.get(_FIELD) else None
+    is_saved = (
+        saved is not None
+        and saved.next_seq == next_seq
+        and await parts.intake.record(RecordKind.CHECKPOINT, saved.uri) is not None
+    )
+    if is_saved:
+        assert saved is not None
+        came_back = int(record.get("seen_ms", "0")) > max(saved.at_ms, limit_ms)
+        return not came_back and await _unload(parts, model, record, next_seq=next_seq)
+    if max(last_active_ms(record), awake_ms) > limit_ms:
+        return False
+    if next_seq <= 1:
+        # Made, and never used: there is nothing to save.
+        return await _unload(parts, model, record, next_seq=next_seq)
+    return await _save(parts, model, record)
+
+
+async def _save(parts: Parts, model: ModelId, record: Mapping[str, str]) -> bool:
+    moment = datetime.fromtimestamp(parts.now_ms / 1000, tz=UTC)
+    name = f"idle_{moment:%Y%m%d-%H%M%S}"
+    save = Submission(
+        owner=model,
+        seq=None,
+        op="save_weights",
+        tenant=TenantId(record["tenant"]),
+        payload=codec.encode(SaveWeights(name=name)),
+    )
+    try:
+        receipt = await parts.intake.submit(save)
+    except UnknownModel:
+        # Its unload is on its way.
+        return False
+    behind = int(receipt.future_id.rpartition(":")[2]) + 1
+    saved = _Saved(uri=f"tinker://{model}/weights/{name}", next_seq=behind, at_ms=parts.now_ms)
+    await parts.intake.change_record(RecordKind.MODEL, model, {_FIELD: msgspec.json.encode(saved).decode()})
+    _log.info("idle_model_saving", model_id=model, checkpoint=name)
+    return True
+
+
+async def _unload(parts: Parts, model: ModelId, record: Mapping[str, str], *, next_seq: int) -> bool:
+    """Unload a model unless it is the one that stays, or got a job in this very moment."""
+    if record.get("name") == DEFAULT_MODEL:
+        return False
+    try:
+        # With its seq named, the unload is refused when another job has taken it.
+        await parts.intake.submit(replace(unload_of(model, record), seq=next_seq))
+    except (SequenceConflict, UnknownModel):
+        return False
+    _log.info("idle_model_unloading", model_id=model)
+    return True
+
+
+def _has_open_jobs(record: Mapping[str, str]) -> bool:
+    return int(record.get("queued", "0")) + int(record.get("held", "0")) > 0
