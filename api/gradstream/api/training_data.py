@@ -16,7 +16,7 @@ from gradstream.shared.catalog import EngineCard, LossCard, LossInput
 from gradstream.shared.columns import Column, DType
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.loss_config import Value, is_required, loss_params
-from gradstream.shared.wire import ForwardBackward
+from gradstream.shared.wire import IGNORE, ForwardBackward
 
 # Any: numpy arrays of any number type, as a dtype is what is being checked here.
 Array = NDArray[Any]
@@ -35,12 +35,13 @@ class DatumArrays:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """A forward_backward request of any dialect, decoded but not yet checked."""
+    """A forward_backward request of any dialect, decoded but not yet checked. may_ignore: a target may be IGNORE."""
 
     datums: Sequence[DatumArrays]
     loss_fn: str
     loss_config: Mapping[str, float | str]
     backward: bool
+    may_ignore: bool = False
 
 
 def to_payload(data: TrainingData, card: EngineCard) -> ForwardBackward:
@@ -57,7 +58,7 @@ def to_payload(data: TrainingData, card: EngineCard) -> ForwardBackward:
     trailing = _trailing(data.datums, loss)
     inputs: dict[str, Column] = {}
     for spec in sorted(loss.inputs, key=lambda item: item.name):
-        column = _input_column(spec, data.datums, loss=loss, params=params, card=card, trailing=trailing)
+        column = _input_column(spec, data, loss=loss, params=params, card=card, trailing=trailing)
         if column is not None:
             inputs[spec.name] = column
     config = {name: data.loss_config[name] for name in sorted(data.loss_config)}
@@ -116,7 +117,7 @@ def _trailing(datums: Sequence[DatumArrays], loss: LossCard) -> tuple[int, ...]:
 
 def _input_column(
     spec: LossInput,
-    datums: Sequence[DatumArrays],
+    data: TrainingData,
     *,
     loss: LossCard,
     params: Mapping[str, Value],
@@ -124,6 +125,7 @@ def _input_column(
     trailing: tuple[int, ...],
 ) -> Column | None:
     """The column of one loss input, or None when no datum has it and the loss does not need it."""
+    datums = data.datums
     num_given = sum(spec.name in datum.inputs for datum in datums)
     if num_given == 0 and not is_required(spec, params):
         return None
@@ -141,7 +143,9 @@ def _input_column(
         _check_range(values, num_values, spec)
     else:
         # The integer inputs of a loss are token ids.
-        _check_ids(values, num_values, card, field=f"loss_fn_inputs.{spec.name}")
+        is_target = data.may_ignore and spec.name == _TARGETS
+        ids = np.where(values == IGNORE, 0, values) if is_target else values
+        _check_ids(ids, num_values, card, field=f"loss_fn_inputs.{spec.name}")
     return column
 
 

@@ -100,7 +100,9 @@ async def test_a_request_repeated_before_its_future_was_asked_for_is_the_same_jo
 async def test_a_client_that_starts_again_with_1_gets_new_jobs(bench: Bench) -> None:
     await send(bench, "create_model")
     first = await send(bench, retry_key="1")
-    await bench.intake.note_polled(first.future_id)
+    await bench.intake.note_polled(first.future_id, tenant=TenantId("other"))
+    assert (await send(bench, retry_key="1")).future_id == first.future_id, "a stranger's question means nothing"
+    await bench.intake.note_polled(first.future_id, tenant=LOCAL_TENANT)
     again = await send(bench, retry_key="1")
     assert again.future_id == "default:2"
     assert (await send(bench, retry_key="1")).future_id == "default:2"
@@ -238,3 +240,32 @@ async def test_a_model_that_the_client_numbers_is_untouched_by_all_this(bench: B
     bench.commit(bench.log(), records=[ready()])
     assert (await bench.submit(1)).future_id == "s1:train:0:1"
     assert "tail" not in await bench.record()
+
+
+async def test_a_redis_that_lost_everything_goes_on_behind_what_it_gets_back(bench: Bench) -> None:
+    for op in ("create_model", "optim_step", "unload_model", "create_model", "optim_step"):
+        await send(bench, op, op.encode())
+    log = bench.log()
+    bench.raw.flushall()
+    bench.epoch = bench.feed.acquire(owner="next-gang", above=bench.epoch)
+    for entry in log:
+        assert bench.feed.restore(entry, epoch=bench.epoch)
+    assert seqs(bench) == [0, 1, 2, 3, 4]
+    record = await bench.record(NAME)
+    assert (record["tail"], record["made_at"], record["next_seq"]) == ("live", "3", "5")
+    assert (await send(bench)).future_id == "default:5"
+    with pytest.raises(SequenceConflict):
+        await send(bench, "create_model", b"another")
+
+
+async def test_a_model_that_ended_before_redis_was_lost_takes_nothing_after_it_was_filled_again(bench: Bench) -> None:
+    for op in ("create_model", "unload_model"):
+        await send(bench, op, op.encode())
+    log = bench.log()
+    bench.raw.flushall()
+    bench.epoch = bench.feed.acquire(owner="next-gang", above=bench.epoch)
+    for entry in log:
+        bench.feed.restore(entry, epoch=bench.epoch)
+    with pytest.raises(UnknownModel):
+        await send(bench)
+    assert (await send(bench, "create_model", b"second")).future_id == "default:2"

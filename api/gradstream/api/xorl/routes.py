@@ -1,5 +1,17 @@
 """The resources of the xorl dialect, in the order in which their routes are tried."""
 
-from gradstream.api.xorl import checkpoints, endpoints, gone, health, info, kill, saving, sleeping
+from gradstream.api.xorl import (
+    checkpoints,
+    creation,
+    endpoints,
+    futures,
+    gone,
+    health,
+    info,
+    kill,
+    saving,
+    sleeping,
+    training,
+)
 
-RESOURCES = (health, saving, checkpoints, info, kill, sleeping, endpoints, gone)
+RESOURCES = (health, creation, training, futures, saving, checkpoints, info, kill, sleeping, endpoints, gone)

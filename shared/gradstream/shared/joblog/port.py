@@ -146,8 +146,8 @@ class Intake(Protocol):
         """Shorten a delivered result's life to the after-delivery time."""
         ...
 
-    async def note_polled(self, future_id: FutureId) -> None:
-        """Note that a client knows this future, so that the same request is a new one from now on."""
+    async def note_polled(self, future_id: FutureId, *, tenant: TenantId) -> None:
+        """Note that the tenant's client knows this future, so that the same request is a new one from now on."""
         ...
 
     async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:

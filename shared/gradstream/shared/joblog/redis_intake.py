@@ -175,8 +175,8 @@ class RedisIntake:
         args: list[Value] = [self._keys.prefix, future_id, self._limits.delivered_ttl_s]
         await self._run(self._call("delivered", args))
 
-    async def note_polled(self, future_id: FutureId) -> None:
-        await self._run(self._call("polled", [self._keys.prefix, future_id]))
+    async def note_polled(self, future_id: FutureId, *, tenant: TenantId) -> None:
+        await self._run(self._call("polled", [self._keys.prefix, future_id, tenant]))
 
     async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:
         await self._put(kind, record_id, fields, only_existing=False)

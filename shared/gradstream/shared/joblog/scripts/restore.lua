@@ -29,7 +29,7 @@ local function advance()
 end
 
 if ordered then
-  if redis.call('HEXISTS', model_key, 'tail') == 1 then note_end(owner, seq, op) end
+  if not string.find(owner, ':train:', 1, true) then note_end(owner, seq, op) end
   redis.call('HSETNX', model_key, 'tenant', tenant)
   redis.call('HSETNX', model_key, 'state', 'creating')
   for _, field in ipairs({ 'epoch', 'queued', 'held' }) do redis.call('HSETNX', model_key, field, '0') end
