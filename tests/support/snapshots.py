@@ -9,9 +9,9 @@ from gradstream.engine.engine import Engine
 from gradstream.engine.snapshot.cut import CutHead
 from gradstream.engine.snapshot.state import ModelState
 from gradstream.engine.snapshot.store import SnapshotStore
-from gradstream.shared import codec
-from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, SessionId, TenantId
-from gradstream.shared.wire import Batch, Job, LoraSpec, Outcome, Plan, RestoreSnapshot
+from gradstream.shared.ids import FutureId, ModelId, SessionId, TenantId
+from gradstream.shared.wire import LoraSpec, Outcome, RestoreSnapshot
+from gradstream.worker.internal import internal_batch
 
 
 def head(number: int, *, epoch: int = 1) -> CutHead:
@@ -69,13 +69,4 @@ def snapshot(engine: Engine, directory: Path, *, number: int = 1) -> RestoreSnap
 def restore(engine: Engine, payload: RestoreSnapshot) -> Outcome:
     """The outcome of the gang's own job."""
     future = FutureId("gang:restore")
-    job = Job(
-        future_id=future,
-        owner=ModelId("gang"),
-        seq=0,
-        op=codec.op_of(payload),
-        tenant=LOCAL_TENANT,
-        payload=codec.encode(payload),
-    )
-    plan = Plan(kind=job.op, future_ids=[future], row_budget_tokens=1)
-    return engine.execute(Batch(number=0, epoch=1, plan=plan, jobs=[job]))[future]
+    return engine.execute(internal_batch(payload, future_id=future, epoch=1))[future]

@@ -17,16 +17,15 @@ from gradstream.shared.joblog.port import BatchId, Feed, FutureStatus
 from gradstream.shared.wire import (
     Batch,
     Failed,
-    Job,
     LoadWeightsDone,
     Outcome,
     Payload,
-    Plan,
     RestoreSnapshot,
     UnloadModel,
 )
 from gradstream.worker.disklog.errors import LogDamaged
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.internal import internal_batch
 from gradstream.worker.journal import Journal
 from gradstream.worker.recovery.agree import catch_up, make_up
 from gradstream.worker.recovery.attempts import Attempts
@@ -235,13 +234,5 @@ def _touched(batches: Sequence[PastBatch]) -> set[OwnerId]:
 
 def _run_alone(tools: Tools, payload: Payload, *, owner: OwnerId, tenant: TenantId, epoch: int) -> Outcome:
     """Run a job that the gang gives itself; it is in no log."""
-    job = Job(
-        future_id=_INTERNAL,
-        owner=owner,
-        seq=0,
-        op=codec.op_of(payload),
-        tenant=tenant,
-        payload=codec.encode(payload),
-    )
-    plan = Plan(kind=job.op, future_ids=[job.future_id], row_budget_tokens=1)
-    return tools.run(Batch(number=0, epoch=epoch, plan=plan, jobs=[job]))[job.future_id]
+    batch = internal_batch(payload, future_id=_INTERNAL, owner=owner, tenant=tenant, epoch=epoch)
+    return tools.run(batch)[_INTERNAL]

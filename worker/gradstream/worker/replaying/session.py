@@ -8,14 +8,14 @@ from pathlib import Path
 
 from gradstream.engine.engine import Engine
 from gradstream.engine.parallel.comm import Comm
-from gradstream.shared import codec
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.errors import StorageFailure
-from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId
+from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.port import BatchId
-from gradstream.shared.wire import Batch, Failed, Job, Plan, RestoreSnapshot, RestoreSnapshotDone
+from gradstream.shared.wire import Failed, RestoreSnapshot, RestoreSnapshotDone
 from gradstream.worker.disklog.errors import UnknownPosition
 from gradstream.worker.execute import execute
+from gradstream.worker.internal import internal_batch
 from gradstream.worker.recovery.compare import exact, tolerant
 from gradstream.worker.recovery.past import position_of
 from gradstream.worker.replaying.errors import CannotReplay
@@ -132,17 +132,8 @@ def _restore(engine: Engine, source: Source, extent: Extent) -> str | None:
         model_ids=models,
         drop_others=True,
     )
-    job = Job(
-        future_id=_RESTORE,
-        owner=ModelId("replay"),
-        seq=0,
-        op=codec.op_of(payload),
-        tenant=LOCAL_TENANT,
-        payload=codec.encode(payload),
-    )
-    plan = Plan(kind=job.op, future_ids=[_RESTORE], row_budget_tokens=1)
     try:
-        outcome = execute(engine, Batch(number=0, epoch=0, plan=plan, jobs=[job]))[_RESTORE]
+        outcome = execute(engine, internal_batch(payload, future_id=_RESTORE, epoch=0))[_RESTORE]
     except StorageFailure as error:
         return error.message
     if isinstance(outcome, Failed):
