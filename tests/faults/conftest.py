@@ -20,6 +20,7 @@ from gradstream.shared.embedded.server import EmbeddedServer
 
 _REPORT = Report()
 SEED_VARIABLE, KILLS_VARIABLE = "GRADSTREAM_FAULT_SEED", "GRADSTREAM_FAULT_KILLS"
+DEFAULT_SEED, DEFAULT_KILLS = 20260, 20
 
 StartRun = Callable[..., Run]
 
@@ -50,14 +51,14 @@ def report() -> Iterator[Report]:
 def fault_seed(request: pytest.FixtureRequest) -> int:
     """The seed of the random kills."""
     given = request.config.getoption("--fault-seed", default=None)
-    return int(os.environ.get(SEED_VARIABLE, "20260")) if given is None else int(given)
+    return int(os.environ.get(SEED_VARIABLE, DEFAULT_SEED)) if given is None else int(given)
 
 
 @pytest.fixture(scope="session")
 def fault_kills(request: pytest.FixtureRequest) -> int:
     """How many random kills there are."""
     given = request.config.getoption("--fault-kills", default=None)
-    return int(os.environ.get(KILLS_VARIABLE, "20")) if given is None else int(given)
+    return int(os.environ.get(KILLS_VARIABLE, DEFAULT_KILLS)) if given is None else int(given)
 
 
 @pytest.fixture(scope="session")

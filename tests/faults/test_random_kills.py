@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from tests.faults.conftest import SEED_VARIABLE, StartRun
+from tests.faults.conftest import DEFAULT_KILLS, DEFAULT_SEED, SEED_VARIABLE, StartRun
 from tests.support.faults_run import Run
 from tests.support.faults_server import Role
 
@@ -47,6 +47,11 @@ def strike(run: Run, role: Role, *, is_interrupted: bool) -> None:
         run.kill_only(role)
     else:
         run.kill(role)
+
+
+def test_the_schedule_of_make_test_strikes_every_process() -> None:
+    """Pass: with the default seed and number, so that no process needs a test of its own there."""
+    assert {role for role, _, _ in schedule(DEFAULT_SEED, DEFAULT_KILLS)} == set(_WEIGHTS)
 
 
 def test_random_kills_change_no_number_and_lose_no_job(

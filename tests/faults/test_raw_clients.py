@@ -57,7 +57,7 @@ class Raw:
         return answer.content
 
 
-@pytest.mark.parametrize("role", cases([Role.EVERYTHING, None, Role.API, Role.RANK0, Role.QUEUE]))
+@pytest.mark.parametrize("role", cases([Role.API, None, Role.RANK0, Role.QUEUE, Role.EVERYTHING]))
 def test_repeated_and_reordered_requests_count_once(start_run: StartRun, role: Role | None) -> None:
     """Pass: the same request is the same future before and after a kill, a later one waits for an earlier one, a step counts once."""
     run = start_run()
