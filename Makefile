@@ -48,7 +48,7 @@ test: setup ## run the tests, the slow ones left out
 test-all: setup ## run every test
 	$(OFFLINE) $(BIN)/python -m pytest tests -rs --tb=short $(PYTEST_ARGS)
 
-torture: setup ## kill, cut, fill and damage everything for an hour: FAULT_KILLS=200 FAULT_SEED=20260
+torture: setup ## kill, cut, fill and damage everything for about two hours: FAULT_KILLS=200 FAULT_SEED=20260
 	$(OFFLINE) GRADSTREAM_FAULT_KILLS=$(FAULT_KILLS) GRADSTREAM_FAULT_SEED=$(FAULT_SEED) \
 	  $(BIN)/python -m pytest tests/faults -rs --tb=short $(PYTEST_ARGS)
 
