@@ -90,6 +90,14 @@ async def create_model(request: Request) -> Response:
     parts = parts_of(request)
     body = await small_body(request, CreateBody)
     meant = target_of(body, tenant=tenant_of(request))
+    return promised(meant, await made(parts, meant, body))
+
+
+async def made(parts: Parts, meant: Target, body: CreateBody) -> FutureId:
+    """The future of the creation of the model that the body asks for, which may be there already.
+
+    Raises InvalidRequest when there is one that was made otherwise.
+    """
     card = await parts.catalog.card()
     if body.base_model is not None:
         check_base_model(card, body.base_model)
@@ -102,9 +110,9 @@ async def create_model(request: Request) -> Response:
     # Twice, as the model that is there may go while it is looked at.
     for _ in range(2):
         if (future := await create(parts, meant, spec, seq_id=body.seq_id)) is not None:
-            return promised(meant, future)
+            return future
         if (future := await _made_before(parts, meant, spec)) is not None:
-            return promised(meant, future)
+            return future
     raise Unavailable(f"model_id: {meant.name!r} is being made and dropped by others at this moment; ask again")
 
 

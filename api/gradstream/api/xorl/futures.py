@@ -83,10 +83,20 @@ async def _finished(parts: Parts, future_id: FutureId, stored: bytes) -> Respons
     outcome = codec.decode_outcome(stored)
     delivered = BackgroundTask(_note_delivery, parts, future_id)
     if isinstance(outcome, Failed):
-        failure = {"error": shown(outcome.message), "category": outcome.category, "code": outcome.code}
-        return _json(failure, background=delivered)
+        return _json(_failure(outcome), background=delivered)
     content = await offloaded(lambda: outcome_json(outcome), size_bytes=len(stored))
     return Response(content, media_type="application/json", background=delivered)
+
+
+# The HTTP status that a failure would have, where clients look for it in the text.
+_NAMED_STATUSES = {"checkpoint_exists": 409, "storage_limit": 507}
+
+
+def _failure(outcome: Failed) -> dict[str, str]:
+    status = _NAMED_STATUSES.get(outcome.code)
+    message = shown(outcome.message)
+    text = message if status is None else f"{status}: {message}"
+    return {"error": text, "category": outcome.category, "code": outcome.code}
 
 
 async def _note_delivery(parts: Parts, future_id: FutureId) -> None:

@@ -78,10 +78,11 @@ def parse_id(text: str, *, of: Target, field: str) -> CheckpointName:
 
 
 def _parts(text: str, *, output_dir: Path | None) -> list[str] | None:
-    """The parts between the slashes, for a path of the machine those below the output directory; None when it lies elsewhere."""
+    """The parts between the slashes, for a path of the machine those below the output directory; None when there are none of use."""
     for scheme in (SCHEME, _STORED):
         if text.startswith(scheme):
-            return text.removeprefix(scheme).split("/")
+            parts = text.removeprefix(scheme).split("/")
+            return parts if len(parts) == 3 else None
     parts = text.rstrip("/").split("/")
     if not text.startswith("/") and len(parts) <= 3:
         return parts

@@ -10,8 +10,9 @@ from gradstream.api.xorl import (
     info,
     kill,
     saving,
+    sessions,
     sleeping,
     training,
 )
 
-RESOURCES = (health, creation, training, futures, saving, checkpoints, info, kill, sleeping, endpoints, gone)
+RESOURCES = (health, sessions, creation, training, futures, saving, checkpoints, info, kill, sleeping, endpoints, gone)
