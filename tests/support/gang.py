@@ -143,6 +143,10 @@ class Client:
         record = {"session": self.session, "tenant": ids.LOCAL_TENANT, "base_model": BASE_MODEL, "rank": "4"}
         return model, await self._submit(model, 0, payload, record=record)
 
+    def resume(self, model: ModelId, *, seq: int) -> None:
+        """Go on with a model that another client made; seq: of its next job."""
+        self._next_seq[model] = seq
+
     async def submit(self, model: ModelId, payload: Payload) -> FutureId:
         """The future of the model's next job."""
         seq = self._next_seq[model]

@@ -1,6 +1,7 @@
 """`gradstream serve` as a user runs it: the launcher's process, what it says, and the processes it starts."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -122,3 +123,55 @@ def launching(folder: Path) -> Iterator[Launch]:
     yield start
     for server in servers:
         server.end()
+
+
+class HandGang:
+    """One machine's part of a gang, as somebody starts it with torchrun."""
+
+    def __init__(self, config: Path, *overrides: str, log: Path, node: int = 0, num_nodes: int = 1, port: int) -> None:
+        self.log = log
+        where = [f"--nnodes={num_nodes}", f"--node_rank={node}", "--nproc_per_node=1"]
+        where += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+        self._run([*where, "-m", "gradstream.worker", "--config", str(config), *overrides])
+
+    @classmethod
+    def of_command(cls, line: str, *, log: Path) -> "HandGang":
+        """What the launcher printed, typed as it stands."""
+        program, *words = shlex.split(line)
+        assert program == "torchrun", line
+        gang = cls.__new__(cls)
+        gang.log = log
+        gang._run(words)
+        return gang
+
+    def _run(self, words: list[str]) -> None:
+        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid())]
+        command += [str(Path(sys.executable).with_name("torchrun")), *words]
+        with self.log.open("ab") as sink:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=ROOT, start_new_session=True,
+                env={**os.environ, **ENVIRONMENT},
+            )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def until_ended(self, timeout_s: float = 120.0) -> int:
+        """The exit status."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {timeout_s:g} s:\n{self.text[-4000:]}") from None
+
+    def kill(self) -> None:
+        """SIGKILL torchrun; its ranks end with it."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        assert all_gone(family), "a rank outlived its torchrun"
+
+    def end(self) -> None:
+        """Kill it if it runs."""
+        if self.process.poll() is None:
+            self.kill()

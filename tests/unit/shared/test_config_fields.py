@@ -51,15 +51,6 @@ def test_the_reference_has_a_column_for_tests_only_when_they_are_known() -> None
     assert "| an integer at least 0 | somewhere |\n" in as_markdown(tested={"seed": "somewhere"})
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_a_shipped_config_can_be_served(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    packaged = tmp_path / "models/HuggingFaceTB/SmolLM2-135M-Instruct"
-    packaged.mkdir(parents=True)
-    (packaged / "config.json").write_text("{}")
-    resolve(load_settings(path), Machine(num_cores=2, has_cuda=False, cache_dir=tmp_path))
-
-
 def test_shown_settings_load_again_as_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     overrides = [
