@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from gradstream.engine.adapters.layout import Site
-from gradstream.engine.adapters.modules import PassSlot
+from gradstream.engine.adapters.modules import AdaptedExperts, AdaptedLinear, PassSlot
 from gradstream.engine.attention.choose import AUTO, choose_attention
 from gradstream.engine.attention.registry import PackedAttention
 from gradstream.engine.attention.seam import implementation
@@ -23,7 +23,8 @@ from gradstream.engine.models.base import BaseModel, ModelFacts, Seams
 from gradstream.engine.models.compiled import compile_layers, require_compiler
 from gradstream.engine.models.digest import model_digest
 from gradstream.engine.models.flat import FlatParameters
-from gradstream.engine.models.merged_qkv import merge_adapted, merge_trained
+from gradstream.engine.models.full_experts import FullExperts
+from gradstream.engine.models.merged_qkv import MergedLinear, merge_adapted, merge_trained
 from gradstream.engine.models.probe import Probe
 from gradstream.engine.models.refusals import check_config
 from gradstream.engine.models.sites import adapt
@@ -190,7 +191,10 @@ def _exchange(causal_lm: nn.Module, build: Build, run: PackedAttention) -> Seams
         if numerics.merge_qkv:
             merge_trained(layers, prefix="model.layers", fuse=flat.fuse)
     if numerics.enable_compile:
-        compile_layers(causal_lm)
+        require_compiler(
+            causal_lm.get_parameter("lm_head.weight").device, asked="enable_compile: true", instead="false"
+        )
+        compile_layers(causal_lm, apart=(AdaptedLinear, AdaptedExperts, MergedLinear, FullExperts))
     return Seams(sites=tuple(sites), slot=slot, attention=run, flat=flat)
 
 

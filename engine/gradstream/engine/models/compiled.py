@@ -47,10 +47,13 @@ def compiled(function: _Function) -> _Function:
     return cast("_Function", torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS))
 
 
-def compile_layers(causal_lm: nn.Module) -> None:
-    """Compile every decoder layer in place, for any number of tokens; parts that are marked as not compilable run as they are."""
+def compile_layers(causal_lm: nn.Module, *, apart: tuple[type[nn.Module], ...]) -> None:
+    """Compile every decoder layer in place, for any number of tokens. Modules of the types in apart run as they are, between kernels."""
     _configure()
     for layer in causal_lm.get_submodule("model.layers").children():
+        for module in layer.modules():
+            if isinstance(module, apart):
+                module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]  # torch's
         layer.compile(dynamic=True, options=_OPTIONS)
 
 
