@@ -201,12 +201,15 @@ def _optimizer(body: OptimizerBody | None, card: EngineCard) -> tuple[OptimizerS
     kind = body.type or card.optimizer.type
     own = card.optimizer if kind == card.optimizer.type else OptimizerSpec()
     fields: dict[str, object] = {**msgspec.structs.asdict(own), "type": kind, **(body.optimizer_kwargs or {})}
-    unknown = sorted(set(fields) - set(OptimizerSpec.__struct_fields__))
+    known = set(OptimizerSpec.__struct_fields__) - {"type", "dtype", "learning_rate"}
+    unknown = sorted(set(body.optimizer_kwargs or {}) - known)
     require(
         not unknown,
         f"optimizer_config.optimizer_kwargs: there is no {', '.join(unknown)}; there are "
-        f"{', '.join(sorted(set(OptimizerSpec.__struct_fields__) - {'type', 'dtype'}))}",
+        f"{', '.join(sorted(known))}",
     )
+    if kind == "muon" and body.learning_rate is not None:
+        fields["learning_rate"] = body.learning_rate
     if body.optimizer_dtype is not None:
         fields["dtype"] = body.optimizer_dtype
     try:

@@ -28,6 +28,8 @@ _ADVANTAGES = "advantages"
 _ALIASES = {"old_logprobs": "logprobs"}
 _ROUTING = "routed experts: which experts a token went to is computed anew here and cannot be given; leave it out"
 
+_NULL = msgspec.Raw(b"null")
+
 
 class Chunk(msgspec.Struct):
     """Text when it has tokens; other kinds are refused by their type, whatever else they hold."""
@@ -48,8 +50,8 @@ class ModelInput(msgspec.Struct, forbid_unknown_fields=True):
 class Datum(msgspec.Struct, forbid_unknown_fields=True):
     model_input: ModelInput
     loss_fn_inputs: dict[str, Values] = {}
-    routed_experts: msgspec.Raw | None = None
-    routed_expert_logits: msgspec.Raw | None = None
+    routed_experts: msgspec.Raw = _NULL
+    routed_expert_logits: msgspec.Raw = _NULL
 
 
 class ForwardInput(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,8 +61,8 @@ class ForwardInput(msgspec.Struct, forbid_unknown_fields=True):
     loss_fn: str = DEFAULT_LOSS
     loss_fn_params: dict[str, Param] | None = None
     loss_fn_config: dict[str, Param] | None = None
-    routed_experts: msgspec.Raw | None = None
-    routed_expert_logits: msgspec.Raw | None = None
+    routed_experts: msgspec.Raw = _NULL
+    routed_expert_logits: msgspec.Raw = _NULL
 
 
 def training_data(body: ForwardInput, card: EngineCard, *, backward: bool, max_datums: int) -> TrainingData:
@@ -82,8 +84,8 @@ def training_data(body: ForwardInput, card: EngineCard, *, backward: bool, max_d
     )
 
 
-def _is_given(raw: msgspec.Raw | None) -> bool:
-    return raw is not None and bytes(raw) != b"null"
+def _is_given(raw: msgspec.Raw) -> bool:
+    return bytes(raw) != b"null"
 
 
 def _datum(datum: Datum, asked: Asked, readable: frozenset[str], *, where: str) -> DatumArrays:

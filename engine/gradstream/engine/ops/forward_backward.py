@@ -119,6 +119,7 @@ def _done(model: TrainedModel, job: JobTensors, elementwise_NC: Tensor) -> Forwa
     loss = float(elementwise_NC.double().sum())
     metrics = {"loss:sum": loss}
     if model.reduction == "token_mean":
+        outputs["loss"] = _datum_means(elementwise_NC, datums)
         metrics |= {"loss:mean": loss / datums.num_valid, "valid_tokens:sum": float(datums.num_valid)}
     arguments = LossArguments(
         logprobs_TC=job.logprobs_NC,
@@ -129,6 +130,17 @@ def _done(model: TrainedModel, job: JobTensors, elementwise_NC: Tensor) -> Forwa
     )
     metrics |= measure_valid(datums.loss, arguments, datums.is_valid_N)
     return ForwardBackwardDone(outputs=outputs, metrics=metrics, backward=job.grad is not None)
+
+
+def _datum_means(elementwise_NC: Tensor, datums: Datums) -> Column:
+    """Each datum's loss, the mean over its valid tokens, [1]; 0 where it has none."""
+    lengths = np.asarray(datums.lengths)
+    datum_N = np.repeat(np.arange(lengths.size), lengths)
+    sums = np.bincount(datum_N, weights=elementwise_NC.double().sum(dim=1).numpy(), minlength=lengths.size)
+    is_valid_N = np.ones(len(datum_N)) if datums.is_valid_N is None else datums.is_valid_N
+    counts = np.bincount(datum_N, weights=is_valid_N, minlength=lengths.size)
+    means = (sums / np.maximum(counts, 1)).astype("<f4")
+    return Column(dtype="float32", lengths=np.ones(lengths.size, dtype="<i8").tobytes(), data=means.tobytes())
 
 
 def _column(values_NC: Tensor, datums: Datums) -> Column:
