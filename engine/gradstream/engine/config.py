@@ -52,7 +52,7 @@ class EngineConfig:
     attention: a name in attention.registry.ATTENTION, or "auto". numerics, config_path, init_device, load_weights_mode: see models.build.Build. tokenizer_path:
     where stop texts are looked up, None for model_path. is_lora: models are adapters; else there is one, the base model's own
     weights. master_dtype: of those weights beside a bfloat16 compute dtype; bf16 keeps no copy in float32. freeze_router: the weights
-    that choose experts are no part of them. default_rank, optimizer: what the API puts in where a client names none. max_row_tokens:
+    that choose experts are no part of them. default_rank: what the API puts in where a client names none. optimizer: of models whose creation names none. max_row_tokens:
     the longest datum. schedule: of every model's learning rate, None to take the clients' as they are.
     """
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import msgspec
 import torch
 import transformers
 from torch.backends import cpu as cpu_backend
@@ -13,6 +14,7 @@ from gradstream.engine.config import DTypePolicy, EngineConfig
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.errors import Unsupported
+from gradstream.shared.wire import OptimizerSpec
 
 
 def resolve_dtype(policy: DTypePolicy, device: torch.device) -> torch.dtype:
@@ -70,7 +72,18 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
             "master": config.master_dtype,
             "router": "frozen" if config.freeze_router else "free",
         }
+    facts |= learning_facts(config)
     return " ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def learning_facts(config: EngineConfig) -> dict[str, str]:
+    """What models learn by unless they say otherwise, as JSON; nothing where it is the default."""
+    facts = {}
+    if config.optimizer != OptimizerSpec():
+        facts["optimizer"] = msgspec.json.encode(config.optimizer).decode()
+    if config.schedule is not None:
+        facts["schedule"] = msgspec.json.encode(config.schedule).decode()
+    return facts
 
 
 def _word(value: object) -> str:

@@ -69,7 +69,9 @@ def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("optimizer", "muon", "optimizer: muon is an optimizer that does not exist yet; use adamw"),
+        ("muon_lr", 0.1, "muon_lr: 0.1 belongs to optimizer: muon, and optimizer is adamw"),
+        ("lr_min_ratio", 0.1, "lr_min_ratio: 0.1 belongs to lr_schedule, which is null"),
+        ("lr_schedule", "cosine", "lr_total_steps: null must be above lr_warmup_steps, 0, for lr_schedule cosine"),
         ("attn_implementation", "flash_attention_3", "attn_implementation: flash_attention_3 cannot run on a CPU; use sdpa or eager or native"),
         ("master_dtype", "bf16", "master_dtype: bf16 is of full-weight training, and enable_lora is true; use fp32"),
         ("tensor_parallel_size", 2, "tensor_parallel_size: 2 asks for tensor parallelism, which does not exist yet; use 1"),
@@ -99,6 +101,26 @@ def test_weights_without_a_float32_copy_need_bfloat16(tmp_path: Path) -> None:
     assert resolved(tmp_path, **full, enable_mixed_precision=True).settings.master_dtype == "bf16"
 
 
+def test_adapters_keep_fp32_optimizer_state_unless_bf16_is_written(tmp_path: Path) -> None:
+    assert resolved(tmp_path).settings.optimizer_dtype == "fp32"
+    assert resolved(tmp_path, optimizer_dtype="bf16").settings.optimizer_dtype == "bf16"
+    assert resolved(tmp_path, enable_lora=False).settings.optimizer_dtype == "bf16"
+    assert resolved(tmp_path, enable_lora=False, optimizer_dtype="fp32").settings.optimizer_dtype == "fp32"
+
+
+def test_settings_of_an_optimizer_that_is_not_chosen_may_be_written_out_as_they_are(tmp_path: Path) -> None:
+    assert resolved(tmp_path, muon_lr=0.02, muon_ns_steps=5, lr_warmup_steps=0).settings.optimizer == "adamw"
+    assert resolved(tmp_path, optimizer="muon", muon_lr=0.1).settings.muon_lr == 0.1
+
+
+def test_a_constant_schedule_has_a_warm_up_and_no_end(tmp_path: Path) -> None:
+    assert resolved(tmp_path, lr_schedule="constant", lr_warmup_steps=5).settings.lr_warmup_steps == 5
+    assert "lr_total_steps: 9 belongs to a schedule that falls" in refusal(
+        tmp_path, lr_schedule="constant", lr_total_steps=9
+    )
+
+
+@pytest.mark.config_field("worker_bind_host", "worker_bind_port", "worker_bind_address", "engine_connect_host")
 def test_the_zmq_fields_get_one_notice_together(tmp_path: Path) -> None:
     quiet = len(resolved(tmp_path).notices)
     notices = resolved(
@@ -118,11 +140,13 @@ def test_ranks_and_replicas_give_each_other(tmp_path: Path, given: dict[str, int
     assert (settings.num_ranks, settings.data_parallel_replicate_size, settings.torch_threads) == (2, 2, 4)
 
 
+@pytest.mark.config_field("num_ranks", "data_parallel_replicate_size", "data_parallel_mode")
 def test_ranks_that_contradict_the_parallel_sizes_are_refused(tmp_path: Path) -> None:
     assert "num_ranks: 4 is not the product" in refusal(tmp_path, num_ranks=4, data_parallel_replicate_size=2)
     assert "data_parallel_mode: none has one rank, not 2" in refusal(tmp_path, num_ranks=2, data_parallel_mode="none")
 
 
+@pytest.mark.config_field("device", "attn_implementation", "enable_mixed_precision", "sample_packing_sequence_len")
 def test_a_gpu_gets_other_defaults_than_a_cpu(tmp_path: Path) -> None:
     on_gpu = resolved(tmp_path, has_cuda=True, lacks=PACKAGES).settings
     on_cpu = resolved(tmp_path, has_cuda=True, device="cpu").settings
@@ -168,6 +192,7 @@ def test_a_config_and_a_tokenizer_may_come_from_elsewhere(tmp_path: Path) -> Non
     assert (settings.config_path, settings.tokenizer_path, settings.tokenizer_id) == (None, moe, moe)
 
 
+@pytest.mark.config_field("model_path", "model_name", "tokenizer_id", "redis_data_dir")
 def test_names_and_paths_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     settings = resolved(
@@ -213,3 +238,15 @@ def test_fields_of_the_embedded_server_are_refused_beside_a_redis_url(tmp_path: 
 def test_the_models_own_path_may_be_written_for_its_parts(tmp_path: Path, field: str) -> None:
     settings = resolved(tmp_path, **{field: MODEL}).settings
     assert getattr(settings, field) == settings.model_path
+
+
+@pytest.mark.config_field("lora_rank", "max_lora_rank")
+def test_the_rank_of_clients_that_name_none_is_one_that_they_may_ask_for(tmp_path: Path) -> None:
+    assert resolved(tmp_path, lora_rank=8).settings.lora_rank == 8
+    lowered = resolved(tmp_path, max_lora_rank=16)
+    assert lowered.settings.lora_rank == 16
+    assert "lora_rank: 16 here, which is max_lora_rank; the default 32 is above it" in {
+        n.message for n in lowered.notices
+    }
+    message = refusal(tmp_path, lora_rank=17, max_lora_rank=16)
+    assert message == "lora_rank: 17 is above max_lora_rank: 16, the highest rank"

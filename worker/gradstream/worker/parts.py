@@ -5,8 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from gradstream.engine.config import DTypePolicy, EngineConfig, Numerics
+from gradstream.engine.optim.schedule import Decay, Schedule
 from gradstream.shared.config import Settings
+from gradstream.shared.wire import OptimizerSpec
 from gradstream.worker.directories import joblog_dir, snapshots_dir
 from gradstream.worker.gang import LeadOptions
 from gradstream.worker.keeping import Durability
@@ -59,6 +63,34 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         freeze_router=settings.freeze_router,
         default_rank=settings.lora_rank,
         max_row_tokens=settings.sample_packing_sequence_len,
+        optimizer=optimizer_spec(settings),
+        schedule=_schedule(settings),
+    )
+
+
+def optimizer_spec(settings: Settings) -> OptimizerSpec:
+    """Of models whose creation names no optimizer."""
+    spec = OptimizerSpec(type=settings.optimizer, dtype=settings.optimizer_dtype)
+    if spec.type != "muon":
+        return spec
+    return msgspec.structs.replace(
+        spec,
+        muon_lr=settings.muon_lr,
+        muon_momentum=settings.muon_momentum,
+        muon_nesterov=settings.muon_nesterov,
+        muon_ns_steps=settings.muon_ns_steps,
+        muon_adjust_lr_fn=settings.muon_adjust_lr_fn,
+    )
+
+
+def _schedule(settings: Settings) -> Schedule | None:
+    if settings.lr_schedule is None:
+        return None
+    return Schedule(
+        decay=Decay(settings.lr_schedule),
+        warmup_steps=settings.lr_warmup_steps,
+        total_steps=settings.lr_total_steps,
+        min_ratio=settings.lr_min_ratio,
     )
 
 

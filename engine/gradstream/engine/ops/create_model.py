@@ -7,6 +7,7 @@ from gradstream.engine.models.full import FullModel
 from gradstream.engine.models.reread import reread
 from gradstream.engine.numerics import master_dtype
 from gradstream.engine.ops.registry import OPS, OpJob, each
+from gradstream.engine.optim.state import check_optimizer
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import Owner, Training
 from gradstream.shared.errors import InvalidRequest, Unsupported
@@ -19,8 +20,9 @@ from gradstream.shared.wire import CreateModel, CreateModelDone, LoraSpec
 def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone:
     """Make the model; collective where weights have to be read again.
 
-    Raises InvalidRequest for another base model, a rank or alpha out of bounds, nothing to train, a taken id or a second full-weight
-    model; Unsupported for the kind of model that this engine does not train; StorageFailure when weights cannot be read again.
+    Raises InvalidRequest for another base model, a rank or alpha out of bounds, nothing to train, an optimizer that cannot
+    be, a taken id or a second full-weight model; Unsupported for the kind of model that this engine does not train; StorageFailure
+    when weights cannot be read again.
     """
     model_id = ModelId(job.job.owner)
     payload = job.payload
@@ -53,7 +55,7 @@ def _adapter(state: EngineState, owner: Owner, payload: CreateModel) -> Adapter:
         lora_alpha=state.config.lora_alpha,
         engine_seed=state.config.seed,
         device=state.base.device,
-        training=_training(payload),
+        training=_training(state, payload),
     )
 
 
@@ -81,11 +83,12 @@ def _full(state: EngineState, owner: Owner, payload: CreateModel) -> FullModel:
         owner=owner,
         flat=state.flat,
         master_dtype=master_dtype(state.config, state.base),
-        training=_training(payload),
+        training=_training(state, payload),
     )
 
 
-def _training(payload: CreateModel) -> Training:
-    if payload.optimizer is None:
-        return Training(reduction=payload.reduction)
-    return Training(optimizer=payload.optimizer, reduction=payload.reduction)
+def _training(state: EngineState, payload: CreateModel) -> Training:
+    """How the model learns; raises InvalidRequest when its optimizer cannot be had."""
+    optimizer = state.config.optimizer if payload.optimizer is None else payload.optimizer
+    check_optimizer(optimizer)
+    return Training(optimizer=optimizer, reduction=payload.reduction)

@@ -54,7 +54,7 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
         lora_alpha=state.config.lora_alpha,
         engine_seed=state.config.seed,
         device=state.base.device,
-        training=Training(optimizer=content.manifest.optimizer) if content.has_optimizer else None,
+        training=Training(optimizer=content.manifest.optimizer if content.has_optimizer else state.config.optimizer),
     )
     restore(model, content)
     state.models[model.model_id] = model

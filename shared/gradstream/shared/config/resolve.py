@@ -9,6 +9,7 @@ import msgspec
 
 from gradstream.shared.config.access import access_problems, resolved_keys_file
 from gradstream.shared.config.fields import FIELDS
+from gradstream.shared.config.learning import learning_problems, state_dtype
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.problems import ConfigError, Problem
 from gradstream.shared.config.settings import Settings
@@ -54,8 +55,11 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
     changes = _possible(settings, supported_values(device, machine.lacks), problems, notices)
     changes |= _cpu_defaults(settings, device, notices, already=changes.keys())
     changes |= _ranks(settings, problems)
+    changes |= _default_rank(settings, problems, notices)
     changes |= _model(settings, machine, problems)
     changes |= _derived(settings, device, machine, changes)
+    changes |= _optimizer_state(settings, notices)
+    problems += learning_problems(settings)
     _check_pairs(settings, problems)
     _check_master(settings, changes, problems)
     _check_precision(settings, changes, problems)
@@ -109,6 +113,16 @@ def _cpu_defaults(
     return changes
 
 
+def _optimizer_state(settings: Settings, notices: list[Notice]) -> dict[str, object]:
+    dtype = state_dtype(settings)
+    if dtype != settings.optimizer_dtype:
+        default = settings.optimizer_dtype
+        notices.append(
+            Notice("optimizer_dtype", f"optimizer_dtype: {dtype} here; the default {default} is for full weights")
+        )
+    return {"optimizer_dtype": dtype}
+
+
 def _ranks(settings: Settings, problems: list[Problem]) -> dict[str, object]:
     """One of num_ranks and data_parallel_replicate_size gives the other, as long as no other axis exists."""
     ranks, replicas = settings.num_ranks, settings.data_parallel_replicate_size
@@ -120,6 +134,19 @@ def _ranks(settings: Settings, problems: list[Problem]) -> dict[str, object]:
     if size > 1 and settings.data_parallel_mode == "none":
         problems.append(Problem("", f"data_parallel_mode: none has one rank, not {size}; use ddp"))
     return {"num_ranks": size, "data_parallel_replicate_size": size}
+
+
+def _default_rank(settings: Settings, problems: list[Problem], notices: list[Notice]) -> dict[str, object]:
+    """The rank of clients that name none is one that clients may ask for."""
+    rank, highest = settings.lora_rank, settings.max_lora_rank
+    if rank <= highest:
+        return {}
+    if "lora_rank" in settings.explicit:
+        problems.append(Problem("", f"lora_rank: {rank} is above max_lora_rank: {highest}, the highest rank"))
+    notices.append(
+        Notice("lora_rank", f"lora_rank: {highest} here, which is max_lora_rank; the default {rank} is above it")
+    )
+    return {"lora_rank": highest}
 
 
 def _model(settings: Settings, machine: Machine, problems: list[Problem]) -> dict[str, object]:

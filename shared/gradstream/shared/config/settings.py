@@ -131,17 +131,52 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         False
     )
 
-    optimizer: Annotated[Literal["adamw", "anyprecision_adamw", "sgd", "muon"], Meta(description="Optimizer.")] = (
-        "adamw"
-    )
-    optimizer_dtype: Annotated[Literal["fp32", "bf16"], Meta(description="Type of the optimizer's state.")] = "bf16"
-    muon_lr: Annotated[float, Meta(gt=0, description="Muon: learning rate of matrices.")] = 0.02
+    optimizer: Annotated[
+        Literal["adamw", "anyprecision_adamw", "sgd", "muon"],
+        Meta(
+            description="Optimizer of models whose creation names none. anyprecision_adamw keeps, beside bf16 weights, what they lost."
+        ),
+    ] = "adamw"
+    optimizer_dtype: Annotated[
+        Literal["fp32", "bf16"],
+        Meta(
+            description="Type of the optimizer's state; bf16 takes half the memory and is rounded stochastically. Adapters, whose state "
+            "is small, have fp32 unless bf16 is written here."
+        ),
+    ] = "bf16"
+    muon_lr: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Muon: learning rate of matrices, whatever rate a step brings; where a model's creation names a base learning_rate, "
+            "times the step's rate over that. Embeddings, norms and the like learn by AdamW at the step's rate.",
+        ),
+    ] = 0.02
     muon_momentum: Annotated[float, Meta(ge=0, lt=1, description="Muon: momentum.")] = 0.95
     muon_nesterov: Annotated[bool, Meta(description="Muon: Nesterov momentum.")] = True
-    muon_ns_steps: Annotated[int, Meta(ge=1, description="Muon: Newton-Schulz iterations.")] = 5
+    muon_ns_steps: Annotated[
+        int, Meta(ge=1, le=100, description="Muon: Newton-Schulz iterations, which make an update orthogonal.")
+    ] = 5
     muon_adjust_lr_fn: Annotated[
-        Literal["original", "match_rms_adamw"] | None, Meta(description="Muon: scaling of the learning rate.")
+        Literal["original", "match_rms_adamw"] | None,
+        Meta(
+            description="Muon: what the rate of a matrix is multiplied by. original, or null = sqrt(max(1, rows / columns)); "
+            "match_rms_adamw = 0.2 * sqrt(max(rows, columns))."
+        ),
     ] = None
+    lr_schedule: Annotated[
+        Literal["linear", "cosine", "constant"] | None,
+        Meta(
+            description="What every learning rate is multiplied by, over the optimizer steps of its model: after the warm-up it falls "
+            "linearly, as a cosine, or not at all. null = rates are used as clients send them."
+        ),
+    ] = None
+    lr_warmup_steps: Annotated[int, Meta(ge=0, description="Steps over which lr_schedule rises linearly to 1.")] = 0
+    lr_total_steps: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Step at which lr_schedule has fallen to lr_min_ratio, where it stays."),
+    ] = None
+    lr_min_ratio: Annotated[float, Meta(ge=0, le=1, description="Where lr_schedule ends.")] = 0.0
 
     enable_lora: Annotated[
         bool, Meta(description="Train LoRA adapters on the frozen model; false = train the full weights.")

@@ -21,7 +21,6 @@ EMBEDDED = ("redis_data_dir", "redis_binary", "redis_memory_limit", "durability"
 
 _FSDP = "belongs to FSDP2 sharding, which does not exist yet"
 _DEEPEP = "belongs to DeepEP, which does not exist yet"
-_MUON = "belongs to the muon optimizer, which does not exist yet"
 _PIPELINE = "belongs to pipeline parallelism, which does not exist yet"
 _QLORA = "belongs to quantized training, which does not exist yet"
 _MERGE = "belongs to merging adapters while training, which does not exist yet"
@@ -55,14 +54,6 @@ _EVERYWHERE: dict[str, Only] = {
     "enable_activation_offload": Only((False,), "asks for offloaded activations, which do not exist yet"),
     "load_weights_mode": Only(("auto", "safetensors"), "asks for a kind of weight files that cannot be read yet"),
     "enable_self_test": Only((False,), "asks for a self-test, which does not exist yet"),
-    "optimizer": Only(("adamw",), "is an optimizer that does not exist yet"),
-    "optimizer_dtype": Only(("fp32",), "asks for optimizer state in bfloat16, which does not exist yet"),
-    "muon_lr": Only((0.02,), _MUON),
-    "muon_momentum": Only((0.95,), _MUON),
-    "muon_nesterov": Only((True,), _MUON),
-    "muon_ns_steps": Only((5,), _MUON),
-    "muon_adjust_lr_fn": Only((None,), _MUON),
-    "lora_rank": Only((32,), "asks for a default rank, which nothing uses: clients always name theirs"),
     "lora_target_modules": Only(
         (None,), "asks for chosen modules, which do not exist yet; clients choose attention, MLP and unembedding"
     ),

@@ -10,6 +10,8 @@ import msgspec
 
 from gradstream.engine.attention.registry import ATTENTION
 from gradstream.engine.config import DTypePolicy, EngineConfig, Numerics
+from gradstream.engine.optim.schedule import Schedule
+from gradstream.shared.wire import OptimizerSpec
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
@@ -37,7 +39,7 @@ def num_ranks(fingerprint: str) -> int:
 
 def adopted(config: EngineConfig, logged: str) -> EngineConfig:
     """config with everything that can be chosen as the log's engine had it: threads, attention, dtype, lora_alpha, seed,
-    numerics, what is trained.
+    numerics, what is trained, and by which optimizer and schedule.
 
     The number of threads may exceed the cores of this machine: results depend on it, and not on the cores.
     """
@@ -53,6 +55,7 @@ def adopted(config: EngineConfig, logged: str) -> EngineConfig:
         seed=int(seed) if _NUMBER.fullmatch(seed) and seed.lstrip("-").isdecimal() else config.seed,
         numerics=_numerics(was, config.numerics),
         **_training(was),
+        **_learning(was),
     )
 
 
@@ -65,6 +68,24 @@ def _numerics(was: Mapping[str, str], here: Numerics) -> Numerics:
                 value = getattr(msgspec.convert({part.name: words.get(text, text)}, Numerics), part.name)
                 here = replace(here, **{part.name: value})
     return here
+
+
+class _Learning(TypedDict, total=False):
+    optimizer: OptimizerSpec
+    schedule: Schedule | None
+
+
+def _learning(was: Mapping[str, str]) -> _Learning:
+    """By what models learned that did not say; the defaults are not in a fingerprint. Nothing when the facts do not say or do not read."""
+    if not was:
+        return {}
+    try:
+        return {
+            "optimizer": msgspec.json.decode(was.get("optimizer", "{}"), type=OptimizerSpec),
+            "schedule": msgspec.json.decode(was.get("schedule", "null"), type=Schedule | None),
+        }
+    except msgspec.DecodeError:
+        return {}
 
 
 class _Training(TypedDict, total=False):
