@@ -71,6 +71,7 @@ class EchoWorker:
         self._paused = threading.Event()
         self._idle = threading.Event()
         self.seen: list[tuple[str, int, str]] = []
+        self.loaded: list[str] = []
         self.error: BaseException | None = None
         self._ready = threading.Event()
         # A daemon: a test process never waits at its end for a worker that a failed test left behind.
@@ -159,6 +160,7 @@ class EchoWorker:
             case SaveWeights():
                 return SaveWeightsDone(path=f"tinker://{job.owner}/weights/{payload.name}")
             case LoadWeights():
+                self.loaded.append(payload.path)
                 return LoadWeightsDone(path=payload.path, model_id=ModelId(job.owner))
             case SaveForSampler(name=str(name)):
                 return SaveForSamplerDone(path=f"tinker://{job.owner}/sampler_weights/{name}")
