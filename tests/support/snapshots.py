@@ -54,8 +54,19 @@ def assert_same_state(left: ModelState, right: ModelState) -> None:
     assert left.tensors.keys() == right.tensors.keys()
     for name, tensor in left.tensors.items():
         assert tensor.dtype == right.tensors[name].dtype
-        assert tensor.numpy().tobytes() == right.tensors[name].numpy().tobytes(), name
-    facts = ("owner", "scale", "step", "has_grad", "layout_digest", "kind")
+        assert torch.equal(tensor.view(torch.uint8), right.tensors[name].view(torch.uint8)), name
+    facts = (
+        "owner",
+        "scale",
+        "step",
+        "has_grad",
+        "layout_digest",
+        "kind",
+        "optimizer",
+        "reduction",
+        "valid_tokens",
+        "is_asleep",
+    )
     assert {name: getattr(left, name) for name in facts} == {name: getattr(right, name) for name in facts}
 
 
