@@ -1,9 +1,12 @@
 """Every attention back-end against the one that is written out."""
 
+import importlib.util
+
 import pytest
 import torch
 
 from gradstream.engine.attention.choose import choose_attention
+from gradstream.engine.attention.flash import FlashPackage
 from gradstream.engine.attention.reference import reference_attention
 from gradstream.engine.attention.registry import ATTENTION
 from gradstream.engine.attention.segments import Segments
@@ -77,3 +80,36 @@ def test_a_cuda_backend_is_refused_on_cpu() -> None:
 def test_segments_without_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         Segments([3, 0], device=CPU)
+
+
+def varlen_reference(q_THK, k_TGK, v_TGK, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):  # noqa: PLR0917 (as in the packages)
+    """The function of the flash-attention packages, by the reference."""
+    assert options.pop("causal") is True
+    scale = options.pop("softmax_scale")
+    assert not options
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+    assert cu_seqlens_q.dtype is torch.int32
+    lengths = cu_seqlens_q.diff().tolist()
+    assert max(lengths) == max_seqlen_q == max_seqlen_k
+    heads = (x.transpose(0, 1) for x in (q_THK, k_TGK, v_TGK))
+    return reference_attention(*heads, Segments(lengths, device=CPU), scale), torch.zeros(1)
+
+
+@pytest.mark.config_field("attn_implementation")
+def test_a_flash_package_is_called_with_tokens_first_and_where_the_segments_end() -> None:
+    package = FlashPackage(module=__name__, gpus="no", majors=(), function_name="varlen_reference")
+    segments = Segments([3, 9, 1], device=CPU)
+    q, k, v = _heads(4, 13, 0), _heads(2, 13, 1), _heads(2, 13, 2)
+    want = reference_attention(q, k, v, segments, 0.3)
+    torch.testing.assert_close(package.run(q, k, v, segments, 0.3), want)
+
+
+@pytest.mark.config_field("attn_implementation")
+@pytest.mark.parametrize(
+    ("name", "module"), [("flash_attention_3", "flash_attn_interface"), ("flash_attention_4", r"flash_attn\.cute")]
+)
+def test_a_flash_backend_without_its_package_is_refused_with_its_name(name: str, module: str) -> None:
+    if importlib.util.find_spec(module.split("\\", maxsplit=1)[0].split(".", maxsplit=1)[0]) is not None:
+        pytest.skip("the package is here")
+    with pytest.raises(Unsupported, match=rf"^attention: {name}: the package with {module} is not installed"):
+        choose_attention(name, device=CPU, dtype=torch.bfloat16)

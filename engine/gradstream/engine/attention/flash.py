@@ -16,21 +16,21 @@ from torch import Tensor
 from gradstream.engine.attention.registry import ATTENTION, AttentionBackend
 from gradstream.engine.attention.segments import Segments
 
-_FUNCTION = "flash_attn_varlen_func"
-
 
 @dataclass(frozen=True, kw_only=True)
 class FlashPackage:
-    """module: where flash_attn_varlen_func is. majors: the compute capabilities it has kernels for, by their first number."""
+    """module: where the function is. majors: the compute capabilities it has kernels for, by their first number."""
 
     module: str
     gpus: str
     majors: tuple[int, ...]
+    function_name: str = "flash_attn_varlen_func"
 
     @cached_property
     def function(self) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         """Imported when it is first called: loading takes seconds, and some versions look for a GPU."""
-        function: Callable[..., Tensor | tuple[Tensor, ...]] = getattr(importlib.import_module(self.module), _FUNCTION)
+        function: Callable[..., Tensor | tuple[Tensor, ...]]
+        function = getattr(importlib.import_module(self.module), self.function_name)
         return function
 
     @cached_property
