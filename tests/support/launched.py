@@ -33,13 +33,15 @@ class Server:
     def __init__(
         self, output_dir: Path, *arguments: str, port: int | None = None, config: str = "configs/tiny.yaml"
     ) -> None:
-        self.port = port or free_port()
+        """port 0 leaves the choice to the launcher; None is a free one."""
+        self.port = free_port() if port is None else port
         self.output_dir = output_dir
         self.said = output_dir.with_name(f"{output_dir.name}-{self.port}.txt")
         # Through the shim, so that a killed test run leaves no server behind.
         command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid())]
         command += [str(Path(sys.executable).with_name("gradstream")), "serve", "--config", config]
-        command += ["--api-port", str(self.port), "--server.output_dir", str(output_dir), *arguments]
+        command += ["--api-port", str(self.port)] if self.port else []
+        command += ["--server.output_dir", str(output_dir), *arguments]
         with self.said.open("wb") as sink:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=ROOT, start_new_session=True

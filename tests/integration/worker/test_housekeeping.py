@@ -271,3 +271,20 @@ def test_after_a_pause_of_the_machine_silent_sessions_get_their_grace_again(hous
     SimpleWorker([queue], connection=connection, serializer=JSONSerializer).work(burst=True)
     assert "swept_ms" in (house.record(RecordKind.SESSION, "s1") or {})
     connection.close()
+
+
+@pytest.mark.config_field("idle_session_timeout", "session_grace_s")
+@pytest.mark.parametrize(
+    ("given", "swept"),
+    [({}, []), ({"session_grace_s": 5}, ["beats"]), ({"idle_session_timeout": 5}, ["never-beat"])],
+    ids=["defaults", "grace", "idle"],
+)
+def test_how_long_a_session_may_be_silent_is_what_the_settings_say(tmp_path, redis_url, engine_name, given, swept):
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **given)
+    house = House(redis_url, engine_name, settings)
+    silent = str(NOW_MS - 20_000)
+    house.put(RecordKind.SESSION, "beats", tenant="local", created_ms=str(NOW_MS - 30_000), heartbeat_ms=silent)
+    house.put(RecordKind.SESSION, "never-beat", tenant="local", created_ms=silent, heartbeat_ms=silent)
+    house.sweep()
+    sessions = ("beats", "never-beat")
+    assert [name for name in sessions if "swept_ms" in (house.record(RecordKind.SESSION, name) or {})] == swept

@@ -164,6 +164,7 @@ def test_old_sampler_weights_outlive_their_model_and_the_gang_and_leave_training
         assert (record_of(settings, RecordKind.MODEL, model) or {})["state"] in {"lost", "unloaded"}
 
 
+@pytest.mark.config_field("storage_limit", "output_dir")
 def test_a_save_over_the_storage_limit_fails_with_numbers_and_training_goes_on(
     tmp_path, redis_url, engine_name, monkeypatch
 ):

@@ -123,6 +123,7 @@ async def test_a_checkpoint_that_was_loaded_and_then_deleted_is_not_needed_again
     assert not any(isinstance(outcome, Failed) for outcome in [*later, *again])
 
 
+@pytest.mark.config_field("recovery")
 async def test_without_recovery_a_dead_gangs_models_are_lost_and_say_where_their_checkpoint_is(
     client, tmp_path, redis_url, engine_name
 ):

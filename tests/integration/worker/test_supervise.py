@@ -135,6 +135,7 @@ def test_a_child_is_asked_to_stop_when_its_supervisor_is_killed(tmp_path: Path) 
     until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
 
+@pytest.mark.config_field("restart_backoff_s", "max_restart_backoff_s")
 def test_pauses_double_up_to_the_longest() -> None:
     policy = RestartPolicy(first_pause_s=0.5, longest_pause_s=5.0)
     assert [policy.pause_s(n) for n in (1, 2, 3, 4, 5, 1000)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]

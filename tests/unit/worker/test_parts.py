@@ -58,7 +58,7 @@ LEAD = [
 ]
 
 pytestmark = pytest.mark.config_field(
-    "model_name", "model_aliases", "tokenizer_id", "max_context_tokens", "seed", "torch_threads",
+    "model_name", "model_aliases", "tokenizer_id", "max_context_tokens", "seed", "torch_threads", "enable_lora",
     "enable_mixed_precision", "lora_rank", "lora_alpha", "max_lora_rank", "output_dir", "sample_packing_sequence_len",
     "enable_packing", "engine_name", "batch_budget_tokens", "batch_max_jobs", "batch_isolation", "max_queued_bytes",
     "max_models_per_tenant", "max_job_deaths", "worker_connection_timeout", "operation_timeout_s", "recovery",
