@@ -147,6 +147,12 @@ class Client:
         """Go on with a model that another client made; seq: of its next job."""
         self._next_seq[model] = seq
 
+    async def create_full(self, payload: CreateModel) -> FutureId:
+        """The future of the job that makes the one model of a server that trains full weights."""
+        self._next_seq[ids.DEFAULT_MODEL] = 1
+        record = {"session": self.session, "tenant": ids.LOCAL_TENANT, "base_model": BASE_MODEL}
+        return await self._submit(ids.DEFAULT_MODEL, 0, payload, record=record)
+
     async def submit(self, model: ModelId, payload: Payload) -> FutureId:
         """The future of the model's next job."""
         seq = self._next_seq[model]
