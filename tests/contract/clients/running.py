@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent.parent
 NEWEST = "tinker-0.38.0"
 OLDER = ("tinker-0.24.1", "tinker-0.16.1")
+XORL = "xorl-client-0.1.0"
 API_KEY = "tml-contract"
 
 
@@ -55,9 +56,9 @@ class Client:
             pytest.fail(f"{self.name} {' '.join(words)} ended with {done.returncode}:\n{done.stderr[-6000:]}")
         return done.stdout
 
-    def json(self, script: str, *words: str) -> dict:
+    def json(self, script: str, *words: str, timeout_s: float = 300.0) -> dict:
         """What a script beside this file prints, parsed."""
-        return json.loads(self.run(str(HERE / script), *words))
+        return json.loads(self.run(str(HERE / script), *words, timeout_s=timeout_s))
 
     def recipe(self, module: str, log: str, **options: object) -> list[dict]:
         """The metrics, a dict a step, of a cookbook recipe run from the command line as its README shows it."""
