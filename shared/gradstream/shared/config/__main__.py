@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradstream.shared.config import EXIT_CONFIG, ConfigError, load_settings, resolve, write_handover
-from gradstream.shared.config.machine import Machine
+from gradstream.shared.config.machine import Machine, redis_url_of_environment
+from gradstream.shared.config.remote import REDIS_URL_VARIABLE, with_redis_url
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +27,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--write", type=Path, required=True, help="where the settings go (mode 0600)")
     options, overrides = parser.parse_known_args(arguments)
     try:
-        resolved = resolve(load_settings(options.config, overrides), Machine.here())
+        settings = load_settings(options.config, overrides)
+        if settings.redis_url is None:
+            settings = with_redis_url(settings, redis_url_of_environment(), place=REDIS_URL_VARIABLE)
+        resolved = resolve(settings, Machine.here())
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
