@@ -8,6 +8,7 @@ from tests.support.trained import FlatModel, random_grad
 from torch import Tensor, nn
 
 from gradstream.engine.optim import _elements
+from gradstream.engine.optim.muon import _MAX_ENTRY, orthogonalized
 from gradstream.shared.wire import OptimizerSpec
 
 SHAPES = {"matrix.a": (6, 4), "bias": (5,), "embedding": (7, 3)}
@@ -198,3 +199,24 @@ def test_muon_without_gradient_moves_no_matrix_but_decays_it() -> None:
     before = model.weights.clone()
     model.step_with(torch.zeros(16), weight_decay=0.5)
     torch.testing.assert_close(model.weights, before * 0.95)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1.0, 3e37])
+@pytest.mark.parametrize("kind", ["full", "of rank one"])
+@pytest.mark.parametrize("shape", [(3, 24, 40), (1, 40, 24)])
+def test_products_in_bf16_come_as_near_to_orthogonal_and_no_entry_exceeds_its_bound(
+    shape: tuple[int, ...], kind: str, scale: float
+) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    if kind == "of rank one":
+        matrices = matrices[:, :, :1] @ matrices[:, :1, :] / 4
+    matrices = matrices * scale
+    for num_steps in (1, 5, 20):
+        for dtype in (torch.float32, torch.bfloat16):
+            got = orthogonalized(matrices, num_steps=num_steps, dtype=dtype).double()
+            assert float(got.abs().max()) < _MAX_ENTRY
+            if scale > 1e-7:
+                want = torch.stack([newton_schulz(one.double() / scale, num_steps) for one in matrices])
+                tolerance = 1e-4 if dtype == torch.float32 else 0.1
+                if kind == "full" and num_steps <= 5:
+                    assert float((got - want).norm() / want.norm()) < tolerance
