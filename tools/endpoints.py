@@ -5,12 +5,14 @@ python tools/endpoints.py > docs/endpoints.md
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from fastapi.routing import APIRoute
 
 from gradstream.api.native.routes import RESOURCES as OWN
 from gradstream.api.tinker.routes import RESOURCES
+from gradstream.api.xorl.routes import RESOURCES as XORL
 
 _HEAD = """# Endpoints
 
@@ -32,18 +34,37 @@ Where the answer differs from a hosted service, on purpose:
 """
 
 
+_XORL_HEAD = """
+## Calls of xorl clients
+
+Here with their whole paths; a call that tinker clients have too is told from theirs by its body ([xorl.md](xorl.md)). Below the prefix
+`/xorl`, as in `/xorl/api/v1/forward_backward`, a call is a xorl client's in any case.
+"""
+_TABLE = "\n| call | what it does |\n|---|---|\n"
+
+
 def page() -> str:
     """The whole document."""
-    return f"{_HEAD}\n| call | what it does |\n|---|---|\n" + "".join(f"{row}\n" for row in rows())
+    return f"{_HEAD}{_TABLE}{_lines((*RESOURCES, *OWN))}{_XORL_HEAD}{_TABLE}{_lines(XORL)}"
 
 
 def rows() -> Iterator[str]:
-    for resource in (*RESOURCES, *OWN):
+    """Every row of the document."""
+    yield from _rows((*RESOURCES, *OWN, *XORL))
+
+
+def _lines(resources: Iterable[Any]) -> str:
+    return "".join(f"{row}\n" for row in _rows(resources))
+
+
+# Any: a module with a router.
+def _rows(resources: Iterable[Any]) -> Iterator[str]:
+    for resource in resources:
         for route in resource.router.routes:
-            if not isinstance(route, APIRoute):
+            if not isinstance(route, APIRoute) or not route.include_in_schema:
                 continue
             first = (inspect.getdoc(route.endpoint) or "").splitlines()[0]
-            path = route.path.removeprefix("/").replace(":path}", "}")
+            path = (route.path if resource in XORL else route.path.removeprefix("/")).replace(":path}", "}")
             yield f"| {' '.join(sorted(route.methods or ()))} `{path}` | {first} |"
 
 

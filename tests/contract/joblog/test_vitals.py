@@ -59,6 +59,16 @@ async def test_a_batch_runs_from_its_note_to_its_commit(bench: Bench) -> None:
     assert (await look(bench)).running is None
 
 
+async def test_a_batch_that_was_noted_is_over_when_later_ones_are(bench: Bench) -> None:
+    await bench.create()
+    await bench.submit(1)
+    first, second = bench.log()
+    bench.feed.note_running(1, "create_model", [first.job.future_id], epoch=bench.epoch)
+    for number, entry in ((1, first), (2, second)):
+        bench.commit([entry], _DONE, number=number)
+    assert (await look(bench)).running is None
+
+
 async def test_what_a_gang_left_running_is_not_said_of_its_successor(bench: Bench) -> None:
     await bench.create()
     bench.feed.note_running(1, "create_model", [entry.job.future_id for entry in bench.log()], epoch=bench.epoch)

@@ -6,6 +6,7 @@ from typing import cast
 from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.batcher import Command, Reply
 from gradstream.shared.joblog.keys import Keys
+from gradstream.shared.joblog.port import BatchId
 from gradstream.shared.joblog.vitals import Running, Vitals
 
 
@@ -28,12 +29,14 @@ def vitals_of(replies: Sequence[Reply], *, lease_ttl_s: float) -> Vitals:
     is_led = int(lease_ms) > 0
     note = {name.decode(): value.decode() for name, value in cast("Mapping[bytes, bytes]", running).items()}
     is_of_leader = is_led and epoch is not None and note.get("epoch") == epoch.decode()
-    has_ended = is_of_leader and f"{note['epoch']}-{note['batch']}" == (stat[3] or b"").decode()
+    # Only long batches are noted, so the last one may be older than those that ran since.
+    last = BatchId.parse((stat[3] or b"0-0").decode())
+    is_current = is_of_leader and BatchId.parse(f"{note['epoch']}-{note['batch']}") > last
     now_ms = 1000 * int(time[0]) + int(time[1]) // 1000
     return Vitals(
         epoch=int(epoch or 0) if is_led else None,
         heartbeat_age_s=max(0.0, lease_ttl_s - int(lease_ms) / 1000) if is_led else None,
-        running=_running(note, now_ms) if is_of_leader and not has_ended else None,
+        running=_running(note, now_ms) if is_current else None,
         num_jobs=num_jobs,
         num_bytes=num_bytes,
         num_accepted=num_accepted,
