@@ -39,6 +39,12 @@ def test_it_says_when_it_is_ready_and_stops_everything_on_sigterm(launch: Launch
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["tiny_full", "tiny_moe"])
+def test_the_small_example_configs_become_ready(launch: Launch, config: str) -> None:
+    assert launch(config=f"configs/{config}.yaml").until_ready().health() == 200
+
+
+@pytest.mark.slow
 def test_ctrl_c_twice_is_as_good_as_once(launch: Launch) -> None:
     server = launch().until_ready()
     family = server.family()

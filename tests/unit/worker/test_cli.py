@@ -31,6 +31,12 @@ def test_the_help_of_serve_shows_how_to_override_a_field() -> None:
         assert word in result.output
 
 
+def test_a_server_can_be_started_as_a_module() -> None:
+    command = [sys.executable, "-m", "gradstream.launcher", "--mode", "auto", "--config", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (2, "error: nowhere.yaml: cannot be read: No such file or directory\n")
+
+
 def test_the_version_is_that_of_the_package() -> None:
     assert RUNNER.invoke(app, ["--version"]).output.startswith("gradstream 0.")
 
