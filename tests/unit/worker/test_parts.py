@@ -31,6 +31,16 @@ ENGINE = [
     ("sample_packing_sequence_len", 64, "row_budget_tokens", 64),
     ("enable_packing", False, "row_budget_tokens", 1),
     ("load_weights_mode", "safetensors", "load_weights_mode", "safetensors"),
+    ("init_device", "cpu", "init_device", "cpu"),
+    ("attn_implementation", "eager", "attention", "reference"),
+    ("rmsnorm_native", False, "numerics.rmsnorm_native", False),
+    ("activation_native", False, "numerics.activation_native", False),
+    ("rope_native", False, "numerics.rope_native", False),
+    ("attention_cast_bf16", True, "numerics.attention_cast_bf16", True),
+    ("merge_qkv", False, "numerics.merge_qkv", False),
+    ("moe_implementation", "native", "numerics.moe_implementation", "native"),
+    ("enable_compile", True, "numerics.enable_compile", True),
+    ("ce_mode", "compiled", "numerics.ce_mode", "compiled"),
 ]
 LEAD = [
     ("output_dir", "/else", "durability.joblog", Path("/else/joblog/main")),

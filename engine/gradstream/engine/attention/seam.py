@@ -4,6 +4,7 @@ Legend: T tokens of the row, H query heads, G key heads, K head size.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from gradstream.engine.attention.context import AttentionContext
 
 CONTEXT_KEYWORD = "gradstream_attention"
 
+_Attention = Callable[..., tuple[Tensor, None]]
+
 # Arguments by which a model asks for something that plain causal attention is not.
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias", "sinks")
 
@@ -23,9 +26,9 @@ def implementation(*, casts_bf16: bool = False, is_compiled: bool = False) -> st
 
     casts_bf16: queries and keys are rounded to bfloat16 first. is_compiled: the layers around it are compiled, and it is not.
     """
-    run: Callable[..., tuple[Tensor, None]] = _rounded_attention if casts_bf16 else _attention
+    run: _Attention = _rounded_attention if casts_bf16 else _attention
     if is_compiled:
-        run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]  # torch's
+        run = torch.compiler.disable(partial(_contiguous, run))  # type: ignore[no-untyped-call]  # torch's
     name = f"gradstream{'_bf16' if casts_bf16 else ''}{'_compiled' if is_compiled else ''}"
     AttentionInterface.register(name, run)
     AttentionMaskInterface.register(name, _no_mask)
@@ -60,6 +63,12 @@ def _rounded_attention(
     """The same for queries and keys whose values are those of bfloat16; their dtype stays."""
     rounded = (heads.to(torch.bfloat16).to(heads.dtype) for heads in (query, key))
     return _attention(module, *rounded, *args, **kwargs)  # type: ignore[arg-type]  # as transformers gave them
+
+
+def _contiguous(run: _Attention, *args: object, **kwargs: object) -> tuple[Tensor, None]:
+    """One memory layout whatever the segments are, for which the code behind it is compiled once."""
+    out, _ = run(*args, **kwargs)
+    return out.contiguous(), None
 
 
 def _no_mask(*_args: object, **_kwargs: object) -> None:

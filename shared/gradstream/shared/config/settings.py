@@ -38,7 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     attn_implementation: Annotated[
         Literal["eager", "sdpa", "native", "flash_attention_3", "flash_attention_4"],
-        Meta(description="Attention backend."),
+        Meta(
+            description="Attention backend. flash_attention_3 and flash_attention_4 come from their own packages, for Hopper (4: and Blackwell)."
+        ),
     ] = "flash_attention_3"
     moe_implementation: Annotated[
         Literal["eager", "triton", "native", "quack"] | None,
@@ -118,7 +120,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = True
     enable_reentrant: Annotated[bool, Meta(description="The reentrant kind of gradient checkpointing.")] = False
     enable_activation_offload: Annotated[bool, Meta(description="Keep activations in CPU memory.")] = False
-    enable_compile: Annotated[bool, Meta(description="torch.compile of the layers.")] = False
+    enable_compile: Annotated[
+        bool, Meta(description="torch.compile of the layers; needs a compiler and takes minutes.")
+    ] = False
     init_device: Annotated[
         Literal["cpu", "meta", "cuda"],
         Meta(description="Where the empty model is built. meta = nowhere: filled from the files at once."),
