@@ -11,6 +11,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.clients, pytest.mark.slow, pytest.mar
 # What changes when datums share rows or not: the order in which float32 numbers are added.
 CLOSE = 1e-4
 _NUM_TARGETS = 20
+# The main name of the base model that the server knows as MODEL, too.
+SERVED = "gradstream/tiny-qwen3-shakespeare"
 
 
 def client_of(url, folder):
@@ -147,7 +149,7 @@ def test_checkpoints_are_listed_described_and_deleted_by_their_xorl_paths(part):
     assert keep["sampler_path"] == "xorl://kept/sampler_weights/frozen"
     assert keep["auto_path"].startswith("xorl://kept/weights/checkpoint-")
     assert [kind for _, kind, _ in keep["listed"]] == ["sampler", "training", "training"]
-    assert keep["info"] == {"base_model": MODEL, "is_lora": True, "lora_rank": 4}
+    assert keep["info"] == {"base_model": SERVED, "is_lora": True, "lora_rank": 4}
     assert keep["runs"]["kept"] == [4, keep["auto_path"]]
     assert keep["deleted"] == [True, keep["path"]]
     assert keep["listed_after"] == paths[:2]
