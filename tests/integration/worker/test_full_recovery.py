@@ -14,6 +14,7 @@ from tests.support.snapshots import assert_same_state
 
 from gradstream.engine.snapshot.state import ModelState
 from gradstream.engine.snapshot.store import SnapshotStore
+from gradstream.shared.clock import SystemClock
 from gradstream.shared.columns import Column
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId, SessionId
 from gradstream.shared.joblog.redis_intake import RedisIntake
@@ -137,7 +138,7 @@ async def test_a_log_of_full_weights_is_replayed_searched_and_dumped(client, tmp
 
     # What the log itself says is enough, beside the model's files.
     file = tmp_path / "run.gslog"
-    export_log(DiskLog(output_dir(settings) / "joblog" / engine_name), file, choice=Choice())
+    export_log(DiskLog(output_dir(settings) / "joblog" / engine_name), file, choice=Choice(), clock=SystemClock())
     moved = replayed("--log", str(file), "--model-path", str(TINY))
     assert (moved.num_differing, moved.num_not_run) == (0, 0)
 
