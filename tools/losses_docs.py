@@ -20,7 +20,7 @@ All datums of one call have the same number K of targets per token. Provenance s
 A custom loss runs on the client's side: `forward_backward_custom` asks for the log-probabilities with `forward_only`, differentiates
 your function, and sends the derivative back as signed weights of cross_entropy.
 
-`optim_step` is AdamW with the hyper-parameters of each call. Its metrics are `grad_norm` (before clipping), `lr` and `step`. The SDK's
+`optim_step` is AdamW, or the optimizer that the model was made with ([optimizers.md](optimizers.md)), with the hyper-parameters of each call. Its metrics are `grad_norm` (before clipping), `lr` and `step`. The SDK's
 "dimuon" optimizer is refused: its update rule is not published, and an imitation under its name would train differently in silence.
 
 This page is made by `python -m tools.losses_docs`.
