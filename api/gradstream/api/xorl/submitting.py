@@ -10,10 +10,13 @@ from gradstream.api.parts import Parts
 from gradstream.api.xorl.models import Target, unknown
 from gradstream.api.xorl.specs import ModelSpec, default_spec
 from gradstream.shared import codec
-from gradstream.shared.errors import SequenceConflict, UnknownModel
+from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel
 from gradstream.shared.ids import FutureId
-from gradstream.shared.joblog.port import Submission
+from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.wire import Payload
+
+# The first look may only find out since when the gang leads that leads now; the second one then counts.
+_NUM_LOOKS = 2
 
 
 def digest_of(raw: bytes) -> str:
@@ -45,16 +48,35 @@ async def submit(
         retry_key="" if seq_id is None else str(seq_id),
         retry_digest=request_digest,
     )
-    start_s = parts.clock.monotonic_s()
-    try:
-        return (await parts.admission.submit(submission)).future_id
-    except UnknownModel as error:
-        # A model that is only not restored yet must not be made anew.
-        await parts.recovery.check(error, since_s=start_s)
-        if not target.is_default:
-            raise unknown(target) from error
+    for _ in range(_NUM_LOOKS):
+        start_s = parts.clock.monotonic_s()
+        try:
+            return (await parts.admission.submit(submission)).future_id
+        except UnknownModel as error:
+            if await parts.recovery.is_settled(start_s):
+                if target.is_default:
+                    break
+                raise unknown(target) from error
+    else:
+        raise _doubtful(target)
     await create(parts, target, default_spec(await parts.catalog.card()))
     return (await parts.admission.submit(submission)).future_id
+
+
+def _doubtful(target: Target) -> Unavailable:
+    return Unavailable(
+        f"model_id: the server is recovering: whether there is a model {target.name!r} is not known yet; ask again in a few seconds"
+    )
+
+
+async def _check_absence(parts: Parts, target: Target) -> None:
+    """Raise Unavailable when a model that is not found may be there once the server has recovered: it must not be made anew."""
+    for _ in range(_NUM_LOOKS):
+        start_s = parts.clock.monotonic_s()
+        is_there = await parts.intake.record(RecordKind.MODEL, target.model) is not None
+        if is_there or await parts.recovery.is_settled(start_s):
+            return
+    raise _doubtful(target)
 
 
 async def create(parts: Parts, target: Target, spec: ModelSpec, *, seq_id: int | None = None) -> FutureId | None:
@@ -62,6 +84,7 @@ async def create(parts: Parts, target: Target, spec: ModelSpec, *, seq_id: int |
 
     Raises BudgetExceeded, QueueFull, Unavailable.
     """
+    await _check_absence(parts, target)
     await check_model_room(parts, target.model, tenant=target.tenant)
     payload = spec.payload(session=target.model)
     submission = Submission(
