@@ -21,11 +21,20 @@ def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int) -> None:
     would not be finite.
     """
     is_shared = grad is model.grad
-    for own, added in zip(torch.split(model.grad, _CHUNK), torch.split(grad, _CHUNK), strict=True):
-        if not bool((own if is_shared else own + added).isfinite().all()):
-            what = "gradient" if not bool(added.isfinite().all()) else "accumulated gradient"
-            raise NonFinite(f"the {what} of model {model.model_id} holds nan or inf; nothing was accumulated")
+    if not _is_finite(grad, None if is_shared else model.grad):
+        what = "accumulated gradient" if _is_finite(grad, None) else "gradient"
+        raise NonFinite(f"the {what} of model {model.model_id} holds nan or inf; nothing was accumulated")
     if not is_shared:
         model.grad.add_(grad)
     model.has_grad = True
     model.valid_tokens += num_valid
+
+
+def _is_finite(grad: Tensor, base: Tensor | None) -> bool:
+    """True when grad, or its sum with base, holds neither nan nor inf. One look at the device."""
+    verdicts = []
+    for start in range(0, grad.numel(), _CHUNK):
+        part = grad[start : start + _CHUNK]
+        total = part if base is None else part + base[start : start + _CHUNK]
+        verdicts.append(total.isfinite().all())
+    return bool(torch.stack(verdicts).all())

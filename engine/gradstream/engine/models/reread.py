@@ -1,6 +1,7 @@
 """The base model's weights as its files have them, once more, after training changed them."""
 
-from gradstream.engine.models.build import load_causal_lm
+from gradstream.engine.files import storage_errors
+from gradstream.engine.models.build import Build, load_causal_lm
 from gradstream.engine.models.digest import model_digest
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.state import EngineState
@@ -14,14 +15,17 @@ def reread(state: EngineState) -> None:
     cannot be read or are not those that the engine was started with.
     """
     flat, path = state.flat, state.config.model_path
+    build = Build.of(state.config)
 
     def work() -> bytes:
-        if model_digest(path) != state.base.facts.digest:
+        with storage_errors(f"model_path: {path} cannot be read"):
+            digest = model_digest(path, config_dir=build.config_path)
+        if digest != state.base.facts.digest:
             raise StorageFailure(
                 f"model_path: {path} holds other weights than when this server was started; restart it"
             )
-        read = dict(load_causal_lm(path, dtype=flat.weights.dtype).named_parameters())
-        flat.fill({name: parameter.detach() for name, parameter in read.items()})
+        read = load_causal_lm(path, dtype=flat.weights.dtype, build=build).named_parameters()
+        flat.fill({name: parameter.detach() for name, parameter in read})
         return b""
 
     on_leader(state.comm, work)

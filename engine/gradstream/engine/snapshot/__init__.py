@@ -16,8 +16,9 @@ loads it into any sharding; the cut names each tensor's whole shape, and `shards
 files. The files are written here and not by DCP's writer, which plans through collectives, and without a process group marks no rank
 but the first.
 
-An adapter ("lora") is the same on every rank, so it has one shard: flat fp32 `weights`, `exp_avg`, `exp_avg_sq` and, while something
-is accumulated, `grad`, in the order of its layout. The format leaves room for a "full" model with a shard from each rank.
+A model is the same on every rank, so it has one shard: flat `weights`, the tensors of its optimizer's state and, while something is
+accumulated, flat fp32 `grad`, in the order of its layout. An adapter is of kind "lora", the base model's own weights of kind "full". The
+format leaves room for models of which each rank holds a part.
 
 There is no random state to keep: an adapter's first values follow from the seed in its spec, and every draw of a sample is a hash of
 its job, its place and its seed. Samplers' frozen adapters are checkpoints of their own on disk; a sample that was running is run

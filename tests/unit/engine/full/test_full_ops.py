@@ -11,7 +11,7 @@ from tests.support.snapshots import assert_same_state
 
 from gradstream.engine.engine import Engine
 from gradstream.shared.errors import Unsupported
-from gradstream.shared.ids import ModelId, TenantId
+from gradstream.shared.ids import ModelId, SamplerId, TenantId
 from gradstream.shared.wire import (
     AdamParams,
     CreateModelDone,
@@ -25,7 +25,6 @@ from gradstream.shared.wire import (
     ResetModel,
     Sample,
     SamplingParams,
-    SaveExternal,
     SaveForSampler,
     UnloadModel,
 )
@@ -87,10 +86,10 @@ def test_another_tenants_jobs_do_not_reach_the_model() -> None:
     "payload",
     [
         Sample(path=None, prompt=b"\x05\0\0\0", params=SamplingParams(max_tokens=2)),
-        SaveExternal(name="x"),
+        SaveForSampler(sampler_id=SamplerId("s:sample:0")),
         LoadWeights(path="tinker://a:train:0/weights/x", with_optimizer=True, create=True, session_id="s"),
     ],
-    ids=["sample", "save_external", "load_create"],
+    ids=["sample", "save_ephemeral", "load_create"],
 )
 def test_what_is_for_adapters_only_is_refused_and_changes_nothing(payload: Payload) -> None:
     driver = trained(full_driver())
@@ -175,3 +174,23 @@ def test_an_engine_that_trains_adapters_has_no_flat_parameters() -> None:
     engine: Engine = open_engine()
     assert engine.state.base.flat is None
     assert not any(parameter.requires_grad for parameter in engine.state.base.causal_lm.parameters())
+
+
+def test_files_that_are_gone_fail_the_job_alone(tmp_path: Path) -> None:
+    path = Path(shutil.copytree(DENSE, tmp_path / "model"))
+    driver = trained(full_driver(path))
+    (before,) = driver.engine.capture([MODEL])
+    (path / "config.json").unlink()
+    refused = failure(driver, ResetModel(weights=True))
+    assert refused.code == "storage_failure"
+    assert_same_state(before, *driver.engine.capture([MODEL]))
+
+
+def test_the_files_weights_are_read_again_as_they_were_read_at_the_start(tmp_path: Path) -> None:
+    path, config_path = (Path(shutil.copytree(DENSE, tmp_path / name)) for name in ("model", "config"))
+    (config_path / "config.json").write_text((path / "config.json").read_text() + "\n")
+    driver = full_driver(path, config_path=config_path, load_weights_mode="safetensors")
+    weights = driver.weights(MODEL)
+    trained(driver)
+    driver.done(MODEL, ResetModel(weights=True))
+    assert torch.equal(driver.weights(MODEL), weights)
