@@ -93,7 +93,9 @@ def test_killing_saves_a_final_checkpoint_behind_all_jobs_and_unloads(xorl: Xorl
     assert killed["success"]
     assert killed["checkpoint_path"] == "xorl://policy/weights/session_policy_final"
     assert ops(xorl, "policy") == ["create_model", "optim_step", "save_weights", "unload_model"]
-    assert xorl.post("optim_step", model_id="policy", adam_params={"learning_rate": 1e-4}).status_code == 404
+    refused = xorl.post("optim_step", model_id="policy", adam_params={"learning_rate": 1e-4})
+    assert refused.status_code == 404
+    assert f"its last checkpoint is {killed['checkpoint_path']}" in refused.json()["detail"]
     xorl.make("policy")
     assert xorl.done("load_weights", model_id="policy", path=killed["checkpoint_path"])
 

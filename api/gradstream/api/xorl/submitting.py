@@ -7,7 +7,8 @@ from fastapi import Response
 
 from gradstream.api.budgets import check_model_room
 from gradstream.api.parts import Parts
-from gradstream.api.xorl.models import Target, unknown
+from gradstream.api.xorl.absence import missing
+from gradstream.api.xorl.models import Target
 from gradstream.api.xorl.specs import ModelSpec, default_spec
 from gradstream.shared import codec
 from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel
@@ -56,7 +57,7 @@ async def submit(
             if await parts.recovery.is_settled(start_s):
                 if target.is_default:
                     break
-                raise unknown(target) from error
+                raise await missing(parts, target) from error
     else:
         raise _doubtful(target)
     await create(parts, target, default_spec(await parts.catalog.card()))
