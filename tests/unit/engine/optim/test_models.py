@@ -1,5 +1,6 @@
 """Adapters that learn by each optimizer: they stop and go on to the same bits, and bf16 state learns as well as fp32."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,22 @@ def test_a_model_made_from_a_checkpoint_with_its_optimizer_has_that_optimizer(tm
     assert (adapter_of(driver, "with").optimizer, adapter_of(driver, "with").step) == (spec, 1)
     assert torch.equal(adapter_of(driver, "with").optim["momentum"], adapter_of(driver).optim["momentum"])
     assert (adapter_of(driver, "without").optimizer, adapter_of(driver, "without").step) == (OptimizerSpec(), 0)
+
+
+def test_a_checkpoint_from_before_there_were_other_optimizers_is_of_adamw_in_fp32(tmp_path: Path) -> None:
+    driver = Driver(open_engine(output_dir=tmp_path))
+    driver.done("m", made(None))
+    train(driver, range(2))
+    driver.done("m", SaveWeights(name="a"))
+    (path,) = tmp_path.rglob("manifest.json")
+    manifest = json.loads(path.read_text())
+    del manifest["optimizer"]
+    path.write_text(json.dumps(manifest))
+    driver.done("n", made(None))
+    driver.done("n", LoadWeights(path="tinker://m/weights/a", with_optimizer=True))
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(adapter_of(driver, "n").optim[name], adapter_of(driver).optim[name])
+    assert adapter_of(driver, "n").step == 2
 
 
 OTHERS = {

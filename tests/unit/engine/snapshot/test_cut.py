@@ -1,3 +1,4 @@
+import hashlib
 from contextlib import suppress
 
 import msgspec
@@ -16,7 +17,7 @@ from gradstream.engine.snapshot.cut import (
     shard_name,
 )
 from gradstream.shared.errors import StorageFailure
-from gradstream.shared.wire import LoraSpec
+from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
 ENTRY = ModelEntry(
     directory="models/m+1/00000001-0000000002",
@@ -37,6 +38,16 @@ CUT = Cut(head=head(2), models={"m:1": ENTRY})
 
 def test_a_cut_comes_back_as_it_went():
     assert decode_cut(encode_cut(CUT), source="x") == CUT
+
+
+def test_a_cut_from_before_there_were_other_optimizers_is_of_adamw_in_fp32():
+    cut = msgspec.to_builtins(CUT)
+    for name in ("optimizer", "reduction", "valid_tokens"):
+        del cut["models"]["m:1"][name]
+    text = msgspec.json.encode(cut)
+    old = msgspec.json.encode({"version": 1, "sha256": hashlib.sha256(text).hexdigest(), "cut": msgspec.Raw(text)})
+    assert decode_cut(old, source="x") == CUT
+    assert CUT.models["m:1"].optimizer == OptimizerSpec()
 
 
 def test_a_full_model_sharded_over_ranks_has_a_place_in_the_format():

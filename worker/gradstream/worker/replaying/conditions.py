@@ -16,9 +16,9 @@ from gradstream.shared.wire import Failed, ForwardBackwardDone, Outcome
 from gradstream.worker.inspect.describe import loss_of, metrics_of
 from gradstream.worker.replaying.results import JobResult
 
-# A model's tensors by name: weights, exp_avg, exp_avg_sq and grad, flat fp32.
+# A model's tensors by name, flat: weights, grad, and those that its optimizer has.
 State = Mapping[str, Tensor]
-TENSORS = (WEIGHTS, GRAD, EXP_AVG, EXP_AVG_SQ)
+TENSORS = (WEIGHTS, GRAD, EXP_AVG, EXP_AVG_SQ, "momentum", "compensation")
 # What a condition looks at. A job's record is scanned; the others need a replay.
 Needs = Literal["record", "replay", "state"]
 
