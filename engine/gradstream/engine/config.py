@@ -54,6 +54,7 @@ class EngineConfig:
     weights. master_dtype: of those weights beside a bfloat16 compute dtype; bf16 keeps no copy in float32. freeze_router: the weights
     that choose experts are no part of them. default_rank: what the API puts in where a client names none. optimizer: of models whose creation names none. max_row_tokens:
     the longest datum. schedule: of every model's learning rate, None to take the clients' as they are.
+    ckpt_manager: the format of full-weight checkpoints.
     """
 
     model_path: Path
@@ -82,4 +83,5 @@ class EngineConfig:
     default_rank: int = 32
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     schedule: Schedule | None = None
+    ckpt_manager: Literal["dcp", "torch"] = "dcp"
     max_row_tokens: int = 8192

@@ -1,5 +1,6 @@
 """What executed jobs change in records."""
 
+import msgspec
 import pytest
 from tests.support.worker_jobs import job
 
@@ -11,6 +12,7 @@ from gradstream.shared.wire import (
     ForwardBackwardDone,
     LoadWeightsDone,
     LoraSpec,
+    OptimizerSpec,
     OptimStepDone,
     SaveExternalDone,
     SaveForSamplerDone,
@@ -92,10 +94,12 @@ def test_a_save_records_the_checkpoint_and_names_it_on_its_model():
         "kind": "weights",
         "base_model": "tiny",
         "rank": "8",
+        "alpha": "32.0",
         "seed": "5",
         "train_attn": "1",
         "train_mlp": "0",
         "train_unembed": "1",
+        "optimizer": "{}",
         "step": "3",
         "has_optimizer": "1",
         "created_ms": "1000",
@@ -105,6 +109,13 @@ def test_a_save_records_the_checkpoint_and_names_it_on_its_model():
         "directory": "checkpoints/s+train+1/weights/first",
         "files": '{"a": 7, "b": 5}',
     }
+
+
+def test_the_record_of_full_weights_has_no_adapter():
+    manifest = msgspec.structs.replace(MANIFEST, lora=None, optimizer=OptimizerSpec(type="muon"))
+    found = writes("save_weights", SaveWeightsDone(path=URI), manifest=manifest)[RecordKind.CHECKPOINT, URI]
+    assert {found[name] for name in ("rank", "alpha", "seed", "train_attn", "train_mlp", "train_unembed")} == {""}
+    assert found["optimizer"] == '{"type":"muon"}'
 
 
 def test_a_named_sampler_checkpoint_is_no_place_to_resume_training_from():

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from gradstream.engine.checkpoint.location import Ephemeral, parse_uri
 from gradstream.engine.checkpoint.manifest import Manifest
 from gradstream.shared import ids
@@ -140,18 +142,14 @@ def _checkpoint(path: str, executed: Executed) -> RecordWrite:
 
 
 def checkpoint_fields(manifest: Manifest) -> dict[str, str]:
-    """The record of a checkpoint, as its manifest tells."""
-    lora = manifest.lora
+    """The record of a checkpoint, as its manifest tells. The fields of an adapter are empty in that of full weights."""
     return {
         "tenant": manifest.tenant,
         "model": manifest.model,
         "kind": manifest.kind,
         "base_model": manifest.base_model,
-        "rank": str(lora.rank),
-        "seed": "" if lora.seed is None else str(lora.seed),
-        "train_attn": _flag(lora.train_attn),
-        "train_mlp": _flag(lora.train_mlp),
-        "train_unembed": _flag(lora.train_unembed),
+        **_adapter_fields(manifest),
+        "optimizer": msgspec.json.encode(manifest.optimizer).decode(),
         "step": str(manifest.step),
         "has_optimizer": _flag(manifest.has_optimizer),
         "created_ms": str(manifest.created_ms),
@@ -161,6 +159,20 @@ def checkpoint_fields(manifest: Manifest) -> dict[str, str]:
         # For downloads, which the API serves without knowing the engine's layout.
         "directory": str(parse_uri(manifest.source).directory(Path())),
         "files": json.dumps({name: entry.size_bytes for name, entry in manifest.files.items()}, sort_keys=True),
+    }
+
+
+def _adapter_fields(manifest: Manifest) -> dict[str, str]:
+    lora = manifest.lora
+    if lora is None:
+        return dict.fromkeys(("rank", "alpha", "seed", "train_attn", "train_mlp", "train_unembed"), "")
+    return {
+        "rank": str(lora.rank),
+        "alpha": str(manifest.scale * lora.rank),
+        "seed": "" if lora.seed is None else str(lora.seed),
+        "train_attn": _flag(lora.train_attn),
+        "train_mlp": _flag(lora.train_mlp),
+        "train_unembed": _flag(lora.train_unembed),
     }
 
 

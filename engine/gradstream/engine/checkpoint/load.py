@@ -13,6 +13,7 @@ from gradstream.engine.checkpoint.manifest import Manifest, read_manifest, verif
 from gradstream.engine.checkpoint.peft_format import read_peft, read_tensors
 from gradstream.engine.checkpoint.save import OPTIMIZER_FILE
 from gradstream.engine.checkpoint.snapshot import AdapterContent, to_bytes
+from gradstream.engine.optim._base import StatePart
 from gradstream.engine.optim.state import named_state, new_state, state_parts
 from gradstream.shared.errors import InvalidRequest, UnknownModel
 from gradstream.shared.ids import TenantId
@@ -44,40 +45,66 @@ def load_content(order: LoadOrder, output_dir: Path) -> AdapterContent:
     """
     source = order.location.uri()
     directory = order.location.directory(output_dir)
-    manifest = read_manifest(directory, source=source)
-    if manifest.tenant != order.tenant:
-        raise UnknownModel(f"there is no checkpoint {source}")
-    _check_fit(manifest, order, source=source)
+    manifest = own_manifest(directory, tenant=order.tenant, source=source)
+    lora = _check_fit(manifest, order, source=source)
     verify(directory, manifest, source=source)
-    layout = layout_for(order.base_sites, manifest.lora)
+    layout = layout_for(order.base_sites, lora)
     weights = read_peft(directory, layout, source=source)
     if not order.with_optimizer:
         return AdapterContent(manifest=manifest, weights=to_bytes(weights))
     if order.optimizer is not None:
-        _check_optimizer(manifest.optimizer, order.optimizer, layout, source=source)
+        parts = [state_parts(spec, layout) for spec in (manifest.optimizer, order.optimizer)]
+        check_same_optimizer(manifest.optimizer, order.optimizer, *parts, source=source)
     state = _read_state(directory, manifest.optimizer, layout, source=source)
     optim = {name: to_bytes(flat) for name, flat in state.items()}
     return AdapterContent(manifest=manifest, weights=to_bytes(weights), has_optimizer=True, optim=optim)
 
 
-def _check_fit(manifest: Manifest, order: LoadOrder, *, source: str) -> None:
-    if manifest.base_model not in order.base_models:
+def own_manifest(directory: Path, *, tenant: TenantId, source: str) -> Manifest:
+    """The manifest of one of the tenant's checkpoints; raises UnknownModel when there is none, StorageFailure."""
+    manifest = read_manifest(directory, source=source)
+    if manifest.tenant != tenant:
+        raise UnknownModel(f"there is no checkpoint {source}")
+    return manifest
+
+
+def check_base(manifest: Manifest, base_models: Sequence[str], *, source: str) -> None:
+    """Raise InvalidRequest unless the checkpoint was trained on one of these."""
+    if manifest.base_model not in base_models:
         raise InvalidRequest(
-            f"checkpoint {source} was trained on {manifest.base_model!r}; this server runs {order.base_models[0]!r}"
+            f"checkpoint {source} was trained on {manifest.base_model!r}; this server runs {base_models[0]!r}"
         )
-    if manifest.lora.rank > order.max_lora_rank:
-        raise InvalidRequest(
-            f"checkpoint {source} has LoRA rank {manifest.lora.rank}; this server allows up to {order.max_lora_rank}"
-        )
-    if order.expected is not None and _shape(manifest.lora) != _shape(order.expected):
-        raise InvalidRequest(
-            f"checkpoint {source} has {_shape(manifest.lora)}; the model has {_shape(order.expected)}. "
-            "Create a new model from the checkpoint instead"
-        )
-    if order.with_optimizer and not manifest.has_optimizer:
+
+
+def check_optimizer_there(manifest: Manifest, *, source: str) -> None:
+    """Raise InvalidRequest when there is no optimizer state to load."""
+    if not manifest.has_optimizer:
         raise InvalidRequest(
             f"checkpoint {source} holds no optimizer state ({manifest.kind}); load it with optimizer set to false"
         )
+
+
+def _check_fit(manifest: Manifest, order: LoadOrder, *, source: str) -> LoraSpec:
+    """The spec of the adapter in the checkpoint; raises InvalidRequest when it cannot be used here."""
+    lora = manifest.lora
+    if lora is None:
+        raise InvalidRequest(
+            f"checkpoint {source} holds full weights; this server trains LoRA adapters, and one that is to load it must be "
+            "started with enable_lora: false"
+        )
+    check_base(manifest, order.base_models, source=source)
+    if lora.rank > order.max_lora_rank:
+        raise InvalidRequest(
+            f"checkpoint {source} has LoRA rank {lora.rank}; this server allows up to {order.max_lora_rank}"
+        )
+    if order.expected is not None and _shape(lora) != _shape(order.expected):
+        raise InvalidRequest(
+            f"checkpoint {source} has {_shape(lora)}; the model has {_shape(order.expected)}. "
+            "Create a new model from the checkpoint instead"
+        )
+    if order.with_optimizer:
+        check_optimizer_there(manifest, source=source)
+    return lora
 
 
 def _shape(spec: LoraSpec) -> str:
@@ -86,9 +113,11 @@ def _shape(spec: LoraSpec) -> str:
     return f"rank {spec.rank}, {switches}"
 
 
-def _check_optimizer(saved: OptimizerSpec, own: OptimizerSpec, layout: AdapterLayout, *, source: str) -> None:
-    """Raise InvalidRequest when what one optimizer remembers means nothing to the other."""
-    if saved.type != own.type or state_parts(saved, layout) != state_parts(own, layout):
+def check_same_optimizer(
+    saved: OptimizerSpec, own: OptimizerSpec, saved_parts: list[StatePart], own_parts: list[StatePart], *, source: str
+) -> None:
+    """Raise InvalidRequest when what one optimizer remembers, in its parts, means nothing to the other."""
+    if saved.type != own.type or saved_parts != own_parts:
         raise InvalidRequest(
             f"checkpoint {source} holds the state of {_as_text(saved)}; this model trains by {_as_text(own)}. "
             "Load it with optimizer set to false, or into a model with that optimizer"

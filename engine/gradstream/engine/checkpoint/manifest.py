@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from gradstream.engine.files import FILE_MODE, storage_errors
-from gradstream.shared.errors import StorageFailure, UnknownModel
+from gradstream.shared.errors import InvalidRequest, StorageFailure, UnknownModel
 from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
@@ -26,11 +26,26 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class FullFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What only checkpoints of full weights have to tell.
+
+    format: of the files; a "huggingface" one holds weights rounded for inference, the others can be trained on. dtype: of the weights.
+    architecture: the class in transformers. has_state: the optimizer's tensors are in the files; before the first step they are all
+    zero, and left out.
+    """
+
+    format: Literal["dcp", "torch", "huggingface"]
+    dtype: Literal["float32", "bfloat16"]
+    architecture: str
+    has_state: bool
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint directory holds.
 
     source: the URI it was saved as. job: the future of the job that saved it. model: the id of the model it was saved from.
-    lora.seed is always set. scale: what b @ a is multiplied by. step: optimizer steps the adapter had taken, by optimizer.
+    lora, of an adapter, has its seed set, and scale is what b @ a is multiplied by; full is of full weights. step: optimizer steps the
+    model had taken, by optimizer.
     created_ms: milliseconds since the Unix epoch. files: by path below the directory.
     """
 
@@ -41,7 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     tenant: TenantId
     base_model: str
-    lora: LoraSpec
+    lora: LoraSpec | None
     scale: float
     step: int
     has_optimizer: bool
@@ -50,6 +65,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ttl_seconds: int | None = None
     user_metadata: dict[str, str] | None = None
     optimizer: OptimizerSpec = OptimizerSpec()
+    full: FullFacts | None = None
+
+    @property
+    def adapter(self) -> LoraSpec:
+        """The spec of an adapter; raises InvalidRequest when these are full weights."""
+        if self.lora is None:
+            raise InvalidRequest(f"checkpoint {self.source} holds full weights, and this is for LoRA adapters only")
+        return self.lora
 
     @property
     def size_bytes(self) -> int:

@@ -77,7 +77,7 @@ def merge_checkpoint(
 
 def _pairs(checkpoint_dir: Path, base_dir: Path, manifest: Manifest) -> list[tuple[Site, LoraPair]]:
     """Every site of the adapter with its factors in float32."""
-    layout = layout_for(base_sites(base_dir), manifest.lora)
+    layout = layout_for(base_sites(base_dir), manifest.adapter)
     flat = read_peft(checkpoint_dir, layout, source=str(checkpoint_dir))
     views = layout.named_views(flat)
     return [(site, views[site.name]) for site in layout.sites]

@@ -32,7 +32,7 @@ def export_per_expert(checkpoint_dir: Path, out: Path) -> Path:
     source = str(checkpoint_dir)
     manifest = read_manifest(checkpoint_dir, source=source)
     verify(checkpoint_dir, manifest, source=source)
-    tensors = per_expert(read_tensors(checkpoint_dir / WEIGHTS_FILE, source=source), rank=manifest.lora.rank)
+    tensors = per_expert(read_tensors(checkpoint_dir / WEIGHTS_FILE, source=source), rank=manifest.adapter.rank)
     try:
         with whole_directory(out) as draft:
             write_tensors(draft / WEIGHTS_FILE, tensors, metadata={"format": "pt"})

@@ -1,19 +1,29 @@
-"""Writes an adapter to its place, whole or not at all."""
+"""Writes a model to its place, whole or not at all."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.checkpoint.budget import DiskBudget, save_size_bytes, size_bytes
 from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.checkpoint.location import Checkpoint, CheckpointKind, Ephemeral, Location
-from gradstream.engine.checkpoint.manifest import MANIFEST_VERSION, Manifest, entries, read_manifest, write_manifest
+from gradstream.engine.checkpoint.manifest import (
+    MANIFEST_VERSION,
+    FullFacts,
+    Manifest,
+    entries,
+    read_manifest,
+    write_manifest,
+)
 from gradstream.engine.checkpoint.peft_format import write_peft, write_tensors
 from gradstream.engine.files import whole_directory
 from gradstream.engine.optim.state import named_state, state_parts
+from gradstream.engine.trained import TrainedModel
 from gradstream.shared.clock import Clock, SystemClock
 from gradstream.shared.errors import CheckpointExists, GradstreamError
 from gradstream.shared.ids import FutureId
+from gradstream.shared.wire import LoraSpec
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 
@@ -29,6 +39,56 @@ class SaveOrder:
     ttl_seconds: int | None = None
     user_metadata: dict[str, str] | None = None
 
+    @property
+    def is_training(self) -> bool:
+        """True for a checkpoint to train on, which has the optimizer's state."""
+        return isinstance(self.location, Checkpoint) and self.location.kind is CheckpointKind.WEIGHTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the manifest says of the files; see `Manifest`."""
+
+    has_optimizer: bool
+    lora: LoraSpec | None = None
+    scale: float = 1.0
+    full: FullFacts | None = None
+
+
+class Content(Protocol):
+    """What is to be saved of a model. size_bytes: an upper bound, close to exact, of its files. write: fill an empty directory."""
+
+    @property
+    def model(self) -> TrainedModel: ...
+    @property
+    def facts(self) -> Facts: ...
+    def size_bytes(self) -> int: ...
+    def write(self, draft: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """An adapter, with its optimizer for a training checkpoint."""
+
+    model: Adapter
+    order: SaveOrder
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(has_optimizer=self.order.is_training, lora=self.model.spec, scale=self.model.scale)
+
+    def size_bytes(self) -> int:
+        layout = self.model.layout
+        return save_size_bytes(
+            layout, state=state_parts(self.model.optimizer, layout) if self.order.is_training else ()
+        )
+
+    def write(self, draft: Path) -> None:
+        adapter = self.model
+        write_peft(draft, adapter.layout, adapter.weights, scale=adapter.scale, base_model=self.order.base_model)
+        if self.order.is_training:
+            _write_optimizer(adapter, draft / OPTIMIZER_FILE)
+
 
 def save_adapter(
     adapter: Adapter,
@@ -39,7 +99,21 @@ def save_adapter(
     drafts: Drafts | None = None,
     clock: Clock | None = None,
 ) -> Manifest:
-    """Write adapter's weights, and its optimizer for a training checkpoint, as order says; the manifest of what lies there now.
+    """Write adapter's weights, and its optimizer for a training checkpoint; see `save_content`."""
+    content = AdapterFiles(adapter, order)
+    return save_content(content, order, output_dir, budget=budget, drafts=drafts, clock=clock)
+
+
+def save_content(
+    content: Content,
+    order: SaveOrder,
+    output_dir: Path,
+    *,
+    budget: DiskBudget | None = None,
+    drafts: Drafts | None = None,
+    clock: Clock | None = None,
+) -> Manifest:
+    """Write content as order says; the manifest of what lies there now.
 
     The accumulated gradient is not saved. Runs on one rank only. drafts: where a gang prepares its saves, None for a process that
     nobody succeeds. Raises CheckpointExists when the name is taken by another job and overwrite is false, StorageLimit when budget
@@ -47,60 +121,50 @@ def save_adapter(
     """
     location = order.location
     directory = location.directory(output_dir)
-    _check_tenant(adapter, location, directory)
+    _check_tenant(content.model, location, directory)
     # A sampler's own weights have no name that a user could take twice.
     replace = order.overwrite or isinstance(location, Ephemeral)
     if directory.exists() and not replace:
         return own_save(location, order.job, directory)
     if budget is not None:
-        _ask(budget, adapter, order, directory)
+        coming_bytes = content.size_bytes() + _metadata_bytes(order)
+        budget.admit(coming_bytes, replaced_bytes=size_bytes(directory), what=location.uri())
     try:
         draft_in = None if drafts is None else drafts.folder(directory)
         with whole_directory(directory, replace=replace, draft_in=draft_in) as draft:
-            return _write(adapter, order, draft, clock=clock or SystemClock())
+            return _write(content, order, draft, clock=clock or SystemClock())
     except FileExistsError:
         return own_save(location, order.job, directory)
 
 
-def _ask(budget: DiskBudget, adapter: Adapter, order: SaveOrder, directory: Path) -> None:
+def _metadata_bytes(order: SaveOrder) -> int:
     metadata = order.user_metadata or {}
-    coming_bytes = save_size_bytes(
-        adapter.layout,
-        state=state_parts(adapter.optimizer, adapter.layout) if _has_optimizer(order.location) else (),
-        # JSON may write a character in six bytes.
-        metadata_bytes=6 * sum(len(key) + len(value) for key, value in metadata.items()),
-    )
-    budget.admit(coming_bytes, replaced_bytes=size_bytes(directory), what=order.location.uri())
+    # JSON may write a character in six bytes.
+    return 6 * sum(len(key) + len(value) for key, value in metadata.items())
 
 
-def _has_optimizer(location: Location) -> bool:
-    return isinstance(location, Checkpoint) and location.kind is CheckpointKind.WEIGHTS
-
-
-def _write(adapter: Adapter, order: SaveOrder, draft: Path, *, clock: Clock) -> Manifest:
+def _write(content: Content, order: SaveOrder, draft: Path, *, clock: Clock) -> Manifest:
     """Fill draft with every file of the save, the manifest last."""
-    location = order.location
-    has_optimizer = _has_optimizer(location)
-    write_peft(draft, adapter.layout, adapter.weights, scale=adapter.scale, base_model=order.base_model)
-    if has_optimizer:
-        _write_optimizer(adapter, draft / OPTIMIZER_FILE)
+    location, model, facts = order.location, content.model, content.facts
+    content.write(draft)
     manifest = Manifest(
         version=MANIFEST_VERSION,
         kind=location.kind.value if isinstance(location, Checkpoint) else "ephemeral",
         source=location.uri(),
         job=order.job,
-        model=adapter.model_id,
-        tenant=adapter.tenant,
+        model=model.model_id,
+        tenant=model.tenant,
         base_model=order.base_model,
-        lora=adapter.spec,
-        scale=adapter.scale,
-        step=adapter.step,
-        has_optimizer=has_optimizer,
+        lora=facts.lora,
+        scale=facts.scale,
+        step=model.step,
+        has_optimizer=facts.has_optimizer,
         created_ms=clock.wall_ms(),
         files=entries(draft),
         ttl_seconds=order.ttl_seconds,
         user_metadata=order.user_metadata,
-        optimizer=adapter.optimizer,
+        optimizer=model.optimizer,
+        full=facts.full,
     )
     write_manifest(draft, manifest)
     return manifest
@@ -113,11 +177,11 @@ def _write_optimizer(adapter: Adapter, path: Path) -> None:
     write_tensors(path, tensors, metadata={"format": "pt"})
 
 
-def _check_tenant(adapter: Adapter, location: Location, directory: Path) -> None:
+def _check_tenant(model: TrainedModel, location: Location, directory: Path) -> None:
     """A sampler's directory may be replaced, but never by another tenant; a checkpoint's is named after the tenant's own model."""
     if isinstance(location, Ephemeral) and directory.exists():
         manifest = read_manifest(directory, source=location.uri())
-        if manifest.tenant != adapter.tenant:
+        if manifest.tenant != model.tenant:
             raise CheckpointExists(f"sampler {location.sampler} exists already")
 
 

@@ -4,24 +4,33 @@ import msgspec
 
 from gradstream.engine.adapters.adapter import Adapter, FrozenAdapter
 from gradstream.engine.adapters.layout import layout_for
+from gradstream.engine.checkpoint.full_save import huggingface_files, training_files
 from gradstream.engine.checkpoint.load import LoadOrder, load_content
 from gradstream.engine.checkpoint.location import Location
-from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
+from gradstream.engine.checkpoint.save import AdapterFiles, Content, SaveOrder, save_content
 from gradstream.engine.checkpoint.snapshot import AdapterContent, to_tensor
+from gradstream.engine.models.full import FullModel
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.state import EngineState
 from gradstream.shared.ids import TenantId
 from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
 
-def save(state: EngineState, adapter: Adapter, order: SaveOrder) -> int:
-    """Write adapter as order says; the bytes of its files, when they are on disk. Raises like `save_adapter`, on every rank."""
+def save(state: EngineState, model: Adapter | FullModel, order: SaveOrder) -> int:
+    """Write model as order says; the bytes of its files, when they are on disk. Raises like `save_content`, on every rank."""
 
     def work() -> bytes:
-        manifest = save_adapter(adapter, order, state.config.output_dir, budget=state.disk, drafts=state.drafts)
+        content = _content(state, model, order)
+        manifest = save_content(content, order, state.config.output_dir, budget=state.disk, drafts=state.drafts)
         return msgspec.msgpack.encode(manifest.size_bytes)
 
     return msgspec.msgpack.decode(on_leader(state.comm, work), type=int)
+
+
+def _content(state: EngineState, model: Adapter | FullModel, order: SaveOrder) -> Content:
+    if isinstance(model, Adapter):
+        return AdapterFiles(model, order)
+    return training_files(state, model) if order.is_training else huggingface_files(state, model)
 
 
 def load(
@@ -55,7 +64,7 @@ def load_frozen(state: EngineState, location: Location, *, tenant: TenantId) -> 
     """A checkpoint's adapter for sampling. Raises like `load_content`."""
     content = load(state, location, tenant=tenant)
     return FrozenAdapter(
-        layout=layout_for(state.base.sites, content.manifest.lora),
+        layout=layout_for(state.base.sites, content.manifest.adapter),
         scale=content.manifest.scale,
         weights=to_tensor(content.weights, device=state.base.device),
     )

@@ -61,7 +61,7 @@ class FlatParameters:
     """One model's trained parameters. weights: flat [P] in the compute dtype; it stays the same object for life.
 
     device: where passes run. While `collecting`, a backward pass adds each parameter's gradient to a flat fp32 tensor as soon as it is complete, and frees it.
-    is_fresh: the weights are those of the model's files.
+    is_fresh: the weights are those of the model's files. frozen: the parameters that are not trained, by name.
     """
 
     def __init__(self, causal_lm: nn.Module, *, device: torch.device, freeze_router: bool) -> None:
@@ -78,8 +78,7 @@ class FlatParameters:
         for tensor, parameter in zip(self.layout.tensors, trained.values(), strict=True):
             tensor.view(self.weights).copy_(parameter.detach())
             self._add(parameter, tensor.start)
-        for name in named.keys() - trained.keys():
-            named[name].requires_grad_(False)
+        self.frozen = {name: value.requires_grad_(False) for name, value in named.items() if name not in trained}
         tied = causal_lm.get_parameter(_HEAD) is causal_lm.get_parameter(_EMBEDDING)
         self._head_name = _EMBEDDING if tied else _HEAD
 
@@ -120,7 +119,9 @@ class FlatParameters:
             tensor.view(self.weights).copy_(values[tensor.name])
 
     def move(self, device: torch.device) -> None:
-        """Move the weights, and the parameters with them."""
+        """Move the weights, and the parameters with them; nothing happens when they are there."""
+        if self.weights.device == device:
+            return
         self.weights.data = self.weights.data.to(device)
         for leaf in self._leaves:
             leaf.place(self.weights)

@@ -1,9 +1,11 @@
-"""A checkpoint's adapter put into a model, or made into one."""
+"""A checkpoint put into a model, or an adapter's made into one."""
 
 from gradstream.engine.adapters.adapter import Adapter, Owner, new_adapter
+from gradstream.engine.checkpoint.full_load import FullOrder, load_full
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.checkpoint.shared import load
 from gradstream.engine.checkpoint.snapshot import restore
+from gradstream.engine.models.full import FullModel
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import Training
@@ -45,7 +47,7 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
         model_id=ModelId(job.job.owner),
         tenant=job.job.tenant,
         session_id=session_id,
-        spec=content.manifest.lora,
+        spec=content.manifest.adapter,
         user_metadata=job.payload.user_metadata,
     )
     model = new_adapter(
@@ -61,13 +63,24 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
     return model
 
 
-def _load_in_place(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
-    model = state.adapter(job.job)
+def _load_in_place(state: EngineState, job: OpJob[LoadWeights]) -> Adapter | FullModel:
+    model = state.model(job.job)
+    location, payload = parse_uri(job.payload.path), job.payload
+    if isinstance(model, FullModel):
+        order = FullOrder(
+            directory=location.directory(state.config.output_dir),
+            source=location.uri(),
+            tenant=job.job.tenant,
+            base_models=state.base_names,
+            with_optimizer=payload.with_optimizer,
+        )
+        load_full(state, model, order)
+        return model
     content = load(
         state,
-        parse_uri(job.payload.path),
+        location,
         tenant=job.job.tenant,
-        with_optimizer=job.payload.with_optimizer,
+        with_optimizer=payload.with_optimizer,
         expected=model.spec,
         optimizer=model.optimizer,
     )

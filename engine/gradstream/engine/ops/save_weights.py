@@ -1,4 +1,4 @@
-"""A training checkpoint: the adapter with its optimizer, under a name."""
+"""A training checkpoint: the model with its optimizer, under a name."""
 
 from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint
 from gradstream.engine.checkpoint.save import SaveOrder
@@ -11,10 +11,10 @@ from gradstream.shared.wire import SaveWeights, SaveWeightsDone
 @OPS.register(SaveWeights)
 @each
 def save_weights(state: EngineState, job: OpJob[SaveWeights]) -> SaveWeightsDone:
-    """Write the checkpoint. Raises UnknownModel, InvalidRequest (name), CheckpointExists, StorageFailure."""
-    adapter = state.adapter(job.job)
+    """Write the checkpoint. Raises UnknownModel, InvalidRequest (name, asleep), CheckpointExists, StorageLimit, StorageFailure."""
+    model = state.model(job.job)
     payload = job.payload
-    location = checkpoint(adapter.model_id, CheckpointKind.WEIGHTS, payload.name)
+    location = checkpoint(model.model_id, CheckpointKind.WEIGHTS, payload.name)
     order = SaveOrder(
         location=location,
         job=job.job.future_id,
@@ -23,6 +23,6 @@ def save_weights(state: EngineState, job: OpJob[SaveWeights]) -> SaveWeightsDone
         ttl_seconds=payload.ttl_seconds,
         user_metadata=payload.user_metadata,
     )
-    save(state, adapter, order)
+    save(state, model, order)
     state.samplers.drop(location.uri())
     return SaveWeightsDone(path=location.uri())

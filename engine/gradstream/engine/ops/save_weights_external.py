@@ -1,4 +1,4 @@
-"""The adapter as files that a client downloads and opens with peft."""
+"""The model as files that a client downloads: an adapter for peft, or full weights for transformers."""
 
 from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint
 from gradstream.engine.checkpoint.save import SaveOrder
@@ -12,8 +12,8 @@ from gradstream.shared.wire import SaveExternal, SaveExternalDone
 @each
 def save_weights_external(state: EngineState, job: OpJob[SaveExternal]) -> SaveExternalDone:
     """Write the export. Raises UnknownModel, InvalidRequest (name), CheckpointExists, StorageLimit, StorageFailure."""
-    adapter = state.adapter(job.job)
-    location = checkpoint(adapter.model_id, CheckpointKind.EXTERNAL_WEIGHTS, job.payload.name)
+    model = state.model(job.job)
+    location = checkpoint(model.model_id, CheckpointKind.EXTERNAL_WEIGHTS, job.payload.name)
     order = SaveOrder(
         location=location,
         job=job.job.future_id,
@@ -21,5 +21,5 @@ def save_weights_external(state: EngineState, job: OpJob[SaveExternal]) -> SaveE
         ttl_seconds=job.payload.ttl_seconds,
         user_metadata=job.payload.user_metadata,
     )
-    size_bytes = save(state, adapter, order)
+    size_bytes = save(state, model, order)
     return SaveExternalDone(path=location.uri(), size_bytes=size_bytes)

@@ -1,12 +1,13 @@
-"""The adapter as it is now, frozen for sampling: a named checkpoint, or one sampler's own weights."""
+"""The model as it is now, frozen for sampling: a named checkpoint, or one sampler's own weights."""
 
+from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.checkpoint.location import CheckpointKind, Location, checkpoint, ephemeral
 from gradstream.engine.checkpoint.save import SaveOrder
 from gradstream.engine.checkpoint.shared import save
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.sampler.store import Resident
 from gradstream.engine.state import EngineState
-from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.errors import InvalidRequest, Unsupported
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import SaveForSampler, SaveForSamplerDone
 
@@ -14,13 +15,18 @@ from gradstream.shared.wire import SaveForSampler, SaveForSamplerDone
 @OPS.register(SaveForSampler)
 @each
 def save_weights_for_sampler(state: EngineState, job: OpJob[SaveForSampler]) -> SaveForSamplerDone:
-    """Write the frozen adapter and keep it in memory, so that the first sample need not read it.
+    """Write the frozen adapter and keep it in memory, so that the first sample need not read it; or full weights for inference servers.
 
-    Later training does not change it; it outlives the model and the gang. Raises UnknownModel, InvalidRequest, CheckpointExists,
-    StorageFailure.
+    Later training does not change it; it outlives the model and the gang. Raises UnknownModel, InvalidRequest, Unsupported (full
+    weights for a sampler of this server), CheckpointExists, StorageLimit, StorageFailure.
     """
-    adapter = state.adapter(job.job)
-    location = _location(job.payload, adapter.model_id)
+    model = state.model(job.job)
+    if not isinstance(model, Adapter) and job.payload.sampler_id is not None:
+        raise Unsupported(
+            "save_weights_for_sampler: this server trains the full weights of its model and does not sample; save under a name, and "
+            "serve that Hugging Face directory"
+        )
+    location = _location(job.payload, model.model_id)
     order = SaveOrder(
         location=location,
         job=job.job.future_id,
@@ -28,8 +34,9 @@ def save_weights_for_sampler(state: EngineState, job: OpJob[SaveForSampler]) -> 
         ttl_seconds=job.payload.ttl_seconds,
         user_metadata=job.payload.user_metadata,
     )
-    save(state, adapter, order)
-    state.samplers.put(location.uri(), Resident(adapter=adapter.frozen(), tenant=adapter.tenant))
+    save(state, model, order)
+    if isinstance(model, Adapter):
+        state.samplers.put(location.uri(), Resident(adapter=model.frozen(), tenant=model.tenant))
     if job.payload.sampler_id is not None:
         return SaveForSamplerDone(sampler_id=job.payload.sampler_id)
     return SaveForSamplerDone(path=location.uri())

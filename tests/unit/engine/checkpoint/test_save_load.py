@@ -126,6 +126,7 @@ def test_the_manifest_says_what_was_saved(dense, tmp_path):
         "ttl_seconds": 60,
         "user_metadata": {"a": "b"},
         "optimizer": {},
+        "full": None,
     }
 
 
