@@ -52,6 +52,10 @@ class FullModel:
     def tenant(self) -> TenantId:
         return self.owner.tenant
 
+    def named_views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views into any flat tensor of this model's layout, by the parameters' names."""
+        return self.layout.named_views(flat)
+
     def clear_grad(self) -> None:
         """Forget what was accumulated, and how many tokens it was."""
         self.grad.zero_()

@@ -77,13 +77,12 @@ def _full(state: EngineState, owner: Owner, payload: CreateModel) -> FullModel:
             "create_model: this server trains the full weights of its model, so it holds one model at a time, and one is there "
             "already; unload that one first"
         )
+    training = _training(state, payload)
+    state.flat.move(state.flat.device)
     if not state.flat.is_fresh:
         reread(state)
     return FullModel(
-        owner=owner,
-        flat=state.flat,
-        master_dtype=master_dtype(state.config, state.base),
-        training=_training(state, payload),
+        owner=owner, flat=state.flat, master_dtype=master_dtype(state.config, state.base), training=training
     )
 
 

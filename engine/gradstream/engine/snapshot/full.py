@@ -48,8 +48,7 @@ def restore_full(state: EngineState, store: SnapshotStore, cut: Cut, model_id: M
         return b""
 
     on_leader(state.comm, work)
-    if state.flat.weights.device != state.flat.device:
-        state.flat.move(state.flat.device)
+    state.flat.move(state.flat.device)
     # Two of this size may not fit into memory at a time.
     state.models = {}
     model = FullModel(
