@@ -120,3 +120,26 @@ def test_a_held_poll_ends_when_the_gang_leads(redis_url: str, engine_name: str, 
 def test_a_request_that_is_wrong_in_itself_is_400_all_the_same(redis_url: str, engine_name: str) -> None:
     with api(redis_url, engine_name) as rig:
         assert rig.post("session_heartbeat", {"session": 1}).status_code == 400
+
+
+def test_a_xorl_model_is_not_made_anew_while_it_may_be_restored(redis_url: str, engine_name: str, gang: Gang) -> None:
+    with api(redis_url, engine_name, hold_s=0.1) as rig:
+        gang.take_over()
+        gang.lead()
+        until_settled(rig)
+        gang.end()
+        gang.take_over()
+        for call, body in (("optim_step", {}), ("create_model", {"model_id": "mine", "lora_config": {"rank": 4}})):
+            answer = rig.post(call, body)
+            assert answer.status_code == 503, answer.text
+            assert int(answer.headers["retry-after"]) > 0
+        assert rig.post("unload_model", {"model_id": "mine"}).status_code == 503
+        poll = rig.ok(rig.post("retrieve_future", {"request_id": "default:0"}))
+        assert (poll["type"], poll["queue_state"]) == ("try_again", "paused_capacity")
+
+
+def test_a_xorl_model_is_made_at_once_when_a_gang_leads(redis_url: str, engine_name: str, gang: Gang) -> None:
+    gang.take_over()
+    with api(redis_url, engine_name, hold_s=0.1) as rig:
+        gang.lead()
+        assert rig.ok(rig.post("optim_step", {"model_id": "default"}))["request_id"] == "default:1"
