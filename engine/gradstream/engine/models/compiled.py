@@ -47,14 +47,18 @@ def compiled(function: _Function) -> _Function:
     return cast("_Function", torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS))
 
 
-def compile_layers(causal_lm: nn.Module, *, apart: tuple[type[nn.Module], ...]) -> None:
-    """Compile every decoder layer in place, for any number of tokens. Modules of the types in apart run as they are, between kernels."""
+def compile_layers(causal_lm: nn.Module, *, apart: tuple[type[nn.Module], ...], backend: str = "inductor") -> None:
+    """Compile every decoder layer in place, for any number of tokens. Modules of the types in apart run as they are, between kernels.
+
+    backend: torch's name of what makes the kernels; "aot_eager" makes none and needs no compiler.
+    """
     _configure()
+    options = _OPTIONS if backend == "inductor" else None
     for layer in causal_lm.get_submodule("model.layers").children():
         for module in layer.modules():
             if isinstance(module, apart):
                 module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]  # torch's
-        layer.compile(dynamic=True, options=_OPTIONS)
+        layer.compile(dynamic=True, backend=backend, options=options)
 
 
 def _configure() -> None:

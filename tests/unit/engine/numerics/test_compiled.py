@@ -1,15 +1,18 @@
 """What is made by a compiler: the same numbers as without, and a clear refusal where there is none."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch._inductor.config
-from tests.support.engine_builders import DENSE
+from tests.support.engine_builders import DENSE, MOE
 from tests.support.oracle import relative_error
 from tests.support.switches import CPU, KINDS, base_of, driver_of, pass_of
+from torch._dynamo.utils import counters
 
+from gradstream.engine.models import build
 from gradstream.engine.models.compiled import compiled, compiler_refusal
 from gradstream.engine.models.fused import rotate, silu_gate
 from gradstream.engine.vocabulary import Softmax, warm_up
@@ -91,6 +94,22 @@ class TestCrossEntropy:
             assert got.data_ptr() == logits.data_ptr()
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-7)
             assert (got[0] == 0).all()
+
+
+@needs_compiler
+@pytest.mark.timeout(600)
+@pytest.mark.config_field("enable_compile")
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_become_graphs_around_adapters_experts_and_attention(kind, monkeypatch):
+    """With the backend of torch that makes graphs and no kernels, which takes seconds."""
+    monkeypatch.setattr(build, "compile_layers", partial(build.compile_layers, backend="aot_eager"))
+    eager = pass_of(driver_of(kind, MOE))
+    torch._dynamo.reset()
+    counters.clear()
+    got = pass_of(driver_of(kind, MOE, enable_compile=True))
+    assert counters["stats"]["unique_graphs"] >= 4
+    np.testing.assert_allclose(got[0], eager[0], rtol=1e-5, atol=1e-5)
+    assert relative_error(got[1], eager[1]) < 1e-5
 
 
 @pytest.mark.config_field("enable_compile")
