@@ -235,7 +235,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 10_000
     skip_initial_checkpoint: Annotated[bool, Meta(description="No checkpoint of the untrained model at start.")] = False
     idle_session_timeout: Annotated[
-        float, Meta(gt=0, description="Seconds without a job after which a session that sends no heartbeats is gone.")
+        float,
+        Meta(
+            gt=0,
+            description="Seconds without a job after which a session that sends no heartbeats is gone; xorl clients' models are saved first.",
+        ),
     ] = 7200.0
     session_grace_s: Annotated[
         float, Meta(gt=0, description="Seconds without a heartbeat or a job after which a session is gone.")
