@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import msgspec
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -99,6 +100,16 @@ def parse_small(raw: bytes, model: type[B]) -> B:
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise InvalidRequest(sentence(error)) from error
+
+
+def typed(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+    """The decoder's value of raw, its errors as InvalidRequest."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"body: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"body: not valid JSON ({error})") from error
 
 
 def sentence(error: ValidationError) -> str:

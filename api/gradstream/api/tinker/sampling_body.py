@@ -4,10 +4,11 @@ import math
 
 import msgspec
 
+from gradstream.api.body import typed
 from gradstream.api.config import ApiConfig
 from gradstream.api.errors import require
 from gradstream.api.tinker.sampling_targets import prompt_targets
-from gradstream.api.tinker.training_json import ModelInput, Tensor, text_tokens, typed
+from gradstream.api.tinker.training_json import ModelInput, Tensor, text_tokens
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest, Unsupported
 from gradstream.shared.wire import Sample, SamplingParams

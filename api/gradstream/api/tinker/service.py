@@ -4,9 +4,8 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from gradstream.api.body import Body, documents, offloaded, raw_body, small_body
+from gradstream.api.body import Body, documents, offloaded, raw_body, small_body, typed
 from gradstream.api.parts import parts_of
-from gradstream.api.tinker.training_json import typed
 from gradstream.shared.errors import Unavailable
 
 router = APIRouter()

@@ -1,16 +1,15 @@
 """JSON training bodies of the older SDKs, decoded with types: lists become arrays once, here."""
 
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import numpy as np
 
+from gradstream.api.body import typed
 from gradstream.api.tinker.sparse import DenseRoom, SparseRows, dense
 from gradstream.api.tinker.training_proto import shaped
 from gradstream.api.training_data import Array, DatumArrays, TrainingData
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
-
-T = TypeVar("T")
 
 
 class Chunk(msgspec.Struct):
@@ -76,16 +75,6 @@ def parse_forward_backward(raw: bytes) -> ForwardBackwardBody:
 def parse_forward(raw: bytes) -> ForwardBody:
     """The body of /forward; raises InvalidRequest naming the first wrong field."""
     return typed(_FORWARD, raw)
-
-
-def typed(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
-    """The decoder's value of raw, its errors as InvalidRequest."""
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"body: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"body: not valid JSON ({error})") from error
 
 
 def training_data(body: ForwardInput, *, backward: bool, max_datums: int) -> TrainingData:

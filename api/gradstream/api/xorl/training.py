@@ -7,9 +7,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from gradstream.api.auth import tenant_of
-from gradstream.api.body import Body, documents, offloaded, raw_body, small_body
+from gradstream.api.body import Body, documents, offloaded, raw_body, small_body, typed
 from gradstream.api.parts import Parts, parts_of
-from gradstream.api.tinker.training_json import typed
 from gradstream.api.training_data import to_payload
 from gradstream.api.xorl.bodies import NamedBody
 from gradstream.api.xorl.data import ForwardInput, training_data
