@@ -31,3 +31,11 @@ def test_every_difference_is_named_with_both_values():
 
 def test_the_ranks_of_a_log_are_read():
     assert [num_ranks(text) for text in ("ranks=4 torch=1", "torch=1", "ranks=x")] == [4, 1, 1]
+
+
+def test_what_was_trained_is_taken_over():
+    made = adopted(CONFIG, "torch=1 dtype=bfloat16 weights=full master=bf16 router=free")
+    assert (made.is_lora, made.master_dtype, made.freeze_router) == (False, "bf16", False)
+    assert not adopted(CONFIG, "weights=full master=fp32 router=frozen").is_lora
+    full = EngineConfig(model_path=Path("m"), model_name="m", tokenizer_id="m", output_dir=Path("o"), is_lora=False)
+    assert adopted(full, "torch=1 dtype=float32").is_lora
