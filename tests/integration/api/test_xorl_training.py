@@ -320,6 +320,11 @@ def test_a_creation_is_known_for_as_long_as_the_model_is_there(redis_url: str, e
             asyncio.run(asyncio.sleep(0.05))
         assert xorl.ok("retrieve_future", request_id="mine:0") == {"type": "create_model", "model_id": "mine"}
         assert xorl.make("mine") == "mine"
+        dropped = xorl.ok("unload_model", model_id="mine")
+        assert xorl.ok("unload_model", model_id="mine") == dropped
+        for _ in range(2):
+            xorl.outcome(xorl.post("unload_model", model_id="mine"))
+        assert xorl.ok("create_model", model_id="mine")["request_id"] == "mine:3"
 
 
 def test_a_full_queue_is_429(redis_url: str, engine_name: str) -> None:

@@ -205,8 +205,7 @@ def _optimizer(body: OptimizerBody | None, card: EngineCard) -> tuple[OptimizerS
     unknown = sorted(set(body.optimizer_kwargs or {}) - known)
     require(
         not unknown,
-        f"optimizer_config.optimizer_kwargs: there is no {', '.join(unknown)}; there are "
-        f"{', '.join(sorted(known))}",
+        f"optimizer_config.optimizer_kwargs: there is no {', '.join(unknown)}; there are {', '.join(sorted(known))}",
     )
     if kind == "muon" and body.learning_rate is not None:
         fields["learning_rate"] = body.learning_rate
@@ -242,9 +241,14 @@ async def get_info(request: Request) -> ModelInfo:
 
 @router.post("/api/v1/unload_model", openapi_extra=documents(ModelBody))
 async def unload_model(request: Request) -> Response:
-    """Drops a model behind everything that it has queued; it can be made again under the same name."""
+    """Drops a model behind everything that it has queued; it can be made again under the same name.
+
+    Once more, for as long as the model was not made again, is the same future.
+    """
     parts = parts_of(request)
     body = await small_body(request, ModelBody)
     meant = target_of(body, tenant=tenant_of(request))
-    await record_of(parts, meant)
+    record = await record_of(parts, meant)
+    if record.get("tail") == "gone" and "ended_at" in record:
+        return promised(meant, ids.future_id(meant.model, int(record["ended_at"])))
     return promised(meant, await submit(parts, meant, UnloadModel(), seq_id=body.seq_id))

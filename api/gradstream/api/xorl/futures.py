@@ -71,11 +71,14 @@ def _missing(body: RetrieveBody) -> Response:
 
 
 async def _expired(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Response:
-    """410, but the creation of a model that is there is known from its record: create_model gives its future at any time."""
+    """410, but that a model was made or dropped is known from its record: those calls give their futures again at any time."""
     model, _, seq = future_id.rpartition(":")
     record = await parts.intake.record(RecordKind.MODEL, model) or {}
-    if record.get("tenant") == tenant and record.get("made_at", "0") == seq and record.get("state") == "ready":
+    state = record.get("state") if record.get("tenant") == tenant else None
+    if state == "ready" and record.get("made_at", "0") == seq:
         return _json({"type": "create_model", "model_id": name_of(model)})
+    if state == "unloaded" and record.get("ended_at") == seq:
+        return _json({"type": "unload_model", "model_id": name_of(model)})
     return http_error(410, code="expired", detail=f"request_id: the result of {future_id!r} is no longer kept")
 
 

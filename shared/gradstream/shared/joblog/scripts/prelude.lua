@@ -39,11 +39,11 @@ local function next_free(model)
   return tonumber(redis.call('HGET', P .. 'model:' .. model, 'next_seq') or redis.call('HGET', P .. 'next_seqs', model)) or 0
 end
 
--- Note what a job at the end of the log means for a model whose jobs the server numbers: `tail` is gone behind an unload and live
--- behind a creation, whose seq is `made_at`.
+-- Note what a job at the end of the log means for a model whose jobs the server numbers: `tail` is gone behind an unload, whose seq is
+-- `ended_at`, and live behind a creation, whose seq is `made_at`.
 local function note_end(model, seq, op)
   if op == 'unload_model' then
-    redis.call('HSET', P .. 'model:' .. model, 'tail', 'gone')
+    redis.call('HSET', P .. 'model:' .. model, 'tail', 'gone', 'ended_at', seq)
   elseif op == 'create_model' then
     redis.call('HSET', P .. 'model:' .. model, 'tail', 'live', 'made_at', seq)
   end
