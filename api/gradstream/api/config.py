@@ -36,6 +36,7 @@ class ApiConfig:
     max_stored_bytes_per_tenant: int | None = None
     # Where the worker saves checkpoints, to serve downloads from; None: this process cannot see it.
     output_dir: Path | None = None
+    skip_initial_checkpoint: bool = True
     gap_check_s: float = 5.0
     card_ttl_s: float = 1.0
 
@@ -53,6 +54,7 @@ def api_config(settings: Settings) -> ApiConfig:
         max_datums=settings.max_datums,
         max_num_samples=settings.max_num_samples,
         output_dir=Path(settings.output_dir),
+        skip_initial_checkpoint=settings.skip_initial_checkpoint,
         max_samplers_per_tenant=settings.max_samplers_per_tenant,
         max_sessions_per_tenant=settings.max_sessions_per_tenant,
         max_model_records_per_tenant=settings.max_model_records_per_tenant,

@@ -7,6 +7,7 @@ import torch
 
 from gradstream.engine import ops
 from gradstream.engine.checkpoint.drafts import Drafts
+from gradstream.engine.checkpoint.start import find_start
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.losses._base import LOSSES, REFUSED
 from gradstream.engine.models.build import Build, load_base
@@ -34,8 +35,9 @@ class Engine:
 
     @classmethod
     def open(cls, config: EngineConfig, comm: Comm) -> "Engine":
-        """Load the base model; raises Unsupported when it cannot be served."""
+        """Load the base model; raises Unsupported when it, or the checkpoint to start from, cannot be served."""
         configure(config)
+        start = find_start(config)
         device = torch.device(config.device)
         base = load_base(
             config.model_path,
@@ -45,7 +47,7 @@ class Engine:
         )
         if not config.is_lora:
             master_dtype(config, base)
-        return cls(EngineState(config=config, comm=comm, base=base))
+        return cls(EngineState(config=config, comm=comm, base=base, start=start))
 
     def card(self, *, epoch: int) -> EngineCard:
         """What the API may tell clients about this engine."""
@@ -60,7 +62,7 @@ class Engine:
             max_lora_rank=state.config.max_lora_rank,
             num_ranks=state.comm.size,
             epoch=epoch,
-            fingerprint=fingerprint(state.config, state.base, state.comm),
+            fingerprint=fingerprint(state.config, state.base, state.comm, start=state.start),
             losses=[loss.card for loss in LOSSES.values()],
             refused_losses={name: REFUSED[name] for name in REFUSED},
             is_lora=state.config.is_lora,

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch.backends import cpu as cpu_backend
 
+from gradstream.engine.checkpoint.start import Start
 from gradstream.engine.config import DTypePolicy, EngineConfig
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.parallel.comm import Comm
@@ -51,7 +52,7 @@ def configure(config: EngineConfig) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by a module class
 
 
-def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
+def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm, *, start: Start | None = None) -> str:
     """Two engines with the same fingerprint give the same bits for the same batches."""
     facts = {
         "torch": torch.__version__,
@@ -73,6 +74,8 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm) -> str:
             "router": "frozen" if config.freeze_router else "free",
         }
     facts |= learning_facts(config)
+    if start is not None:
+        facts["start"] = start.digest
     return " ".join(f"{name}={value}" for name, value in facts.items())
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.checkpoint.budget import DiskBudget
 from gradstream.engine.checkpoint.drafts import Drafts
+from gradstream.engine.checkpoint.start import Start
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.models.flat import FlatParameters
@@ -23,6 +24,7 @@ class EngineState:
     decoding: the samples that are running; they hold their own frozen adapters.
 
     disk is asked on rank 0 only, where saves are written. drafts: where rank 0 prepares them; None in a process that no other succeeds.
+    start: the checkpoint that models begin with, None for the base weights and for fresh adapters.
     """
 
     config: EngineConfig
@@ -31,6 +33,7 @@ class EngineState:
     models: dict[ModelId, Adapter | FullModel] = field(default_factory=dict)
     samplers: SamplerStore = field(default_factory=SamplerStore)
     drafts: Drafts | None = None
+    start: Start | None = None
     decoding: Decoding = field(init=False)
     disk: DiskBudget = field(init=False)
 

@@ -15,6 +15,8 @@ LOCAL_TENANT = TenantId("local")
 
 # The model that clients of the xorl dialect may use without creating it; on a server that trains full weights, the only one.
 DEFAULT_MODEL = "default"
+# The checkpoint of the untrained model, which the server makes when clients of that dialect create one.
+INITIAL_CHECKPOINT = "000000"
 
 # The seq of a model's unload, which stands outside its order: it goes to the end of the log, behind everything accepted, and being
 # fixed makes every repetition, by whomever, the same future. seq_id is an int32 on the protobuf wire; clients' seqs stay below it.

@@ -58,7 +58,8 @@ class CreateModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """Make a model: a fresh adapter on the base model, or, with lora None, the base model's own weights to train.
 
     optimizer None: the engine's own. reduction: what optim_step makes of the accumulated gradient: its sum, or its sum divided by
-    the valid tokens (those whose target is not IGNORE) accumulated with it.
+    the valid tokens (those whose target is not IGNORE) accumulated with it. save_as: the name of a checkpoint of the untrained model,
+    which replaces one of that name; None for none.
     """
 
     session_id: SessionId
@@ -67,6 +68,7 @@ class CreateModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     user_metadata: dict[str, str] | None = None
     optimizer: OptimizerSpec | None = None
     reduction: Literal["sum", "token_mean"] = "sum"
+    save_as: str | None = None
 
 
 class ForwardBackward(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="forward_backward"):
@@ -150,7 +152,7 @@ class ResetModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class OffloadModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="offload_model"):
-    """Move the model to host memory (asleep) or back to the device. While it sleeps, its other jobs fail and change nothing."""
+    """Move the model to host memory (asleep) or back to the device. While it sleeps, its other jobs but the unload fail and change nothing."""
 
     asleep: bool
 
@@ -245,7 +247,10 @@ Payload = (
 
 
 class CreateModelDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="create_model"):
+    """path: of the checkpoint of the untrained model, if there was to be one."""
+
     model_id: ModelId
+    path: str | None = None
 
 
 class ForwardBackwardDone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="forward_backward"):

@@ -103,6 +103,14 @@ def test_a_deleted_checkpoint_is_gone_by_whichever_id(xorl: Xorl, form: str) -> 
     assert "xorl://default/weights/one" in again.json()["detail"]
 
 
+def test_the_checkpoint_that_a_model_began_with_stays(xorl: Xorl) -> None:
+    xorl.done("save_weights", model_id="default", path="000000")
+    refused = xorl.post("delete_checkpoint", model_id="default", checkpoint_id="weights/000000")
+    assert refused.status_code == 403
+    assert "xorl://default/weights/000000 is the checkpoint that its model began with" in refused.json()["detail"]
+    assert len(xorl.ok("list_checkpoints")["checkpoints"]) == 1
+
+
 def test_weights_info_tells_what_a_model_must_be_made_with(xorl: Xorl) -> None:
     xorl.done("save_weights", model_id="default", path="one")
     info = xorl.ok("weights_info", xorl_path="xorl://default/weights/one")

@@ -32,6 +32,8 @@ ENGINE = [
     ("enable_packing", False, "row_budget_tokens", 1),
     ("load_weights_mode", "safetensors", "load_weights_mode", "safetensors"),
     ("init_device", "cpu", "init_device", "cpu"),
+    ("ckpt_manager", "torch", "ckpt_manager", "torch"),
+    ("load_checkpoint_path", "/else", "load_checkpoint_path", "/else"),
     ("attn_implementation", "eager", "attention", "reference"),
     ("rmsnorm_native", False, "numerics.rmsnorm_native", False),
     ("activation_native", False, "numerics.activation_native", False),

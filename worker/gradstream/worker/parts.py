@@ -65,6 +65,8 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         max_row_tokens=settings.sample_packing_sequence_len,
         optimizer=optimizer_spec(settings),
         schedule=_schedule(settings),
+        ckpt_manager=settings.ckpt_manager,
+        load_checkpoint_path=settings.load_checkpoint_path,
     )
 
 

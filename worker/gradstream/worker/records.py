@@ -58,7 +58,7 @@ def saved_uri(outcome: Outcome) -> str | None:
     match outcome:
         case SaveWeightsDone(path=path) | SaveForSamplerDone(path=str(path)) | SaveExternalDone(path=path):
             return path
-        case CopyCheckpointDone(path=path):
+        case CopyCheckpointDone(path=path) | CreateModelDone(path=str(path)):
             return path
         case SaveForSamplerDone(sampler_id=str(sampler)):
             return sampler_uri(SamplerId(sampler))
@@ -75,6 +75,8 @@ def record_writes(executed: Executed) -> list[RecordWrite]:
     """The record changes to commit together with the outcome."""
     job, outcome = executed.job, executed.outcome
     match outcome:
+        case CreateModelDone(path=str(path)):
+            return [_model(job, {"state": "ready", "last_checkpoint": path}), _checkpoint(path, executed)]
         case CreateModelDone() | LoadWeightsDone() if is_creator(job):
             return [_model(job, {"state": "ready"})]
         case Failed(message=message) if is_creator(job) or job.op == _COPY:

@@ -17,8 +17,8 @@ from gradstream.api.tinker.views import Record, checkpoint_view
 from gradstream.api.xorl.bodies import NamedBody
 from gradstream.api.xorl.models import Target, record_of, target, target_of
 from gradstream.api.xorl.paths import SAMPLER_WEIGHTS, WEIGHTS, CheckpointName, parse, parse_id, shown
-from gradstream.shared.errors import UnknownModel
-from gradstream.shared.ids import DEFAULT_MODEL
+from gradstream.shared.errors import Forbidden, UnknownModel
+from gradstream.shared.ids import DEFAULT_MODEL, INITIAL_CHECKPOINT
 from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()
@@ -102,6 +102,11 @@ async def delete_checkpoint(request: Request) -> CheckpointDeleted:
     body = await small_body(request, DeleteBody)
     meant = target_of(body, tenant=tenant_of(request))
     found = parse_id(body.checkpoint_id, of=meant, field="checkpoint_id")
+    if (found.kind, found.name) == (WEIGHTS, INITIAL_CHECKPOINT):
+        raise Forbidden(
+            f"checkpoint_id: {shown(found.uri)} is the checkpoint that its model began with, and stays; skip_initial_checkpoint: true "
+            "makes none"
+        )
     record = await _own(parts, found, of=meant, field="checkpoint_id")
     created_ms = record["created_ms"]
     # The job first: if this process dies in between, the job still removes files and record.

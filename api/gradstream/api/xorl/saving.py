@@ -15,11 +15,10 @@ from gradstream.api.xorl.models import target_of
 from gradstream.api.xorl.paths import WEIGHTS, parse
 from gradstream.api.xorl.submitting import digest_of, promised, submit
 from gradstream.shared.errors import Unsupported
+from gradstream.shared.ids import INITIAL_CHECKPOINT
 from gradstream.shared.wire import LoadWeights, SaveForSampler, SaveWeights
 
 router = APIRouter()
-# The checkpoint of the untrained model, which the server itself may have made: a client's own save under this name replaces it.
-INITIAL = "000000"
 
 
 class SaveBody(NamedBody):
@@ -59,7 +58,7 @@ async def save_weights(request: Request) -> Response:
         )
     name = f"checkpoint-{parts.clock.wall_ms()}" if body.path is None else checkpoint_name(body.path)
     await check_storage_left(parts, tenant=meant.tenant)
-    payload = SaveWeights(name=name, overwrite=name == INITIAL)
+    payload = SaveWeights(name=name, overwrite=name == INITIAL_CHECKPOINT)
     future = await submit(parts, meant, payload, seq_id=body.seq_id, request_digest=digest_of(raw))
     return promised(meant, future)
 

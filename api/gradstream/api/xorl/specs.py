@@ -29,14 +29,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     optimizer: OptimizerSpec
     step_defaults: StepDefaults = StepDefaults()
 
-    def payload(self, *, session: ModelId) -> CreateModel:
-        """The job that makes the model; a xorl model is a session of its own."""
+    def payload(self, *, session: ModelId, save_as: str | None) -> CreateModel:
+        """The job that makes the model; a xorl model is a session of its own. save_as: see `CreateModel`."""
         return CreateModel(
             session_id=SessionId(session),
             base_model=self.base_model,
             lora=self.lora,
             optimizer=self.optimizer,
             reduction="token_mean",
+            save_as=save_as,
         )
 
     def record(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from gradstream.api.xorl.models import Target
 from gradstream.api.xorl.specs import ModelSpec, default_spec
 from gradstream.shared import codec
 from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel
-from gradstream.shared.ids import FutureId
+from gradstream.shared.ids import INITIAL_CHECKPOINT, FutureId
 from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.wire import Payload
 
@@ -87,7 +87,8 @@ async def create(parts: Parts, target: Target, spec: ModelSpec, *, seq_id: int |
     """
     await _check_absence(parts, target)
     await check_model_room(parts, target.model, tenant=target.tenant)
-    payload = spec.payload(session=target.model)
+    save_as = None if parts.config.skip_initial_checkpoint else INITIAL_CHECKPOINT
+    payload = spec.payload(session=target.model, save_as=save_as)
     submission = Submission(
         owner=target.model,
         seq=None,

@@ -21,13 +21,14 @@ from gradstream.engine.checkpoint.load import (
     check_same_optimizer,
     own_manifest,
 )
-from gradstream.engine.checkpoint.manifest import FullFacts, Manifest, read_manifest, verify
+from gradstream.engine.checkpoint.manifest import FullFacts, Manifest, verify
+from gradstream.engine.checkpoint.start import CHANGED, files_digest
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.optim.state import state_parts
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.registry import import_siblings
 from gradstream.engine.state import EngineState
-from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.errors import InvalidRequest, StorageFailure
 from gradstream.shared.ids import TenantId
 
 import_siblings(formats)
@@ -35,13 +36,17 @@ import_siblings(formats)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullOrder:
-    """Which checkpoint. source: its name in messages. tenant, base_models: whose it must be and of what, None where that does not matter."""
+    """Which checkpoint. source: its name in messages. tenant, base_models: whose it must be and of what, None where that does not matter.
+
+    digest: of what its files must hold, None for anything.
+    """
 
     directory: Path
     source: str
     tenant: TenantId | None
     base_models: Sequence[str] | None
     with_optimizer: bool
+    digest: str | None = None
 
 
 def load_full(state: EngineState, model: FullModel, order: FullOrder) -> Manifest:
@@ -101,10 +106,9 @@ def _fill(state: EngineState, model: FullModel, opened: Sequence[Reader], *, has
 
 def _open(order: FullOrder, model: FullModel, frozen: Mapping[str, Tensor]) -> tuple[Manifest, Reader]:
     source = order.source
-    if order.tenant is None:
-        manifest = read_manifest(order.directory, source=source)
-    else:
-        manifest = own_manifest(order.directory, tenant=order.tenant, source=source)
+    manifest = own_manifest(order.directory, tenant=order.tenant, source=source)
+    if order.digest is not None and files_digest(manifest) != order.digest:
+        raise StorageFailure(CHANGED.format(source))
     full = facts_of(manifest, source=source)
     if order.base_models is not None:
         check_base(manifest, order.base_models, source=source)

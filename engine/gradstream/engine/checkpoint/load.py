@@ -13,6 +13,7 @@ from gradstream.engine.checkpoint.manifest import Manifest, read_manifest, verif
 from gradstream.engine.checkpoint.peft_format import read_peft, read_tensors
 from gradstream.engine.checkpoint.save import OPTIMIZER_FILE
 from gradstream.engine.checkpoint.snapshot import AdapterContent, to_bytes
+from gradstream.engine.checkpoint.start import Start
 from gradstream.engine.optim._base import StatePart
 from gradstream.engine.optim.state import named_state, new_state, state_parts
 from gradstream.shared.errors import InvalidRequest, UnknownModel
@@ -24,11 +25,11 @@ from gradstream.shared.wire import LoraSpec, OptimizerSpec
 class LoadOrder:
     """Which checkpoint for whom. base_models: every name of the base model that runs here, the main one first.
 
-    expected is the spec that the checkpoint must have, None for any; optimizer the one that its state must be of, if that is loaded.
+    tenant None: whosever it is. expected is the spec that the checkpoint must have, None for any; optimizer the one that its state must be of, if that is loaded.
     """
 
-    location: Location
-    tenant: TenantId
+    location: Location | Start
+    tenant: TenantId | None
     base_models: Sequence[str]
     base_sites: Sequence[Site]
     max_lora_rank: int
@@ -60,10 +61,10 @@ def load_content(order: LoadOrder, output_dir: Path) -> AdapterContent:
     return AdapterContent(manifest=manifest, weights=to_bytes(weights), has_optimizer=True, optim=optim)
 
 
-def own_manifest(directory: Path, *, tenant: TenantId, source: str) -> Manifest:
-    """The manifest of one of the tenant's checkpoints; raises UnknownModel when there is none, StorageFailure."""
+def own_manifest(directory: Path, *, tenant: TenantId | None, source: str) -> Manifest:
+    """The manifest of one of the tenant's checkpoints, None for anybody's; raises UnknownModel when there is none, StorageFailure."""
     manifest = read_manifest(directory, source=source)
-    if manifest.tenant != tenant:
+    if tenant is not None and manifest.tenant != tenant:
         raise UnknownModel(f"there is no checkpoint {source}")
     return manifest
 
@@ -110,14 +111,22 @@ def _check_fit(manifest: Manifest, order: LoadOrder, *, source: str) -> LoraSpec
 def _shape(spec: LoraSpec) -> str:
     """Everything of a spec that the shapes depend on."""
     switches = ", ".join(f"{name} {getattr(spec, name)}" for name in ("train_attn", "train_mlp", "train_unembed"))
-    return f"rank {spec.rank}, {switches}"
+    modules = "" if spec.target_modules is None else f", modules {' '.join(sorted(spec.target_modules))}"
+    return f"rank {spec.rank}, {switches}{modules}"
+
+
+def is_same_optimizer(
+    saved: OptimizerSpec, own: OptimizerSpec, saved_parts: list[StatePart], own_parts: list[StatePart]
+) -> bool:
+    """True when what one optimizer remembers, in its parts, is what the other needs."""
+    return saved.type == own.type and saved_parts == own_parts
 
 
 def check_same_optimizer(
     saved: OptimizerSpec, own: OptimizerSpec, saved_parts: list[StatePart], own_parts: list[StatePart], *, source: str
 ) -> None:
     """Raise InvalidRequest when what one optimizer remembers, in its parts, means nothing to the other."""
-    if saved.type != own.type or saved_parts != own_parts:
+    if not is_same_optimizer(saved, own, saved_parts, own_parts):
         raise InvalidRequest(
             f"checkpoint {source} holds the state of {_as_text(saved)}; this model trains by {_as_text(own)}. "
             "Load it with optimizer set to false, or into a model with that optimizer"

@@ -9,6 +9,7 @@ from gradstream.engine.checkpoint.load import LoadOrder, load_content
 from gradstream.engine.checkpoint.location import Location
 from gradstream.engine.checkpoint.save import AdapterFiles, Content, SaveOrder, save_content
 from gradstream.engine.checkpoint.snapshot import AdapterContent, to_tensor
+from gradstream.engine.checkpoint.start import Start
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.state import EngineState
@@ -35,14 +36,14 @@ def _content(state: EngineState, model: Adapter | FullModel, order: SaveOrder) -
 
 def load(
     state: EngineState,
-    location: Location,
+    location: Location | Start,
     *,
-    tenant: TenantId,
+    tenant: TenantId | None,
     with_optimizer: bool = False,
     expected: LoraSpec | None = None,
     optimizer: OptimizerSpec | None = None,
 ) -> AdapterContent:
-    """The contents of a checkpoint; expected and optimizer: what it must have, None for any. Raises like `load_content`."""
+    """The contents of a checkpoint; tenant, expected and optimizer: what it must have, None for any. Raises like `load_content`."""
     order = LoadOrder(
         location=location,
         tenant=tenant,

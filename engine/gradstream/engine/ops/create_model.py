@@ -3,6 +3,10 @@
 import math
 
 from gradstream.engine.adapters.adapter import Adapter, new_adapter
+from gradstream.engine.checkpoint.begin import begin
+from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint
+from gradstream.engine.checkpoint.save import SaveOrder
+from gradstream.engine.checkpoint.shared import save
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.models.reread import reread
 from gradstream.engine.numerics import master_dtype
@@ -10,7 +14,7 @@ from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.optim.state import check_optimizer
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import Owner, Training
-from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.errors import InvalidRequest, StorageFailure, StorageLimit, Unsupported
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId
 from gradstream.shared.wire import CreateModel, CreateModelDone, LoraSpec
 
@@ -21,8 +25,9 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
     """Make the model; collective where weights have to be read again.
 
     Raises InvalidRequest for another base model, a rank or alpha out of bounds, nothing to train, an optimizer that cannot
-    be, a taken id or a second full-weight model; Unsupported for the kind of model that this engine does not train; StorageFailure
-    when weights cannot be read again.
+    be, a taken id, a second full-weight model, or a checkpoint to start from that does not fit; Unsupported for the kind of model that
+    this engine does not train; StorageFailure when weights cannot be read, or with StorageLimit when the first checkpoint cannot be
+    written.
     """
     model_id = ModelId(job.job.owner)
     payload = job.payload
@@ -38,8 +43,24 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
         spec=payload.lora,
         user_metadata=payload.user_metadata,
     )
-    state.models[model_id] = _adapter(state, owner, payload) if state.config.is_lora else _full(state, owner, payload)
-    return CreateModelDone(model_id=model_id)
+    model = _adapter(state, owner, payload) if state.config.is_lora else _full(state, owner, payload)
+    begin(state, model, with_optimizer=True)
+    path = None if payload.save_as is None else _save(state, model, job, payload.save_as)
+    state.models[model_id] = model
+    return CreateModelDone(model_id=model_id, path=path)
+
+
+def _save(state: EngineState, model: Adapter | FullModel, job: OpJob[CreateModel], name: str) -> str:
+    """The checkpoint of the untrained model; it replaces that of an earlier model of this id."""
+    location = checkpoint(model.model_id, CheckpointKind.WEIGHTS, name)
+    order = SaveOrder(location=location, job=job.job.future_id, base_model=state.config.model_name, overwrite=True)
+    try:
+        save(state, model, order)
+    except (StorageLimit, StorageFailure) as error:
+        what = f"create_model: the model's first checkpoint could not be written: {error.message}"
+        raise type(error)(f"{what} (skip_initial_checkpoint: true makes none)") from error
+    state.samplers.drop(location.uri())
+    return location.uri()
 
 
 def _adapter(state: EngineState, owner: Owner, payload: CreateModel) -> Adapter:
@@ -79,7 +100,8 @@ def _full(state: EngineState, owner: Owner, payload: CreateModel) -> FullModel:
         )
     training = _training(state, payload)
     state.flat.move(state.flat.device)
-    if not state.flat.is_fresh:
+    # A checkpoint to start from fills all of it.
+    if state.start is None and not state.flat.is_fresh:
         reread(state)
     return FullModel(
         owner=owner, flat=state.flat, master_dtype=master_dtype(state.config, state.base), training=training

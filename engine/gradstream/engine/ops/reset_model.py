@@ -2,6 +2,7 @@
 
 from gradstream.engine.adapters.adapter import Adapter, scale_of
 from gradstream.engine.adapters.initial import initial_weights
+from gradstream.engine.checkpoint.begin import begin
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.models.reread import reread
 from gradstream.engine.ops.registry import OPS, OpJob, each
@@ -17,12 +18,8 @@ def reset_model(state: EngineState, job: OpJob[ResetModel]) -> ResetModelDone:
     Collective where weights are read. Raises UnknownModel, InvalidRequest (asleep), StorageFailure, with the model as it was.
     """
     model = state.model(job.job)
-    if job.payload.weights and isinstance(model, FullModel):
-        reread(state)
-        model.take_flat()
-        state.flat.is_fresh = False
-    elif job.payload.weights and isinstance(model, Adapter):
-        _draw_again(state, model)
+    if job.payload.weights and not begin(state, model, with_optimizer=False):
+        _begin_again(state, model)
     for tensor in model.optim.values():
         tensor.zero_()
     model.step = 0
@@ -30,9 +27,14 @@ def reset_model(state: EngineState, job: OpJob[ResetModel]) -> ResetModelDone:
     return ResetModelDone(model_id=model.model_id)
 
 
-def _draw_again(state: EngineState, adapter: Adapter) -> None:
-    """The weights and the scale of a fresh adapter of this spec."""
-    spec = adapter.spec
+def _begin_again(state: EngineState, model: Adapter | FullModel) -> None:
+    """The base model's weights; or those of a fresh adapter of this spec, and its scale."""
+    if isinstance(model, FullModel):
+        reread(state)
+        model.take_flat()
+        state.flat.is_fresh = False
+        return
+    spec = model.spec
     assert spec.seed is not None, "an adapter's spec has its seed resolved"
-    adapter.weights.copy_(initial_weights(adapter.layout, seed=spec.seed))
-    adapter.scale = scale_of(spec, lora_alpha=state.config.lora_alpha)
+    model.weights.copy_(initial_weights(model.layout, seed=spec.seed))
+    model.scale = scale_of(spec, lora_alpha=state.config.lora_alpha)

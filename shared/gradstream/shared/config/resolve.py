@@ -11,6 +11,7 @@ from gradstream.shared.config.access import access_problems, resolved_keys_file
 from gradstream.shared.config.fields import FIELDS
 from gradstream.shared.config.learning import learning_problems, state_dtype
 from gradstream.shared.config.machine import Machine
+from gradstream.shared.config.memory import memory_problems
 from gradstream.shared.config.problems import ConfigError, Problem
 from gradstream.shared.config.settings import Settings
 from gradstream.shared.config.sizes import format_size
@@ -57,9 +58,11 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
     changes |= _ranks(settings, problems)
     changes |= _default_rank(settings, problems, notices)
     changes |= _model(settings, machine, problems)
+    changes |= _start(settings, problems)
     changes |= _derived(settings, device, machine, changes)
     changes |= _optimizer_state(settings, notices)
     problems += learning_problems(settings)
+    problems += memory_problems(settings, changes)
     _check_pairs(settings, problems)
     _check_master(settings, changes, problems)
     _check_precision(settings, changes, problems)
@@ -161,6 +164,21 @@ def _model(settings: Settings, machine: Machine, problems: list[Problem]) -> dic
         "tokenizer_path": settings.tokenizer_path and tokenizer_path,
         "tokenizer_id": settings.tokenizer_id or tokenizer_path,
     }
+
+
+def _start(settings: Settings, problems: list[Problem]) -> dict[str, object]:
+    """The absolute path of the checkpoint to start from. What a URI names lies below output_dir, where the engine finds it."""
+    text = settings.load_checkpoint_path
+    if not text or "://" in text:
+        return {}
+    path = Path(text).expanduser()
+    if not (path / "manifest.json").is_file():
+        problems.append(
+            Problem(
+                "", f"load_checkpoint_path: {text} has no manifest.json; it must be a checkpoint's directory or URI"
+            )
+        )
+    return {"load_checkpoint_path": str(path.resolve())}
 
 
 def _directory(name: str, file: str, text: str | None, default: str, problems: list[Problem]) -> str:

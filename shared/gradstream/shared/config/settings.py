@@ -54,7 +54,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deepep_async_combine: Annotated[bool, Meta(description="Overlap DeepEP's combine with the next layer.")] = False
     merge_qkv: Annotated[bool, Meta(description="Keep the q, k and v projections in one matrix.")] = True
     basic_modules: Annotated[
-        list[str], Meta(description="Further modules that are sharded as units of their own.")
+        list[str],
+        Meta(
+            description="Classes of further modules (Qwen3MLP, ...) that are units of their own: enable_gradient_checkpointing keeps "
+            "their inputs, enable_compile compiles those outside the decoder layers."
+        ),
     ] = []
     foundation: Annotated[
         dict[str, Any], Meta(description="Extra settings of the base model.")
@@ -116,10 +120,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "fp32"
     enable_gradient_checkpointing: Annotated[
-        bool, Meta(description="Recompute activations in the backward pass to save memory.")
+        bool,
+        Meta(
+            description="Keep the inputs of each decoder layer only, and compute the rest again in the backward pass; same bits."
+        ),
     ] = True
-    enable_reentrant: Annotated[bool, Meta(description="The reentrant kind of gradient checkpointing.")] = False
-    enable_activation_offload: Annotated[bool, Meta(description="Keep activations in CPU memory.")] = False
+    enable_reentrant: Annotated[bool, Meta(description="Gradient checkpointing in torch's older, reentrant way.")] = (
+        False
+    )
+    enable_activation_offload: Annotated[
+        bool, Meta(description="Keep activations in CPU memory until the backward pass.")
+    ] = False
     enable_compile: Annotated[
         bool, Meta(description="torch.compile of the layers; needs a compiler and takes minutes.")
     ] = False
@@ -131,9 +142,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         "auto"
     )
     ce_mode: Annotated[Literal["compiled", "eager"], Meta(description="Cross-entropy implementation.")] = "compiled"
-    enable_self_test: Annotated[bool, Meta(description="One forward and backward pass before the server is ready.")] = (
-        False
-    )
+    enable_self_test: Annotated[
+        bool, Meta(description="Train on a few random tokens, for nothing, before the server is ready.")
+    ] = False
 
     optimizer: Annotated[
         Literal["adamw", "anyprecision_adamw", "sgd", "muon"],
@@ -189,7 +200,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_lora_rank: Annotated[int, Meta(ge=1, le=512, description="Highest rank a client may ask for.")] = 128
     lora_alpha: Annotated[float, Meta(gt=0, description="Adapters are scaled by lora_alpha / rank.")] = 16.0
     lora_target_modules: Annotated[
-        list[str] | None, Meta(description="Modules that get adapters. null = what the client's flags say.")
+        list[str] | None,
+        Meta(
+            description="Modules (q_proj, ...) that get adapters where a client names none, among those that its flags allow. null = all."
+        ),
     ] = None
     moe_shared_lora: Annotated[bool, Meta(description="One adapter for all experts of a layer.")] = False
     moe_hybrid_shared_lora: Annotated[bool, Meta(description="Experts share A of gate and up, and B of down.")] = False
@@ -210,7 +224,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["dcp", "torch"],
         Meta(description="Format of full-weight checkpoints. Adapters are always saved in PEFT format."),
     ] = "dcp"
-    load_checkpoint_path: Annotated[str, Meta(description='Checkpoint to start from. "" = none.')] = ""
+    load_checkpoint_path: Annotated[
+        str,
+        Meta(
+            description="Directory or URI of a checkpoint that the full-weight model begins with in the place of the base weights, or model "
+            '`default` of a server of adapters; with its optimizer, if the model has the same. "" = none.'
+        ),
+    ] = ""
     storage_limit: Annotated[
         int, Meta(ge=1, extra=SIZE, description="Disk space that output_dir may take; saves beyond it fail.")
     ] = 10 * _TB
@@ -233,7 +253,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_model_records_per_tenant: Annotated[
         int, Meta(ge=1, description="Models of one tenant on record, loaded or not; see max_sessions_per_tenant.")
     ] = 10_000
-    skip_initial_checkpoint: Annotated[bool, Meta(description="No checkpoint of the untrained model at start.")] = False
+    skip_initial_checkpoint: Annotated[
+        bool, Meta(description="No checkpoint 000000 of the untrained model when a xorl client makes one.")
+    ] = False
     idle_session_timeout: Annotated[
         float,
         Meta(
@@ -247,6 +269,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     sample_packing_sequence_len: Annotated[int, Meta(ge=16, description="Longest packed row, in tokens.")] = 32000
     enable_packing: Annotated[bool, Meta(description="Put several sequences into one row.")] = True
+    sample_packing_strategy: Annotated[
+        Literal["sequential", "best_fit"],
+        Meta(
+            description="sequential = rows are filled one after the other, in order; best_fit = longest sequences first, each where it "
+            "leaves the least room, which takes fewer rows where lengths differ."
+        ),
+    ] = "sequential"
     batch_budget_tokens: Annotated[
         Annotated[int, Meta(ge=16)] | None,
         Meta(description="Tokens of one batch of jobs. null = sample_packing_sequence_len."),
@@ -305,8 +334,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 2
 
     log_level: Annotated[LogLevel, Meta(description="Least important events that are logged.")] = "INFO"
-    log_gradient_norms: Annotated[bool, Meta(description="Log gradient norms of each kind of layer.")] = True
-    log_router_stats: Annotated[bool, Meta(description="Log how tokens spread over experts.")] = True
+    log_gradient_norms: Annotated[
+        bool, Meta(description="Log gradient norms of each kind of layer after each backward pass, at log_level DEBUG.")
+    ] = True
+    log_router_stats: Annotated[
+        bool, Meta(description="Log how tokens spread over experts in each pass, at log_level DEBUG.")
+    ] = True
 
     worker_bind_host: Annotated[str, Meta(description="ZMQ host of rank 0.")] = "0.0.0.0"  # noqa: S104 - the value of another transport
     worker_bind_port: Annotated[int, Meta(ge=0, le=65535, description="ZMQ port of rank 0.")] = 5556

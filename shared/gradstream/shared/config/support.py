@@ -33,7 +33,6 @@ _EVERYWHERE: dict[str, Only] = {
     "deepep_num_sms": Only((20,), _DEEPEP),
     "deepep_async_combine": Only((False,), _DEEPEP),
     "moe_implementation": Only((None, "eager", "native"), "is a mixture-of-experts kernel that does not exist yet"),
-    "basic_modules": Only(([],), _FSDP),
     "foundation": Only(({},), "has no meaning for the models that exist today"),
     "encoders": Only(({},), "asks for media other than text, which do not exist yet"),
     "data_parallel_mode": Only(("ddp", "none"), "asks for a sharded model, which does not exist yet"),
@@ -49,14 +48,7 @@ _EVERYWHERE: dict[str, Only] = {
     "reshard_after_forward": Only((True,), _FSDP),
     "enable_full_shard": Only((True,), _FSDP),
     "enable_forward_prefetch": Only((False,), _FSDP),
-    "enable_gradient_checkpointing": Only((False,), "asks for recomputed activations, which do not exist yet"),
-    "enable_reentrant": Only((False,), "belongs to gradient checkpointing, which does not exist yet"),
-    "enable_activation_offload": Only((False,), "asks for offloaded activations, which do not exist yet"),
     "load_weights_mode": Only(("auto", "safetensors"), "asks for a kind of weight files that cannot be read yet"),
-    "enable_self_test": Only((False,), "asks for a self-test, which does not exist yet"),
-    "lora_target_modules": Only(
-        (None,), "asks for chosen modules, which do not exist yet; clients choose attention, MLP and unembedding"
-    ),
     "moe_shared_lora": Only((False,), "asks for adapters shared by experts, which do not exist yet"),
     "moe_hybrid_shared_lora": Only((False,), "asks for adapters shared by experts, which do not exist yet"),
     "enable_qlora": Only((False,), _QLORA),
@@ -65,21 +57,12 @@ _EVERYWHERE: dict[str, Only] = {
     "qlora_exclude_modules": Only((None,), _QLORA),
     "merge_lora_interval": Only((0,), _MERGE),
     "reset_optimizer_on_merge": Only((False,), _MERGE),
-    "freeze_router": Only((True,), "asks for trained routers, which do not exist yet"),
-    "ckpt_manager": Only(("dcp",), "is a format of full-weight checkpoints that does not exist yet"),
-    "load_checkpoint_path": Only(
-        ("",), "asks to start from a checkpoint, which does not exist yet; clients load theirs"
-    ),
-    "skip_initial_checkpoint": Only(
-        (True,), "asks for a checkpoint of the untrained model, which adapters do not have"
-    ),
-    "log_gradient_norms": Only((False,), "asks for a log of gradient norms, which does not exist yet"),
-    "log_router_stats": Only((False,), "asks for a log of router statistics, which does not exist yet"),
 }
 
 _ON_CPU: dict[str, Only] = {
     "attn_implementation": Only(("sdpa", "eager", "native"), "cannot run on a CPU"),
     "init_device": Only(("meta", "cpu"), "needs a GPU"),
+    "enable_activation_offload": Only((False,), "moves activations to CPU memory, and on a CPU they are there"),
 }
 # The packages that these attention backends come from.
 _FLASH = {"flash_attention_3": FLASH_3, "flash_attention_4": FLASH_4}
@@ -90,11 +73,12 @@ _WITHOUT_COMPILER: dict[str, Only] = {
     "ce_mode": Only(("eager",), _COMPILED),
 }
 
-# Defaults that a CPU cannot carry. Activations of one token of a 135M model take about 3 MB; bfloat16 is several times slower there, and
-# compiling costs more than it gains.
+# Defaults that a CPU cannot carry. Activations of one token of a 135M model take about 3 MB; bfloat16 is several times slower there,
+# compiling costs more than it gains, and time is scarcer than memory, so that nothing is computed twice.
 CPU_DEFAULTS: dict[str, object] = {
     "sample_packing_sequence_len": 2048,
     "enable_mixed_precision": False,
+    "enable_gradient_checkpointing": False,
     "rmsnorm_native": True,
     "activation_native": True,
     "rope_native": True,
