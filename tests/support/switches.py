@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradstream.engine.config import Numerics
+from gradstream.engine.config import Memory, Numerics
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.models.build import Build, load_base
 from gradstream.shared.wire import ForwardBackwardDone
@@ -36,12 +36,12 @@ class Ops(TorchDispatchMode):
         return sum(self.counts[name] for name in ("mm", "addmm", "addmm_", "bmm"))
 
 
-def driver_of(kind: str, path: Path = DENSE, **numerics: object) -> Driver:
+def driver_of(kind: str, path: Path = DENSE, *, memory: Memory | None = None, **numerics: object) -> Driver:
     """An engine with one model, an adapter with gradients everywhere or the full weights."""
-    settings = Numerics(**numerics)  # type: ignore[arg-type]
+    changes = {"numerics": Numerics(**numerics), "memory": memory or Memory()}  # type: ignore[arg-type]
     if kind == "full weights":
-        return full_driver(path, numerics=settings)
-    driver = Driver(open_engine(path, numerics=settings))
+        return full_driver(path, **changes)  # type: ignore[arg-type]
+    driver = Driver(open_engine(path, **changes))
     driver.create(MODEL)
     randomize(driver, MODEL)
     return driver

@@ -100,21 +100,20 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         x_TI = x.flatten(0, -2)
         y_TO, lows = _forward(x_TI, blocks, bias_O, patches)
-        ctx.save_for_backward(x_TI)
-        ctx.lows = lows
+        ctx.save_for_backward(x_TI, *lows)
         ctx.blocks = blocks
         ctx.patches = patches
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # noqa: ANN401 (torch makes ctx)
-        (x_TI,) = ctx.saved_tensors
+        x_TI, *lows = ctx.saved_tensors
         blocks: Sequence[Block] | Groups = ctx.blocks
         grad_TO = grad.flatten(0, -2).contiguous()
         grad_x_TI: Tensor | None = None
         if ctx.needs_input_grad[0]:
             grad_x_TI = _through_blocks(grad_TO, blocks)
-        for patch, low_TR in zip(ctx.patches, ctx.lows, strict=True):
+        for patch, low_TR in zip(ctx.patches, lows, strict=True):
             span = slice(patch.start, patch.end)
             grad_low_TR = backward_patch(patch, grad_TO=patch.of(grad_TO), x_TI=x_TI[span], low_TR=low_TR)
             if grad_x_TI is not None:

@@ -4,7 +4,7 @@ Legend: T tokens of the row, D hidden, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from gradstream.engine.attention.seam import CONTEXT_KEYWORD
 from gradstream.engine.attention.segments import Segments
 from gradstream.engine.config import Numerics
 from gradstream.engine.models.flat import FlatParameters
+from gradstream.engine.models.offload import ActivationOffload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +39,14 @@ class Seams:
     """Our parts in a transformers model.
 
     sites: what adapters can change, the head last; none where the model's own weights train. slot: where its modules find the running
-    pass's adapters. flat: the trained weights, None where the model is frozen.
+    pass's adapters. flat: the trained weights, None where the model is frozen. offload: where activations wait, None for the device.
     """
 
     sites: tuple[Site, ...]
     slot: PassSlot
     attention: PackedAttention
     flat: FlatParameters | None = None
+    offload: ActivationOffload | None = None
 
 
 class BaseModel:
@@ -66,6 +68,7 @@ class BaseModel:
         self.sites = seams.sites
         self.packed_attention = seams.attention
         self._slot = seams.slot
+        self._offload = seams.offload
         self._trunk = causal_lm.get_submodule("model")
         self.head_weight: Tensor = causal_lm.get_parameter("lm_head.weight")
 
@@ -118,13 +121,15 @@ class BaseModel:
         """hidden_TD after the final norm, of one row. Gradients flow when grad mode is on and adapters or own weights train."""
         assert self._slot.current is None, "a pass is already running on this model"
         self._slot.current = adapters
+        offload = self._offload if torch.is_grad_enabled() else None
         try:
-            output = self._trunk(
-                input_ids=tokens_T[None],
-                position_ids=positions_T[None],
-                use_cache=False,
-                **{CONTEXT_KEYWORD: attention},
-            )
+            with nullcontext() if offload is None else offload.saving():
+                output = self._trunk(
+                    input_ids=tokens_T[None],
+                    position_ids=positions_T[None],
+                    use_cache=False,
+                    **{CONTEXT_KEYWORD: attention},
+                )
         finally:
             self._slot.current = None
         hidden_TD: Tensor = output.last_hidden_state[0]

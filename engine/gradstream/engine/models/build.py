@@ -18,18 +18,20 @@ from gradstream.engine.adapters.modules import AdaptedExperts, AdaptedLinear, Pa
 from gradstream.engine.attention.choose import AUTO, choose_attention
 from gradstream.engine.attention.registry import PackedAttention
 from gradstream.engine.attention.seam import implementation
-from gradstream.engine.config import EngineConfig, Numerics
+from gradstream.engine.config import EngineConfig, Memory, Numerics
 from gradstream.engine.models.base import BaseModel, ModelFacts, Seams
 from gradstream.engine.models.compiled import compile_layers, require_compiler
 from gradstream.engine.models.digest import model_digest
 from gradstream.engine.models.flat import FlatParameters
 from gradstream.engine.models.full_experts import FullExperts
 from gradstream.engine.models.merged_qkv import MergedLinear, merge_adapted, merge_trained
+from gradstream.engine.models.offload import ActivationOffload
 from gradstream.engine.models.probe import Probe
 from gradstream.engine.models.refusals import check_config
 from gradstream.engine.models.sites import adapt
 from gradstream.engine.models.switches import exchange_functions, is_grouped
 from gradstream.engine.models.trainable import train_fully
+from gradstream.engine.models.units import find_units, recompute
 from gradstream.engine.vocabulary import warm_up
 from gradstream.shared.errors import Unsupported
 
@@ -41,13 +43,14 @@ class Build:
     """How a model is made of its files.
 
     attention: a name in attention.registry.ATTENTION, or "auto". is_lora: it is frozen, for adapters; else its weights train.
-    freeze_router: the weights that choose experts do not. config_path: a directory whose config.json is used in place of the model's.
+    freeze_router: the weights that choose experts do not. memory: what passes keep. config_path: a directory whose config.json is used in place of the model's.
     init_device: cpu takes the weights through host memory, meta and cuda fill the device from the files.
     only_safetensors: other weight files are refused.
     """
 
     attention: str = AUTO
     numerics: Numerics = field(default_factory=Numerics)
+    memory: Memory = field(default_factory=Memory)
     is_lora: bool = True
     freeze_router: bool = True
     config_path: Path | None = None
@@ -60,6 +63,7 @@ class Build:
         return cls(
             attention=config.attention,
             numerics=config.numerics,
+            memory=config.memory,
             is_lora=config.is_lora,
             freeze_router=config.freeze_router,
             config_path=config.config_path,
@@ -176,6 +180,8 @@ def seam(causal_lm: nn.Module, *, digest: str, build: Build | None = None) -> Ba
 def _exchange(causal_lm: nn.Module, build: Build, run: PackedAttention) -> Seams:
     """Put our modules into the model: with sites for adapters, or with a flat tensor of trained weights."""
     numerics = build.numerics
+    memory = build.memory
+    units = find_units(causal_lm, memory.basic_modules)
     exchange_functions(causal_lm, numerics)
     grouped = is_grouped(causal_lm, numerics)
     layers = causal_lm.get_submodule("model.layers")
@@ -194,8 +200,12 @@ def _exchange(causal_lm: nn.Module, build: Build, run: PackedAttention) -> Seams
         require_compiler(
             causal_lm.get_parameter("lm_head.weight").device, asked="enable_compile: true", instead="false"
         )
-        compile_layers(causal_lm, apart=(AdaptedLinear, AdaptedExperts, MergedLinear, FullExperts))
-    return Seams(sites=tuple(sites), slot=slot, attention=run, flat=flat)
+        apart = (AdaptedLinear, AdaptedExperts, MergedLinear, FullExperts)
+        compile_layers(causal_lm, apart=apart, units=units)
+    if memory.enable_gradient_checkpointing:
+        recompute(causal_lm, units, slot, is_reentrant=memory.enable_reentrant)
+    offload = ActivationOffload(causal_lm) if memory.enable_activation_offload else None
+    return Seams(sites=tuple(sites), slot=slot, attention=run, flat=flat, offload=offload)
 
 
 def _has(model: nn.Module, path: str) -> bool:

@@ -1,6 +1,6 @@
 """torch.compile as the engine uses it: whether it can run here, and with settings under which results do not depend on the past."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -47,14 +47,17 @@ def compiled(function: _Function) -> _Function:
     return cast("_Function", torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS))
 
 
-def compile_layers(causal_lm: nn.Module, *, apart: tuple[type[nn.Module], ...], backend: str = "inductor") -> None:
+def compile_layers(
+    causal_lm: nn.Module, *, apart: tuple[type[nn.Module], ...], units: Sequence[str] = (), backend: str = "inductor"
+) -> None:
     """Compile every decoder layer in place, for any number of tokens. Modules of the types in apart run as they are, between kernels.
 
-    backend: torch's name of what makes the kernels; "aot_eager" makes none and needs no compiler.
+    units: paths of further modules that are compiled; those inside a layer are so already. backend: torch's name of what makes the kernels; "aot_eager" makes none and needs no compiler.
     """
     _configure()
     options = _OPTIONS if backend == "inductor" else None
-    for layer in causal_lm.get_submodule("model.layers").children():
+    further = [causal_lm.get_submodule(path) for path in units if not path.startswith("model.layers.")]
+    for layer in [*causal_lm.get_submodule("model.layers").children(), *further]:
         for module in layer.modules():
             if isinstance(module, apart):
                 module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]  # torch's
