@@ -9,6 +9,7 @@ import torch
 
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.engine import Engine
+from gradstream.engine.packing import Packing
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared import codec
 from gradstream.shared.columns import Column
@@ -60,6 +61,7 @@ class Driver:
         self.engine = engine
         self.row_budget_tokens = row_budget_tokens
         self.isolate_jobs = False
+        self.packing: Packing = "sequential"
         self._number = 0
         self._seqs: dict[str, int] = {}
 
@@ -72,6 +74,7 @@ class Driver:
             future_ids=[job.future_id for job in jobs],
             row_budget_tokens=self.row_budget_tokens,
             isolate_jobs=self.isolate_jobs,
+            packing=self.packing,
         )
         outcomes = self.engine.execute(Batch(number=self._number, epoch=1, plan=plan, jobs=jobs))
         return [outcomes[job.future_id] for job in jobs]

@@ -67,6 +67,7 @@ def _run_rows(base: BaseModel, comm: Comm, tensors: Sequence[JobTensors], plan: 
         budget_tokens=plan.row_budget_tokens,
         num_ranks=comm.size,
         isolate_jobs=plan.isolate_jobs,
+        packing=plan.packing,
     )
     ranks = assign(rows, num_ranks=comm.size, isolate_jobs=plan.isolate_jobs)
     for row, rank in zip(rows, ranks, strict=True):

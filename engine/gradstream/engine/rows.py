@@ -40,7 +40,7 @@ class JobTensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Span:
-    """A job's tokens in the row, [start, end), and the same tokens among the job's own, [first, last)."""
+    """Datums of a job that follow one another: their tokens in the row, [start, end), and among the job's own, [first, last)."""
 
     job: JobTensors
     start: int
@@ -86,19 +86,23 @@ def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
 def _adapters(base: BaseModel, spans: Sequence[_Span]) -> AdapterPass | None:
     """The adapters of the row; None where the base model's own weights are trained."""
     if base.flat is not None:
-        assert len(spans) == 1
+        assert all(span.job is spans[0].job for span in spans)
         return None
-    return AdapterPass(
-        [AdapterSlice(start=s.start, end=s.end, weights=s.job.adapter, grad=s.job.grad) for s in spans],
-        compute_dtype=base.compute_dtype,
-    )
+    slices = []
+    for _, group in groupby(spans, key=lambda span: id(span.job)):
+        own = list(group)
+        job = own[0].job
+        slices.append(AdapterSlice(start=own[0].start, end=own[-1].end, weights=job.adapter, grad=job.grad))
+    return AdapterPass(slices, compute_dtype=base.compute_dtype)
 
 
 def _spans(row: Row, jobs: Sequence[JobTensors]) -> list[_Span]:
     spans = []
     at = 0
-    for number, group in groupby(row.placements, key=lambda placement: placement.job):
-        placements = list(group)
+    # Where a datum between two others lies in another row, these are no longer neighbours.
+    runs = groupby(enumerate(row.placements), key=lambda item: (item[1].job, item[1].datum - item[0]))
+    for (number, _), group in runs:
+        placements = [placement for _, placement in group]
         lengths = [placement.length for placement in placements]
         first = sum(jobs[number].datums.lengths[: placements[0].datum])
         size = sum(lengths)

@@ -43,6 +43,15 @@ ENGINE = [
     ("moe_implementation", "native", "numerics.moe_implementation", "native"),
     ("enable_compile", True, "numerics.enable_compile", True),
     ("ce_mode", "compiled", "numerics.ce_mode", "compiled"),
+    ("enable_gradient_checkpointing", True, "memory.enable_gradient_checkpointing", True),
+    ("enable_reentrant", True, "memory.enable_reentrant", True),
+    ("enable_activation_offload", True, "memory.enable_activation_offload", True),
+    ("basic_modules", ["Qwen3MLP"], "memory.basic_modules", ("Qwen3MLP",)),
+    ("enable_self_test", True, "enable_self_test", True),
+    ("freeze_router", False, "freeze_router", False),
+    ("lora_target_modules", ["q_proj"], "lora_target_modules", ("q_proj",)),
+    ("log_gradient_norms", False, "log_gradient_norms", False),
+    ("log_router_stats", False, "log_router_stats", False),
 ]
 LEAD = [
     ("output_dir", "/else", "durability.joblog", Path("/else/joblog/main")),
@@ -53,6 +62,7 @@ LEAD = [
     ("batch_max_jobs", 3, "limits.batch_jobs", 3),
     ("batch_isolation", "strict", "limits.is_strict", True),
     ("enable_packing", False, "limits.row_budget_tokens", 1),
+    ("sample_packing_strategy", "best_fit", "limits.packing", "best_fit"),
     ("max_queued_bytes", 10, "read_ahead_bytes", 40),
     ("max_models_per_tenant", 3, "max_models_per_tenant", 3),
     ("max_job_deaths", 5, "max_job_deaths", 5),

@@ -72,6 +72,18 @@ def test_strict_isolation_puts_one_owner_in_a_batch():
     assert planned(*jobs, limits=Limits(batch_tokens=9, batch_jobs=9, row_budget_tokens=9, is_strict=True)) == ["a:1"]
 
 
+@pytest.mark.config_field("sample_packing_strategy")
+@pytest.mark.parametrize(
+    ("op", "packing"),
+    [("forward_backward", "best_fit"), ("forward", "best_fit"), ("sample", "sequential"), ("optim_step", "sequential")],
+)
+def test_plans_of_passes_say_how_rows_are_filled(op, packing):
+    limits = Limits(batch_tokens=9, batch_jobs=9, row_budget_tokens=9, packing="best_fit")
+    turn = next_turn(queues(job("a", 1, op)), limits=limits)
+    assert turn is not None
+    assert turn.plan.packing == packing
+
+
 def test_training_and_sampling_alternate_while_both_wait():
     jobs = [job("a", 1, "forward_backward"), job("s", 1, "sample")]
     assert planned(*jobs, last_lane=Lane.TRAIN) == ["s:1"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from gradstream.engine.config import DTypePolicy, EngineConfig, Numerics
+from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Numerics
 from gradstream.engine.optim.schedule import Decay, Schedule
 from gradstream.shared.config import Settings
 from gradstream.shared.wire import OptimizerSpec
@@ -50,6 +50,7 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         dtype=DTypePolicy.BFLOAT16 if settings.enable_mixed_precision else DTypePolicy.FLOAT32,
         attention=_attention(settings),
         numerics=Numerics(**{field.name: getattr(settings, field.name) for field in fields(Numerics)}),
+        memory=_memory(settings),
         config_path=_path(settings.config_path),
         tokenizer_path=_path(settings.tokenizer_path or settings.config_path),
         init_device=settings.init_device,
@@ -65,9 +66,26 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         max_row_tokens=settings.sample_packing_sequence_len,
         optimizer=optimizer_spec(settings),
         schedule=_schedule(settings),
+        lora_target_modules=_tuple(settings.lora_target_modules),
+        enable_self_test=settings.enable_self_test,
+        log_gradient_norms=settings.log_gradient_norms,
+        log_router_stats=settings.log_router_stats,
         ckpt_manager=settings.ckpt_manager,
         load_checkpoint_path=settings.load_checkpoint_path,
     )
+
+
+def _memory(settings: Settings) -> Memory:
+    return Memory(
+        enable_gradient_checkpointing=settings.enable_gradient_checkpointing,
+        enable_reentrant=settings.enable_reentrant,
+        enable_activation_offload=settings.enable_activation_offload,
+        basic_modules=tuple(settings.basic_modules),
+    )
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)
 
 
 def optimizer_spec(settings: Settings) -> OptimizerSpec:
@@ -127,6 +145,7 @@ def lead_options(settings: Settings) -> LeadOptions:
             batch_jobs=settings.batch_max_jobs,
             row_budget_tokens=row_budget_tokens(settings),
             is_strict=settings.batch_isolation == "strict",
+            packing=settings.sample_packing_strategy,
             running_jobs=RUNNING_JOBS_PER_RANK * settings.num_ranks,
             running_tokens=RUNNING_TOKENS_PER_RANK * settings.num_ranks,
         ),

@@ -21,6 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
+from typing import Literal
 
 import msgspec
 
@@ -28,6 +29,8 @@ from gradstream.shared.ids import FutureId, OwnerId, TenantId
 from gradstream.shared.wire import Job, Plan
 
 _SEVERAL_OF_ONE_OWNER = frozenset({"forward_backward", "forward", "sample"})
+# Whose datums are put into rows by the plan.
+_PACKED = frozenset({"forward_backward", "forward"})
 _SEVERAL_OWNERS = _SEVERAL_OF_ONE_OWNER | {"optim_step"}
 
 
@@ -41,7 +44,7 @@ class Lane(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. is_strict: one owner a batch,
-    and rows of one job each.
+    and rows of one job each. packing: how rows are filled.
 
     running_jobs, running_tokens: of all samples that run at a time; one alone may exceed them. slice_steps: tokens by which a slice
     continues each of them while another job waits, long_slice_steps while none does.
@@ -50,6 +53,7 @@ class Limits:
     batch_tokens: int
     batch_jobs: int
     row_budget_tokens: int
+    packing: Literal["sequential", "best_fit"] = "sequential"
     is_strict: bool = False
     running_jobs: int = 64
     running_tokens: int = 131_072
@@ -122,6 +126,7 @@ def _batch(
         future_ids=future_ids,
         row_budget_tokens=limits.row_budget_tokens,
         isolate_jobs=limits.is_strict,
+        packing=limits.packing if lead.op in _PACKED else "sequential",
     )
     return Turn(plan=plan, num_taken=num_taken, lane=lane_of(lead.op), tenant=lead.tenant)
 
