@@ -34,7 +34,7 @@ XORL_PREFIX = "/xorl"
 _LARGE = frozenset({f"{API_PREFIX}/forward_backward", f"{API_PREFIX}/forward"})
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,127}")
 # Ids of sessions that create_session made for a tinker client.
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID = re.compile(r"[0-9a-f-]{36}")
 # A future is {model}:{seq}. Models of xorl clients are NAME or TENANT:NAME, those of tinker SESSION:train:N.
 _MAX_XORL_COLONS = 2
 
