@@ -87,9 +87,11 @@ class WeightsInfoBody(Body):
 
 
 class WeightsInfo(BaseModel):
+    """Full weights have no lora_rank."""
+
     base_model: str
     is_lora: bool = True
-    lora_rank: int
+    lora_rank: int | None
     train_unembed: bool
     train_mlp: bool
     train_attn: bool
@@ -167,7 +169,8 @@ async def weights_info(request: Request) -> WeightsInfo:
     card = await parts.catalog.card()
     return WeightsInfo(
         base_model=base_model_name(card, None, saved=record.get("base_model")),
-        lora_rank=int(record["rank"]),
+        is_lora=record["rank"] != "",
+        lora_rank=int(record["rank"]) if record["rank"] else None,
         train_unembed=record.get("train_unembed") != "0",
         train_mlp=record.get("train_mlp") != "0",
         train_attn=record.get("train_attn") != "0",

@@ -106,13 +106,13 @@ def _plan(model: Any, shapes: Mapping[str, tuple[int, ...]], *, shard_bytes: int
 
 def _converted(model: Any, names: Iterable[str], values: Values) -> Iterator[dict[str, Tensor]]:  # noqa: ANN401 (see _skeleton)
     """A layer's tensors after another's, under the names of the family's files: fused experts are one tensor each there."""
-    for _, group in groupby(names, key=_layer):
+    for _, group in groupby(sorted(names, key=_layer), key=_layer):
         yield revert_weight_conversion(model, {name: values(name) for name in group})
 
 
-def _layer(name: str) -> str:
-    """The layer that a parameter belongs to; empty for the model's own."""
-    return name.removeprefix(_LAYERS).partition(".")[0] if name.startswith(_LAYERS) else ""
+def _layer(name: str) -> int:
+    """The number of the layer that a parameter belongs to; -1 for the model's own."""
+    return int(name.removeprefix(_LAYERS).partition(".")[0]) if name.startswith(_LAYERS) else -1
 
 
 def _skeleton(family: Family) -> Any:  # noqa: ANN401 (each family of transformers has its own class)

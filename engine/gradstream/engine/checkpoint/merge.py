@@ -1,7 +1,8 @@
-"""A base model with an adapter merged into it, as a Hugging Face directory of its own."""
+"""What was trained as a Hugging Face directory of its own: a base model with an adapter merged into it, or full weights."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gradstream.engine.adapters.layout import LoraPair, Site, SiteKind, layout_for
 from gradstream.engine.adapters.modules import PassSlot
+from gradstream.engine.checkpoint.full_export import write_exported
 from gradstream.engine.checkpoint.manifest import Manifest, read_manifest, verify
 from gradstream.engine.checkpoint.peft_format import read_peft
 from gradstream.engine.files import whole_directory
@@ -47,7 +49,7 @@ def merge_checkpoint(
     shard_size: str = SHARD_SIZE,
     progress: Progress = lambda _done, _total: None,
 ) -> Path:
-    """Write base + scale * b @ a for every weight that the adapter changes to out; out.
+    """Write base + scale * b @ a for every weight that the adapter changes to out; out. Of full weights, see `write_exported`.
 
     The sums are made in float32 and stored in the base model's dtype, in safetensors shards, beside config and tokenizer. A head
     that is tied to the embedding is untied when the adapter changes it, which the written config says. The base model is held in
@@ -57,6 +59,11 @@ def merge_checkpoint(
     source = str(checkpoint_dir)
     manifest = read_manifest(checkpoint_dir, source=source)
     verify(checkpoint_dir, manifest, source=source)
+    if manifest.full is not None:
+        progress(1, 2)
+        with _new_directory(out) as draft:
+            write_exported(draft, checkpoint_dir, base_dir, manifest)
+        return out
     pairs = _pairs(checkpoint_dir, base_dir, manifest)
     # Any: each family of transformers has its own model class.
     model: Any = load_causal_lm(base_dir, dtype="auto").requires_grad_(False)
@@ -66,13 +73,19 @@ def merge_checkpoint(
         progress(number, num_parts)
         _merge(model, site, pair, scale=manifest.scale)
     progress(num_parts - 1, num_parts)
+    with _new_directory(out) as draft:
+        model.save_pretrained(draft, max_shard_size=shard_size)
+        _copy_tokenizer(base_dir, draft)
+    return out
+
+
+@contextmanager
+def _new_directory(out: Path) -> Iterator[Path]:
     try:
         with whole_directory(out) as draft:
-            model.save_pretrained(draft, max_shard_size=shard_size)
-            _copy_tokenizer(base_dir, draft)
+            yield draft
     except FileExistsError as error:
         raise StorageFailure(f"{out} exists already; name a directory that does not") from error
-    return out
 
 
 def _pairs(checkpoint_dir: Path, base_dir: Path, manifest: Manifest) -> list[tuple[Site, LoraPair]]:

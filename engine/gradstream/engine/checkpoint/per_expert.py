@@ -27,12 +27,13 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 def export_per_expert(checkpoint_dir: Path, out: Path) -> Path:
     """Write the adapter of a checkpoint to out, with per-expert names; out.
 
-    Raises UnknownModel (no checkpoint), StorageFailure (damaged, or out exists, or the disk refuses).
+    Raises UnknownModel (no checkpoint), InvalidRequest (full weights), StorageFailure (damaged, or out exists, or the disk refuses).
     """
     source = str(checkpoint_dir)
     manifest = read_manifest(checkpoint_dir, source=source)
+    rank = manifest.adapter.rank
     verify(checkpoint_dir, manifest, source=source)
-    tensors = per_expert(read_tensors(checkpoint_dir / WEIGHTS_FILE, source=source), rank=manifest.adapter.rank)
+    tensors = per_expert(read_tensors(checkpoint_dir / WEIGHTS_FILE, source=source), rank=rank)
     try:
         with whole_directory(out) as draft:
             write_tensors(draft / WEIGHTS_FILE, tensors, metadata={"format": "pt"})

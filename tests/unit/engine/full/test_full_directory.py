@@ -14,7 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gradstream.engine.checkpoint.full_save import huggingface_files
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.checkpoint.manifest import MANIFEST_FILE, read_manifest, verify
-from gradstream.shared.wire import Failed, LoadWeights, SaveExternal, SaveExternalDone, SaveForSampler
+from gradstream.engine.checkpoint.merge import merge_checkpoint
+from gradstream.engine.checkpoint.per_expert import export_per_expert
+from gradstream.shared.errors import InvalidRequest, StorageFailure
+from gradstream.shared.wire import Failed, LoadWeights, SaveExternal, SaveExternalDone, SaveForSampler, SaveWeights
 
 URI = f"tinker://{MODEL}/sampler_weights/one"
 TOKENS = torch.arange(40, 70)[None]
@@ -120,3 +123,26 @@ def test_rounded_weights_are_not_trained_on(tmp_path: Path) -> None:
     (outcome,) = driver.run((MODEL, LoadWeights(path=URI, with_optimizer=False)))
     assert isinstance(outcome, Failed)
     assert "rounded for inference" in outcome.message
+
+
+@pytest.mark.parametrize("saved", ["dcp", "torch", "sampler"])
+@pytest.mark.parametrize("path", [DENSE, MOE], ids=["dense", "moe"])
+def test_an_export_of_any_checkpoint_is_the_same_model(tmp_path: Path, path: Path, saved: str) -> None:
+    driver = trained(path, tmp_path, ckpt_manager="torch" if saved == "torch" else "dcp")
+    uri = URI
+    if saved == "sampler":
+        driver.done(MODEL, SaveForSampler(name="one"))
+    else:
+        driver.done(MODEL, SaveWeights(name="one"))
+        uri = URI.replace("/sampler_weights/", "/weights/")
+    out = merge_checkpoint(parse_uri(uri).directory(tmp_path), path, tmp_path / "out")
+    assert {file.name for file in out.iterdir()} == {file.name for file in path.iterdir()}
+    assert torch.equal(logits(opened(out)), logits(rounded(driver, path)))
+    with pytest.raises(StorageFailure, match="out exists already"):
+        merge_checkpoint(parse_uri(uri).directory(tmp_path), path, out)
+
+
+def test_full_weights_are_no_adapter_to_export(tmp_path: Path) -> None:
+    trained(DENSE, tmp_path).done(MODEL, SaveForSampler(name="one"))
+    with pytest.raises(InvalidRequest, match="holds full weights, and this is for LoRA adapters only"):
+        export_per_expert(parse_uri(URI).directory(tmp_path), tmp_path / "out")
