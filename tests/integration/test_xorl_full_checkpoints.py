@@ -65,7 +65,7 @@ def test_a_run_over_restarts_loads_and_both_formats_ends_with_the_bits_of_an_und
     assert client.loss("default") == first
     assert client.post("delete_checkpoint", checkpoint_id="weights/000000").status_code == 403
     server.end()
-    assert set(files_of(server.output_dir, "two")) == {"checkpoint.pt"}
+    assert set(files_of(server.output_dir, "two")) == {"checkpoint.pt", "config.json"}
 
     path = parse_uri("tinker://default/weights/two").directory(server.output_dir)
     other = launch("--server.load_checkpoint_path", str(path), config=FULL, name="other").until_ready()

@@ -1,5 +1,6 @@
 """What a save of full weights writes: a checkpoint to train on, or a Hugging Face directory."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from gradstream.engine.checkpoint.full import content_of
 from gradstream.engine.checkpoint.huggingface import SHARD_BYTES, Family, huggingface_size_bytes, write_huggingface
 from gradstream.engine.checkpoint.manifest import FullFacts
 from gradstream.engine.checkpoint.save import Facts
+from gradstream.engine.config import EngineConfig
 from gradstream.engine.files import storage_errors
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.registry import import_siblings
@@ -27,11 +29,14 @@ TrainingFormat = Literal["dcp", "torch"]
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16"]] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # Manifest, directory entries, metadata of the format.
 _FIXED_BYTES = 64 * 1024
+CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """Master weights and optimizer, in their own dtypes, and the parameters that are not trained. format: a name in FORMATS.
+    """Master weights and optimizer, in their own dtypes, and the parameters that are not trained; and config.json of config_dir.
+
+    format: a name in FORMATS.
 
     Before the first step the optimizer's state is zero, and left out.
     """
@@ -39,6 +44,7 @@ class TrainingFiles:
     model: FullModel
     frozen: Mapping[str, Tensor]
     format: TrainingFormat
+    config_dir: Path
     architecture: str
 
     @property
@@ -65,6 +71,7 @@ class TrainingFiles:
 
     def write(self, draft: Path) -> None:
         FORMATS[self.format].write(draft, self._tensors)
+        shutil.copyfile(self.config_dir / CONFIG_FILE, draft / CONFIG_FILE)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ def training_files(state: EngineState, model: FullModel) -> TrainingFiles:
         model=model,
         frozen=state.flat.frozen,
         format=state.config.ckpt_manager,
+        config_dir=_config_dir(state.config),
         architecture=state.base.facts.architecture,
     )
 
@@ -112,10 +120,13 @@ def training_files(state: EngineState, model: FullModel) -> TrainingFiles:
 def huggingface_files(state: EngineState, model: FullModel) -> HuggingFaceFiles:
     """What save_weights_for_sampler and save_weights_external write."""
     config = state.config
-    config_dir = config.config_path or config.model_path
     return HuggingFaceFiles(
         model=model,
         frozen=state.flat.frozen,
-        family=Family(config_dir=config_dir, tokenizer_dir=config.tokenizer_path or config.model_path),
+        family=Family(config_dir=_config_dir(config), tokenizer_dir=config.tokenizer_path or config.model_path),
         architecture=state.base.facts.architecture,
     )
+
+
+def _config_dir(config: EngineConfig) -> Path:
+    return config.config_path or config.model_path

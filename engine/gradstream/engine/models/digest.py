@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 _SAMPLE_BYTES = 1 << 20
-_SUFFIXES = (".safetensors", ".bin")
+_SUFFIXES = (".safetensors", ".bin", ".distcp")
 
 
 def model_digest(path: Path, *, config_dir: Path | None = None) -> str:
