@@ -6,21 +6,24 @@ from typing import Any
 import torch
 
 from gradstream.engine import ops
+from gradstream.engine.adapters.layout import module_names, unknown_modules
 from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.checkpoint.start import find_start
 from gradstream.engine.config import EngineConfig
 from gradstream.engine.losses._base import LOSSES, REFUSED
+from gradstream.engine.models.base import BaseModel
 from gradstream.engine.models.build import Build, load_base
 from gradstream.engine.numerics import configure, fingerprint, master_dtype, resolve_dtype
 from gradstream.engine.ops.registry import OPS, OpJob
 from gradstream.engine.ops.sample import sample
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.registry import import_siblings
+from gradstream.engine.self_test import self_test
 from gradstream.engine.snapshot.state import ModelState, capture
 from gradstream.engine.state import EngineState
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.codec import decode_payload
-from gradstream.shared.errors import GradstreamError, InvalidRequest
+from gradstream.shared.errors import GradstreamError, InvalidRequest, Unsupported
 from gradstream.shared.ids import FutureId, ModelId, TenantId
 from gradstream.shared.wire import Batch, Failed, Outcome, Payload
 
@@ -45,13 +48,19 @@ class Engine:
             dtype=resolve_dtype(config.dtype, device),
             build=Build.of(config),
         )
-        if not config.is_lora:
+        if config.is_lora:
+            _check_modules(config, base)
+        else:
             master_dtype(config, base)
-        return cls(EngineState(config=config, comm=comm, base=base, start=start))
+        engine = cls(EngineState(config=config, comm=comm, base=base, start=start))
+        if config.enable_self_test:
+            self_test(engine.state)
+        return engine
 
     def card(self, *, epoch: int) -> EngineCard:
         """What the API may tell clients about this engine."""
         state = self.state
+        modules = state.config.lora_target_modules
         return EngineCard(
             model_name=state.config.model_name,
             model_aliases=list(state.config.model_aliases),
@@ -70,6 +79,7 @@ class Engine:
             default_alpha=state.config.lora_alpha,
             optimizer=state.config.optimizer,
             max_row_tokens=state.config.max_row_tokens,
+            default_modules=None if modules is None else list(modules),
         )
 
     def models(self) -> dict[ModelId, TenantId]:
@@ -118,6 +128,18 @@ class Engine:
         outcomes = OPS[kinds.pop()](self.state, jobs)
         assert len(outcomes) == len(jobs)
         return outcomes
+
+
+def _check_modules(config: EngineConfig, base: BaseModel) -> None:
+    names = config.lora_target_modules
+    if names is None:
+        return
+    unknown = unknown_modules(base.sites, names)
+    if unknown or not names:
+        raise Unsupported(
+            f"lora_target_modules: {', '.join(unknown) or 'an empty list'}; modules of {base.facts.architecture} that can have an "
+            f"adapter are {', '.join(module_names(base.sites))}"
+        )
 
 
 def _decode(data: bytes) -> Payload | InvalidRequest:

@@ -73,6 +73,10 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm, *, start: Sta
             "master": config.master_dtype,
             "router": "frozen" if config.freeze_router else "free",
         }
+    elif config.lora_target_modules is not None:
+        facts["modules"] = ",".join(config.lora_target_modules)
+    if config.numerics.enable_compile and config.memory.basic_modules:
+        facts["units"] = ",".join(config.memory.basic_modules)
     facts |= learning_facts(config)
     if start is not None:
         facts["start"] = start.digest

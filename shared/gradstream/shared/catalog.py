@@ -55,7 +55,7 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     model_name and model_aliases are what clients may ask for; tokenizer_id is what a client's AutoTokenizer can load.
     max_context_tokens bounds one datum and prompt + max_tokens. fingerprint names everything that changes result bits.
     is_lora: models are adapters; else there is one model, DEFAULT_MODEL, whose full weights are trained. default_rank,
-    default_alpha and optimizer: of models whose client names none. max_row_tokens: longest packed row.
+    default_alpha, default_modules (None for all) and optimizer: of models whose client names none. max_row_tokens: longest packed row.
     """
 
     model_name: str
@@ -76,6 +76,7 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     default_alpha: float = 16.0
     optimizer: OptimizerSpec = OptimizerSpec()
     max_row_tokens: int = 2048
+    default_modules: list[str] | None = None
 
     def names(self) -> list[str]:
         """Every name a client may use for the base model, the main one first."""

@@ -24,6 +24,10 @@ from gradstream.shared.wire import LoraSpec, OptimizerSpec, UnloadModel
 router = APIRouter()
 
 
+# What peft calls every linear layer.
+_ALL_MODULES = ["all-linear"]
+
+
 class LoraBody(Body):
     """rank and lora_rank, alpha and lora_alpha are the same. dropout can only be 0."""
 
@@ -180,7 +184,9 @@ def _lora(body: CreateBody, card: EngineCard) -> LoraSpec:
     require(
         rank <= card.max_lora_rank, f"lora_config.rank: {rank} is more than {card.max_lora_rank}, the largest rank here"
     )
-    modules = None if lora.target_modules in (None, ["all-linear"]) else lora.target_modules
+    modules = card.default_modules if lora.target_modules is None else lora.target_modules
+    if modules == _ALL_MODULES and card.default_modules is None:
+        modules = None
     return LoraSpec(
         rank=rank,
         alpha=card.default_alpha if alpha is None else alpha,

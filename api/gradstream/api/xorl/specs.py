@@ -55,5 +55,6 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def default_spec(card: EngineCard) -> ModelSpec:
     """The model that is there without being asked for."""
-    lora = LoraSpec(rank=card.default_rank, alpha=card.default_alpha) if card.is_lora else None
-    return ModelSpec(base_model=card.model_name, lora=lora, optimizer=card.optimizer)
+    modules = None if card.default_modules is None else sorted(set(card.default_modules))
+    lora = LoraSpec(rank=card.default_rank, alpha=card.default_alpha, target_modules=modules)
+    return ModelSpec(base_model=card.model_name, lora=lora if card.is_lora else None, optimizer=card.optimizer)

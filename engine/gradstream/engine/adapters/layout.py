@@ -12,12 +12,17 @@ from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
 from gradstream.engine.trained import ParamTensor
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.wire import LoraSpec
+
+# As target_modules: every module that the switches allow, whatever the server's default is.
+ALL_MODULES = ["all-linear"]
+_GATE_AND_UP = frozenset({"gate_proj", "up_proj"})
 
 
 class SiteKind(StrEnum):
@@ -120,6 +125,42 @@ def layout_for(base_sites: Sequence[Site], spec: LoraSpec) -> AdapterLayout:
 
     Raises InvalidRequest when its switches leave nothing to train, or target_modules names what none of the sites left is.
     """
+    sites = _allowed(base_sites, spec)
+    if spec.target_modules is not None and spec.target_modules != ALL_MODULES:
+        sites = _named(sites, spec.target_modules)
+    return AdapterLayout(sites=sites, rank=spec.rank)
+
+
+def with_modules(base_sites: Sequence[Site], spec: LoraSpec, names: Sequence[str] | None) -> LoraSpec:
+    """spec with those of names that its switches allow, if it names no modules itself; names None leaves it as it is.
+
+    Raises InvalidRequest when the switches allow none of them.
+    """
+    if spec.target_modules is not None or names is None:
+        return spec
+    unknown = unknown_modules(_allowed(base_sites, spec), names)
+    chosen = [name for name in names if name not in unknown]
+    if not chosen:
+        raise InvalidRequest(
+            f"lora: train_attn, train_mlp and train_unembed leave none of {', '.join(names)}, which this server's adapters change; "
+            "switch one on"
+        )
+    return msgspec.structs.replace(spec, target_modules=chosen)
+
+
+def unknown_modules(sites: Sequence[Site], names: Sequence[str]) -> list[str]:
+    """Those of names, sorted, that name no site. gate_proj and up_proj together also name experts' gate_up_proj."""
+    offered = {_last(site) for site in sites}
+    fused = _GATE_AND_UP if "gate_up_proj" in offered and set(names) >= _GATE_AND_UP else frozenset()
+    return sorted(set(names) - offered - fused)
+
+
+def module_names(sites: Sequence[Site]) -> list[str]:
+    """The last parts of the sites' names, sorted."""
+    return sorted({_last(site) for site in sites})
+
+
+def _allowed(base_sites: Sequence[Site], spec: LoraSpec) -> tuple[Site, ...]:
     groups = {
         SiteGroup.ATTN: spec.train_attn,
         SiteGroup.MLP: spec.train_mlp,
@@ -128,9 +169,7 @@ def layout_for(base_sites: Sequence[Site], spec: LoraSpec) -> AdapterLayout:
     sites = tuple(site for site in base_sites if groups[site.group])
     if not sites:
         raise InvalidRequest("lora: train_attn, train_mlp and train_unembed are all false; at least one must be true")
-    if spec.target_modules is not None:
-        sites = _named(sites, spec.target_modules)
-    return AdapterLayout(sites=sites, rank=spec.rank)
+    return sites
 
 
 def _named(sites: Sequence[Site], names: Sequence[str]) -> tuple[Site, ...]:
@@ -140,16 +179,14 @@ def _named(sites: Sequence[Site], names: Sequence[str]) -> tuple[Site, ...]:
     and for a name of no site.
     """
     wanted = set(names)
-    if {"gate_proj", "up_proj"} <= wanted:
+    if wanted >= _GATE_AND_UP:
         wanted.add("gate_up_proj")
     chosen = tuple(site for site in sites if _last(site) in wanted)
-    offered = {_last(site) for site in sites}
-    fused = {"gate_proj", "up_proj"} if "gate_up_proj" in offered and "gate_up_proj" in wanted else set()
-    unknown = sorted(set(names) - offered - fused)
+    unknown = unknown_modules(sites, names)
     if unknown or not chosen:
         raise InvalidRequest(
             f"lora.target_modules: {', '.join(unknown) or 'empty'}; modules that can have an adapter here are "
-            f"{', '.join(sorted(offered))}"
+            f"{', '.join(module_names(sites))}"
         )
     return chosen
 

@@ -19,6 +19,7 @@ from gradstream.engine.attention.registry import PackedAttention
 from gradstream.engine.attention.seam import CONTEXT_KEYWORD
 from gradstream.engine.attention.segments import Segments
 from gradstream.engine.config import Numerics
+from gradstream.engine.models.expert_loads import ExpertLoads
 from gradstream.engine.models.flat import FlatParameters
 from gradstream.engine.models.offload import ActivationOffload
 
@@ -40,6 +41,7 @@ class Seams:
 
     sites: what adapters can change, the head last; none where the model's own weights train. slot: where its modules find the running
     pass's adapters. flat: the trained weights, None where the model is frozen. offload: where activations wait, None for the device.
+    loads: counts what experts get, None where that is not wanted.
     """
 
     sites: tuple[Site, ...]
@@ -47,6 +49,7 @@ class Seams:
     attention: PackedAttention
     flat: FlatParameters | None = None
     offload: ActivationOffload | None = None
+    loads: ExpertLoads | None = None
 
 
 class BaseModel:
@@ -69,6 +72,7 @@ class BaseModel:
         self.packed_attention = seams.attention
         self._slot = seams.slot
         self._offload = seams.offload
+        self.loads = seams.loads
         self._trunk = causal_lm.get_submodule("model")
         self.head_weight: Tensor = causal_lm.get_parameter("lm_head.weight")
 
@@ -123,7 +127,10 @@ class BaseModel:
         self._slot.current = adapters
         offload = self._offload if torch.is_grad_enabled() else None
         try:
-            with nullcontext() if offload is None else offload.saving():
+            with (
+                nullcontext() if offload is None else offload.saving(),
+                nullcontext() if self.loads is None else self.loads.forward_pass(),
+            ):
                 output = self._trunk(
                     input_ids=tokens_T[None],
                     position_ids=positions_T[None],

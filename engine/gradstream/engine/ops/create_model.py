@@ -1,8 +1,10 @@
 """A fresh model: an adapter on the base model, or the base model's own weights to train."""
 
 import math
+from dataclasses import replace
 
 from gradstream.engine.adapters.adapter import Adapter, new_adapter
+from gradstream.engine.adapters.layout import with_modules
 from gradstream.engine.checkpoint.begin import begin
 from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint
 from gradstream.engine.checkpoint.save import SaveOrder
@@ -70,8 +72,9 @@ def _adapter(state: EngineState, owner: Owner, payload: CreateModel) -> Adapter:
             "started with enable_lora: false"
         )
     _check_spec(state, owner.spec)
+    spec = with_modules(state.base.sites, owner.spec, state.config.lora_target_modules)
     return new_adapter(
-        owner,
+        replace(owner, spec=spec),
         base_sites=state.base.sites,
         lora_alpha=state.config.lora_alpha,
         engine_seed=state.config.seed,

@@ -16,6 +16,7 @@ from gradstream.engine.datums import Datums, datums_of
 from gradstream.engine.losses._base import LossArguments
 from gradstream.engine.losses._valid import measure_valid
 from gradstream.engine.models.full import FullModel
+from gradstream.engine.observe import log_gradient_norms, logging_router_loads
 from gradstream.engine.ops.registry import OPS, OpJob
 from gradstream.engine.passes import AdapterWork, run_adapters, run_full
 from gradstream.engine.registry import import_siblings
@@ -36,6 +37,11 @@ def forward_backward(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]])
     Jobs of adapters run together, row by row; jobs on the base model's own weights one after the other. A job that is refused, or
     whose loss or gradient is not finite, changes no accumulator.
     """
+    with logging_router_loads(state):
+        return _run(state, jobs)
+
+
+def _run(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]]) -> list[Outcome]:
     outcomes: list[Outcome | None] = [None] * len(jobs)
     adapter_work: dict[int, AdapterWork] = {}
     for number, job in enumerate(jobs):
@@ -53,7 +59,7 @@ def forward_backward(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]])
     if adapter_work:
         tensors = run_adapters(state.base, state.comm, list(adapter_work.values()), jobs[0].plan)
         for (number, work), job_tensors in zip(adapter_work.items(), tensors, strict=True):
-            outcomes[number] = _finish(work.adapter, job_tensors)
+            outcomes[number] = _finish(state, work.adapter, job_tensors)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -78,19 +84,20 @@ def _run_full(
     grad = None
     if is_backward:
         grad = model.grad if is_first else torch.zeros_like(model.grad)
-    outcome = _finish(model, run_full(state.base, state.comm, datums, grad, plan))
+    outcome = _finish(state, model, run_full(state.base, state.comm, datums, grad, plan))
     if is_first and isinstance(outcome, Failed):
         model.clear_grad()
     return outcome
 
 
-def _finish(model: TrainedModel, job: JobTensors) -> ForwardBackwardDone | Failed:
+def _finish(state: EngineState, model: TrainedModel, job: JobTensors) -> ForwardBackwardDone | Failed:
     """Accumulate a finished job's gradient and give its outcome."""
     try:
         elementwise_NC = job.elementwise_NC.cpu()
         _check_loss(job.datums, elementwise_NC)
         if job.grad is not None:
             accumulate(model, job.grad, num_valid=job.datums.num_valid)
+            log_gradient_norms(state, model, job.grad)
     except GradstreamError as error:
         return Failed.of(error)
     return _done(model, job, elementwise_NC)

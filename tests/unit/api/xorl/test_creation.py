@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from gradstream.api.xorl.creation import CreateBody, differences, spec_of
-from gradstream.api.xorl.specs import ModelSpec, StepDefaults
+from gradstream.api.xorl.specs import ModelSpec, StepDefaults, default_spec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.wire import LoraSpec, OptimizerSpec
@@ -42,6 +42,14 @@ def test_the_server_says_what_a_client_leaves_out(card):
 def test_modules_are_kept_in_one_order(card):
     found = spec(card, lora_config={"rank": 8, "target_modules": ["v_proj", "q_proj", "v_proj"]})
     assert found.lora.target_modules == ["q_proj", "v_proj"]
+
+
+@pytest.mark.config_field("lora_target_modules")
+def test_the_servers_modules_are_those_of_clients_that_name_none(card):
+    own = msgspec.structs.replace(card, default_modules=["v_proj", "q_proj"])
+    assert spec(own).lora.target_modules == default_spec(own).lora.target_modules == ["q_proj", "v_proj"]
+    assert spec(own, lora_config={"target_modules": ["o_proj"]}).lora.target_modules == ["o_proj"]
+    assert spec(own, lora_config={"target_modules": ["all-linear"]}).lora.target_modules == ["all-linear"]
 
 
 def test_a_server_of_full_weights_reads_no_lora_config(card):

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 import msgspec
 
 from gradstream.engine.attention.registry import ATTENTION
-from gradstream.engine.config import DTypePolicy, EngineConfig, Numerics
+from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Numerics
 from gradstream.engine.optim.schedule import Schedule
 from gradstream.shared.wire import OptimizerSpec
 
@@ -39,7 +39,7 @@ def num_ranks(fingerprint: str) -> int:
 
 def adopted(config: EngineConfig, logged: str) -> EngineConfig:
     """config with everything that can be chosen as the log's engine had it: threads, attention, dtype, lora_alpha, seed,
-    numerics, what is trained, and by which optimizer and schedule.
+    numerics, compiled units, what is trained, and by which optimizer and schedule.
 
     The number of threads may exceed the cores of this machine: results depend on it, and not on the cores.
     """
@@ -54,6 +54,7 @@ def adopted(config: EngineConfig, logged: str) -> EngineConfig:
         lora_alpha=float(alpha) if _NUMBER.fullmatch(alpha) else config.lora_alpha,
         seed=int(seed) if _NUMBER.fullmatch(seed) and seed.lstrip("-").isdecimal() else config.seed,
         numerics=_numerics(was, config.numerics),
+        memory=_memory(was, config.memory),
         **_training(was),
         **_learning(was),
     )
@@ -68,6 +69,12 @@ def _numerics(was: Mapping[str, str], here: Numerics) -> Numerics:
                 value = getattr(msgspec.convert({part.name: words.get(text, text)}, Numerics), part.name)
                 here = replace(here, **{part.name: value})
     return here
+
+
+def _memory(was: Mapping[str, str], here: Memory) -> Memory:
+    """here with the units of the log where these were compiled, and else with no units: what is kept does not change results."""
+    names = was.get("units", "")
+    return replace(here, basic_modules=tuple(names.split(",")) if names else ())
 
 
 class _Learning(TypedDict, total=False):
@@ -92,6 +99,7 @@ class _Training(TypedDict, total=False):
     is_lora: bool
     master_dtype: Literal["fp32", "bf16"]
     freeze_router: bool
+    lora_target_modules: tuple[str, ...] | None
 
 
 def _training(was: Mapping[str, str]) -> _Training:
@@ -99,7 +107,8 @@ def _training(was: Mapping[str, str]) -> _Training:
     if not was:
         return {}
     if was.get("weights") != "full":
-        return {"is_lora": True}
+        modules = was.get("modules")
+        return {"is_lora": True, "lora_target_modules": None if modules is None else tuple(modules.split(","))}
     return {
         "is_lora": False,
         "master_dtype": "bf16" if was.get("master") == "bf16" else "fp32",
