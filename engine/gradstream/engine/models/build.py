@@ -22,6 +22,7 @@ from gradstream.engine.config import EngineConfig, Memory, Numerics
 from gradstream.engine.models.base import BaseModel, ModelFacts, Seams
 from gradstream.engine.models.compiled import compile_layers, require_compiler
 from gradstream.engine.models.digest import model_digest
+from gradstream.engine.models.expert_loads import ExpertLoads
 from gradstream.engine.models.flat import FlatParameters
 from gradstream.engine.models.full_experts import FullExperts
 from gradstream.engine.models.merged_qkv import MergedLinear, merge_adapted, merge_trained
@@ -29,7 +30,7 @@ from gradstream.engine.models.offload import ActivationOffload
 from gradstream.engine.models.probe import Probe
 from gradstream.engine.models.refusals import check_config
 from gradstream.engine.models.sites import adapt
-from gradstream.engine.models.switches import exchange_functions, is_grouped
+from gradstream.engine.models.switches import exchange_functions, has_experts, is_grouped
 from gradstream.engine.models.trainable import train_fully
 from gradstream.engine.models.units import find_units, recompute
 from gradstream.engine.vocabulary import warm_up
@@ -45,7 +46,7 @@ class Build:
     attention: a name in attention.registry.ATTENTION, or "auto". is_lora: it is frozen, for adapters; else its weights train.
     freeze_router: the weights that choose experts do not. memory: what passes keep. config_path: a directory whose config.json is used in place of the model's.
     init_device: cpu takes the weights through host memory, meta and cuda fill the device from the files.
-    only_safetensors: other weight files are refused.
+    only_safetensors: other weight files are refused. log_router_stats: what experts get can be counted.
     """
 
     attention: str = AUTO
@@ -56,6 +57,7 @@ class Build:
     config_path: Path | None = None
     init_device: Literal["cpu", "meta", "cuda"] = "meta"
     only_safetensors: bool = False
+    log_router_stats: bool = False
 
     @classmethod
     def of(cls, config: EngineConfig) -> "Build":
@@ -68,6 +70,7 @@ class Build:
             freeze_router=config.freeze_router,
             config_path=config.config_path,
             init_device=config.init_device,
+            log_router_stats=config.log_router_stats,
             only_safetensors=config.load_weights_mode == "safetensors",
         )
 
@@ -196,6 +199,7 @@ def _exchange(causal_lm: nn.Module, build: Build, run: PackedAttention) -> Seams
         flat = train_fully(causal_lm, freeze_router=build.freeze_router, is_grouped=grouped)
         if numerics.merge_qkv:
             merge_trained(layers, prefix="model.layers", fuse=flat.fuse)
+    loads = ExpertLoads(causal_lm) if build.log_router_stats and has_experts(causal_lm) else None
     if numerics.enable_compile:
         require_compiler(
             causal_lm.get_parameter("lm_head.weight").device, asked="enable_compile: true", instead="false"
@@ -205,7 +209,7 @@ def _exchange(causal_lm: nn.Module, build: Build, run: PackedAttention) -> Seams
     if memory.enable_gradient_checkpointing:
         recompute(causal_lm, units, slot, is_reentrant=memory.enable_reentrant)
     offload = ActivationOffload(causal_lm) if memory.enable_activation_offload else None
-    return Seams(sites=tuple(sites), slot=slot, attention=run, flat=flat, offload=offload)
+    return Seams(sites=tuple(sites), slot=slot, attention=run, flat=flat, offload=offload, loads=loads)
 
 
 def _has(model: nn.Module, path: str) -> bool:
