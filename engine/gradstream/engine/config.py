@@ -92,7 +92,7 @@ class EngineConfig:
     config_path: Path | None = None
     tokenizer_path: Path | None = None
     init_device: Literal["cpu", "meta", "cuda"] = "meta"
-    load_weights_mode: Literal["auto", "safetensors"] = "auto"
+    load_weights_mode: Literal["auto", "safetensors", "dcp"] = "auto"
     row_budget_tokens: int = 8192
     torch_threads: int | None = None
     max_context_tokens: int | None = None

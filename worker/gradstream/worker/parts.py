@@ -3,7 +3,6 @@
 import socket
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -54,7 +53,7 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         config_path=_path(settings.config_path),
         tokenizer_path=_path(settings.tokenizer_path or settings.config_path),
         init_device=settings.init_device,
-        load_weights_mode=_weight_files(settings),
+        load_weights_mode=settings.load_weights_mode,
         row_budget_tokens=row_budget_tokens(settings),
         torch_threads=settings.torch_threads,
         max_context_tokens=settings.max_context_tokens,
@@ -118,11 +117,6 @@ def _attention(settings: Settings) -> str:
     """The name of an attention back-end. Those of packages have the same name there as here."""
     name = settings.attn_implementation
     return _NATIVE[settings.device] if name == "native" else _ATTENTION.get(name, name)
-
-
-def _weight_files(settings: Settings) -> Literal["auto", "safetensors"]:
-    assert settings.load_weights_mode != "dcp", "refused at start"
-    return settings.load_weights_mode
 
 
 def _path(text: str | None) -> Path | None:

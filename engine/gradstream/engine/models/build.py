@@ -21,6 +21,7 @@ from gradstream.engine.attention.seam import implementation
 from gradstream.engine.config import EngineConfig, Memory, Numerics
 from gradstream.engine.models.base import BaseModel, ModelFacts, Seams
 from gradstream.engine.models.compiled import compile_layers, require_compiler
+from gradstream.engine.models.dcp_files import load_dcp_model
 from gradstream.engine.models.digest import model_digest
 from gradstream.engine.models.expert_loads import ExpertLoads
 from gradstream.engine.models.flat import FlatParameters
@@ -46,7 +47,7 @@ class Build:
     attention: a name in attention.registry.ATTENTION, or "auto". is_lora: it is frozen, for adapters; else its weights train.
     freeze_router: the weights that choose experts do not. memory: what passes keep. config_path: a directory whose config.json is used in place of the model's.
     init_device: cpu takes the weights through host memory, meta and cuda fill the device from the files.
-    only_safetensors: other weight files are refused. log_router_stats: what experts get can be counted.
+    only_safetensors: other weight files are refused. is_dcp: the weights are files of torch.distributed.checkpoint beside config.json. log_router_stats: what experts get can be counted.
     """
 
     attention: str = AUTO
@@ -57,6 +58,7 @@ class Build:
     config_path: Path | None = None
     init_device: Literal["cpu", "meta", "cuda"] = "meta"
     only_safetensors: bool = False
+    is_dcp: bool = False
     log_router_stats: bool = False
 
     @classmethod
@@ -72,6 +74,7 @@ class Build:
             init_device=config.init_device,
             log_router_stats=config.log_router_stats,
             only_safetensors=config.load_weights_mode == "safetensors",
+            is_dcp=config.load_weights_mode == "dcp",
         )
 
 
@@ -113,19 +116,31 @@ def load_causal_lm(
     """
     build = Build() if build is None else build
     transformers_logging.disable_progress_bar()
-    options: dict[str, object] = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
+    options: dict[str, object] = {"attn_implementation": "sdpa", "local_files_only": True}
+    if (place := _direct(build, device)) is not None:
+        options["device_map"] = {"": place}
+    causal_lm: nn.Module
+    if build.is_dcp:
+        assert isinstance(dtype, torch.dtype), "a checkpoint has the dtype of its master weights, which is no choice"
+        with _refusing_unreadable(path):
+            causal_lm, info = load_dcp_model(path, _config(path, build), dtype=dtype, options=options)
+    else:
+        causal_lm, info = _load_files(path, build, {**options, "dtype": dtype})
+    if missing := sorted(info["missing_keys"]):
+        raise Unsupported(f"model_path: {path} lacks {len(missing)} weights of its model, {missing[0]} among them")
+    return causal_lm
+
+
+# Any: what transformers tells of a loading.
+def _load_files(path: Path, build: Build, options: dict[str, object]) -> tuple[nn.Module, dict[str, Any]]:
+    """transformers' model of a Hugging Face directory, and what it has to say of the loading."""
     if build.config_path is not None:
         options["config"] = _config(path, build)
     if build.only_safetensors:
         options["use_safetensors"] = True
-    if (place := _direct(build, device)) is not None:
-        options["device_map"] = {"": place}
-    causal_lm: nn.Module
     with _refusing_unreadable(path):
         causal_lm, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
-    if missing := sorted(info["missing_keys"]):
-        raise Unsupported(f"model_path: {path} lacks {len(missing)} weights of its model, {missing[0]} among them")
-    return causal_lm
+    return causal_lm, info
 
 
 def _direct(build: Build, device: torch.device) -> torch.device | None:

@@ -138,9 +138,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["cpu", "meta", "cuda"],
         Meta(description="Where the empty model is built. meta = nowhere: filled from the files at once."),
     ] = "meta"
-    load_weights_mode: Annotated[Literal["auto", "safetensors", "dcp"], Meta(description="Kind of weight files.")] = (
-        "auto"
-    )
+    load_weights_mode: Annotated[
+        Literal["auto", "safetensors", "dcp"],
+        Meta(
+            description="Kind of weight files. dcp = a full-weight checkpoint of torch.distributed.checkpoint is the model."
+        ),
+    ] = "auto"
     ce_mode: Annotated[Literal["compiled", "eager"], Meta(description="Cross-entropy implementation.")] = "compiled"
     enable_self_test: Annotated[
         bool, Meta(description="Train on a few random tokens, for nothing, before the server is ready.")

@@ -48,7 +48,6 @@ _EVERYWHERE: dict[str, Only] = {
     "reshard_after_forward": Only((True,), _FSDP),
     "enable_full_shard": Only((True,), _FSDP),
     "enable_forward_prefetch": Only((False,), _FSDP),
-    "load_weights_mode": Only(("auto", "safetensors"), "asks for a kind of weight files that cannot be read yet"),
     "moe_shared_lora": Only((False,), "asks for adapters shared by experts, which do not exist yet"),
     "moe_hybrid_shared_lora": Only((False,), "asks for adapters shared by experts, which do not exist yet"),
     "enable_qlora": Only((False,), _QLORA),

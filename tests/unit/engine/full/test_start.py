@@ -6,6 +6,8 @@ import msgspec
 import pytest
 import torch
 from tests.support.engine_builders import (
+    DENSE,
+    MOE,
     Driver,
     create,
     cross_entropy,
@@ -126,7 +128,7 @@ def test_a_checkpoint_that_was_replaced_since_the_start_is_not_taken(tmp_path: P
     driver = Driver(open_engine(is_lora=False, output_dir=tmp_path, load_checkpoint_path=URI))
     directory = parse_uri(URI).directory(tmp_path)
     manifest = read_manifest(directory, source=URI)
-    (file,) = [name for name in manifest.files if name != ".metadata"]
+    file = "__0_0.distcp"
     entry = msgspec.structs.replace(manifest.files[file], sha256="0" * 64)
     write_manifest(directory, msgspec.structs.replace(manifest, files={**manifest.files, file: entry}))
     (outcome,) = driver.run((MODEL, create_full()))
@@ -178,3 +180,26 @@ def test_a_model_whose_beginning_cannot_be_saved_is_not_made(tmp_path: Path) -> 
     assert outcome.code == "storage_limit"
     assert "skip_initial_checkpoint: true makes none" in outcome.message
     driver.done(MODEL, create_full())
+
+
+@pytest.mark.config_field("load_weights_mode")
+@pytest.mark.parametrize("path", [DENSE, MOE], ids=["dense", "moe"])
+def test_a_checkpoint_is_a_base_model_by_itself(tmp_path: Path, path: Path) -> None:
+    saving = train(full_driver(path, output_dir=tmp_path), 1)
+    saving.done(MODEL, SaveWeights(name="one"))
+    directory = parse_uri(URI).directory(tmp_path)
+    driver = full_driver(directory, load_weights_mode="dcp")
+    assert torch.equal(driver.weights(MODEL), saving.weights(MODEL))
+    data = random_data([12, 7])
+    saving.done(MODEL, LoadWeights(path=URI, with_optimizer=False))
+    assert driver.done(MODEL, cross_entropy(data)) == saving.done(MODEL, cross_entropy(data))
+    train(driver, 2).done(MODEL, ResetModel(weights=True))
+    assert torch.equal(driver.weights(MODEL), saving.weights(MODEL))
+    lora = Driver(open_engine(directory, load_weights_mode="dcp"))
+    lora.done("adapter", create(rank=4))
+
+
+@pytest.mark.config_field("load_weights_mode")
+def test_a_directory_without_such_files_is_refused() -> None:
+    with pytest.raises(Unsupported, match=r"load_weights_mode: dcp needs .* has no \.metadata"):
+        open_engine(DENSE, load_weights_mode="dcp")
