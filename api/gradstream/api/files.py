@@ -49,7 +49,8 @@ def tar_stream(files: Files) -> Iterator[bytes]:
     for name, size in sorted(files.sizes.items()):
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
-        yield info.tobuf(format=tarfile.USTAR_FORMAT)
+        # The plainer USTAR has no number for a file of 8 GiB or more, as a full-weight checkpoint may have.
+        yield info.tobuf(format=tarfile.GNU_FORMAT)
         with file_path(files, name).open("rb") as file:
             left = size
             while left:
