@@ -81,6 +81,8 @@ def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> 
         ("enable_activation_offload", True, "enable_activation_offload: true moves activations to CPU memory, and on a CPU they are there; use false"),
         ("merge_lora_interval", 10, "merge_lora_interval: 10 belongs to merging adapters while training, which does not exist yet; use 0"),
         ("device", "cuda", "device: 'cuda' needs an NVIDIA GPU and a torch built for it; use cpu or auto"),
+        ("load_checkpoint_path", "else/where", "load_checkpoint_path: else/where has no manifest.json; it must be a checkpoint's directory, or a URI of the form tinker://MODEL/weights/NAME or xorl://MODEL/weights/NAME"),
+        ("load_checkpoint_path", "xorl://m/sampler_weights/n", "load_checkpoint_path: xorl://m/sampler_weights/n has no manifest.json; it must be a checkpoint's directory, or a URI of the form tinker://MODEL/weights/NAME or xorl://MODEL/weights/NAME"),
         ("config_path", "else/where", "config_path: else/where has no config.json; it must be a Hugging Face directory on this machine"),
         ("router_fp32", False, "router_fp32: false asks for less than float32 where everything is computed in float32; use true"),
         ("init_device", "cuda", "init_device: cuda needs a GPU; use meta or cpu"),

@@ -117,3 +117,10 @@ def test_a_setting_of_the_gang_reaches_rank_0(settings, field, value, place, exp
 def test_a_gang_without_a_redis_is_a_mistake_of_who_started_it(settings):
     with pytest.raises(ValueError, match="redis_url is not set"):
         redis_url(msgspec.structs.replace(settings, redis_url=None))
+
+
+def test_the_uri_of_a_checkpoint_to_start_from_is_a_directory_below_output_dir(settings):
+    for text in ("xorl://default/weights/one", "tinker://default/weights/one"):
+        given = msgspec.structs.replace(settings, load_checkpoint_path=text, output_dir="/else")
+        found = engine_config(given, model_path=MODEL).load_checkpoint_path
+        assert found == "/else/checkpoints/default/weights/one"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from gradstream.engine.checkpoint.start import place_of
 from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Numerics
 from gradstream.engine.optim.schedule import Decay, Schedule
 from gradstream.shared.config import Settings
@@ -70,7 +71,7 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         log_gradient_norms=settings.log_gradient_norms,
         log_router_stats=settings.log_router_stats,
         ckpt_manager=settings.ckpt_manager,
-        load_checkpoint_path=settings.load_checkpoint_path,
+        load_checkpoint_path=_start(settings),
     )
 
 
@@ -117,6 +118,12 @@ def _attention(settings: Settings) -> str:
     """The name of an attention back-end. Those of packages have the same name there as here."""
     name = settings.attn_implementation
     return _NATIVE[settings.device] if name == "native" else _ATTENTION.get(name, name)
+
+
+def _start(settings: Settings) -> str:
+    """The directory of the checkpoint to start from. A URI is of one below output_dir, wherever the engine itself works."""
+    text = settings.load_checkpoint_path
+    return str(place_of(text, Path(settings.output_dir))) if text else ""
 
 
 def _path(text: str | None) -> Path | None:

@@ -55,7 +55,7 @@ def find_start(config: EngineConfig) -> Start | None:
     if not text:
         return None
     try:
-        place = _place(text, config.output_dir)
+        place = place_of(text, config.output_dir)
         start = Start(place=place, text=text, manifest=read_manifest(place, source=text))
         _check(start.manifest, config)
     except GradstreamError as error:
@@ -63,7 +63,8 @@ def find_start(config: EngineConfig) -> Start | None:
     return start
 
 
-def _place(text: str, output_dir: Path) -> Path:
+def place_of(text: str, output_dir: Path) -> Path:
+    """The directory that a config's text means; raises InvalidRequest for a URI of no checkpoint."""
     if text.startswith((_SCHEME, _SHOWN)):
         return parse_uri(_SCHEME + text.partition("://")[2]).directory(output_dir)
     return Path(text)

