@@ -1,13 +1,19 @@
 """Recomputed activations: the same bits from less memory."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from tests.support.engine_builders import DENSE, MOE, Driver, cross_entropy, random_data, randomize
 from tests.support.graph_memory import saved_bytes, training_hidden
-from tests.support.switches import KINDS, Ops, driver_of, pass_of
+from tests.support.oracle import relative_error
+from tests.support.switches import CPU, KINDS, Ops, driver_of, pass_of
+from torch._dynamo.utils import counters
 
 from gradstream.engine.config import Memory
+from gradstream.engine.models import build
+from gradstream.engine.models.compiled import compiler_refusal
 from gradstream.shared.errors import Unsupported
 
 PATHS = pytest.mark.parametrize("path", [DENSE, MOE], ids=["dense", "experts"])
@@ -118,3 +124,30 @@ def test_a_forward_computes_nothing_twice(memory):
         return ops.num_products
 
     assert products(memory) == products(Memory())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(compiler_refusal(CPU) is not None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.config_field("basic_modules")
+def test_compiled_layers_are_recomputed_too_and_units_outside_them_are_compiled(kind, monkeypatch):
+    """With the backend of torch that makes graphs and no kernels, which takes seconds."""
+    monkeypatch.setattr(build, "compile_layers", partial(build.compile_layers, backend="aot_eager"))
+    found, graphs = [], []
+    for memory in (
+        Memory(),
+        Memory(enable_gradient_checkpointing=True),
+        Memory(enable_gradient_checkpointing=True, enable_reentrant=True),
+        Memory(enable_gradient_checkpointing=True, basic_modules=("Qwen3RMSNorm",)),
+    ):
+        torch._dynamo.reset()
+        counters.clear()
+        found.append(pass_of(driver_of(kind, memory=memory, enable_compile=True)))
+        graphs.append(counters["stats"]["unique_graphs"])
+    for logprobs, grad in found[1:3]:
+        np.testing.assert_array_equal(logprobs, found[0][0])
+        assert torch.equal(grad, found[0][1])
+    np.testing.assert_allclose(found[3][0], found[0][0], rtol=1e-5, atol=1e-5)
+    assert relative_error(found[3][1], found[0][1]) < 1e-5
+    assert graphs[3] > graphs[1]
