@@ -67,6 +67,7 @@ def test_losses_and_every_gradient_equal_double_precision(family: str, path_of: 
         assert relative_error(grads[name], parameter.grad) < 2e-5, name
 
 
+@pytest.mark.config_field("freeze_router")
 def test_routers_train_when_they_are_not_frozen() -> None:
     driver = full_driver(MOE, freeze_router=False)
     data = random_data(LENGTHS)
@@ -82,6 +83,7 @@ def test_routers_train_when_they_are_not_frozen() -> None:
         assert relative_error(grads[name], twin.trained()[name].grad) < 2e-5, name
 
 
+@pytest.mark.config_field("freeze_router")
 def test_a_frozen_router_stays_as_it_is_and_is_no_part_of_the_model() -> None:
     driver = full_driver(MOE)
     router = driver.engine.state.base.causal_lm.get_parameter("model.layers.0.mlp.gate.weight")

@@ -39,3 +39,11 @@ def test_what_was_trained_is_taken_over():
     assert not adopted(CONFIG, "weights=full master=fp32 router=frozen").is_lora
     full = EngineConfig(model_path=Path("m"), model_name="m", tokenizer_id="m", output_dir=Path("o"), is_lora=False)
     assert adopted(full, "torch=1 dtype=float32").is_lora
+
+
+def test_default_modules_and_compiled_units_are_those_of_the_log():
+    made = adopted(CONFIG, "torch=1 modules=q_proj,v_proj units=Qwen3MLP,Qwen3RMSNorm")
+    assert made.lora_target_modules == ("q_proj", "v_proj")
+    assert made.memory.basic_modules == ("Qwen3MLP", "Qwen3RMSNorm")
+    assert adopted(made, "") == made
+    assert adopted(made, "torch=1") == CONFIG

@@ -73,6 +73,8 @@ def _numerics(was: Mapping[str, str], here: Numerics) -> Numerics:
 
 def _memory(was: Mapping[str, str], here: Memory) -> Memory:
     """here with the units of the log where these were compiled, and else with no units: what is kept does not change results."""
+    if not was:
+        return here
     names = was.get("units", "")
     return replace(here, basic_modules=tuple(names.split(",")) if names else ())
 
