@@ -144,15 +144,16 @@ def test_a_checkpoint_without_its_optimizer_has_the_same_weights_and_begins_anew
 def test_checkpoints_are_listed_described_and_deleted_by_their_xorl_paths(part):
     keep = part("keep")
     paths = [path for _, _, path in keep["listed"]]
-    assert paths == [keep["sampler_path"], keep["auto_path"], keep["path"]]
+    # The last is what the model left at its beginning.
+    assert paths == [keep["sampler_path"], keep["auto_path"], keep["path"], "xorl://kept/weights/000000"]
     assert keep["path"] == keep["loaded"] == "xorl://kept/weights/one"
     assert keep["sampler_path"] == "xorl://kept/sampler_weights/frozen"
     assert keep["auto_path"].startswith("xorl://kept/weights/checkpoint-")
-    assert [kind for _, kind, _ in keep["listed"]] == ["sampler", "training", "training"]
+    assert [kind for _, kind, _ in keep["listed"]] == ["sampler", "training", "training", "training"]
     assert keep["info"] == {"base_model": SERVED, "is_lora": True, "lora_rank": 4}
     assert keep["runs"]["kept"] == [4, keep["auto_path"]]
     assert keep["deleted"] == [True, keep["path"]]
-    assert keep["listed_after"] == paths[:2]
+    assert keep["listed_after"] == [*paths[:2], paths[3]]
 
 
 def test_a_name_that_is_taken_fails_as_409_and_what_is_deleted_is_not_found(part):
