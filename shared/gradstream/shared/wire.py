@@ -59,7 +59,7 @@ class CreateModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
     optimizer None: the engine's own. reduction: what optim_step makes of the accumulated gradient: its sum, or its sum divided by
     the valid tokens (those whose target is not IGNORE) accumulated with it. save_as: the name of a checkpoint of the untrained model,
-    which replaces one of that name; None for none.
+    which is written where none of that name lies; None for none.
     """
 
     session_id: SessionId

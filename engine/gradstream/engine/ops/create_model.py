@@ -52,12 +52,14 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
     return CreateModelDone(model_id=model_id, path=path)
 
 
-def _save(state: EngineState, model: Adapter | FullModel, job: OpJob[CreateModel], name: str) -> str:
-    """The checkpoint of the untrained model; it replaces that of an earlier model of this id."""
+def _save(state: EngineState, model: Adapter | FullModel, job: OpJob[CreateModel], name: str) -> str | None:
+    """The checkpoint of the untrained model; None when one of that name lies there, which a client may have saved."""
     location = checkpoint(model.model_id, CheckpointKind.WEIGHTS, name)
-    order = SaveOrder(location=location, job=job.job.future_id, base_model=state.config.model_name, overwrite=True)
+    order = SaveOrder(location=location, job=job.job.future_id, base_model=state.config.model_name)
     try:
         save(state, model, order)
+    except CheckpointExists:
+        return None
     except (StorageLimit, StorageFailure) as error:
         what = f"create_model: the model's first checkpoint could not be written: {error.message}"
         raise type(error)(f"{what} (skip_initial_checkpoint: true makes none)") from error

@@ -33,6 +33,7 @@ from gradstream.shared.wire import (
     ResetModel,
     SaveForSampler,
     SaveWeights,
+    SaveWeightsDone,
     UnloadModel,
 )
 
@@ -166,10 +167,19 @@ def test_a_models_beginning_is_saved_when_its_creation_says_so(tmp_path: Path, k
     fresh = state_of(driver)
     train(driver, 1).done(MODEL, LoadWeights(path=path, with_optimizer=True))
     assert_same_state(fresh, state_of(driver))
-    # Another model of this name has a beginning of its own.
-    driver.done(MODEL, UnloadModel())
+
+
+def test_a_save_under_the_name_of_the_beginning_outlives_another_creation(tmp_path: Path) -> None:
+    driver = Driver(open_engine(output_dir=tmp_path, is_lora=False))
+    made = msgspec.structs.replace(create_full(), save_as=INITIAL)
     driver.done(MODEL, made)
-    assert read_manifest(parse_uri(path).directory(tmp_path), source=path).job == f"{MODEL}:5"
+    saved = train(driver, 1).done(MODEL, SaveWeights(name=INITIAL, overwrite=True))
+    trained = state_of(driver)
+    driver.done(MODEL, UnloadModel())
+    assert driver.done(MODEL, made) == CreateModelDone(model_id=MODEL, path=None)
+    assert isinstance(saved, SaveWeightsDone)
+    driver.done(MODEL, LoadWeights(path=saved.path, with_optimizer=True))
+    assert_same_state(trained, state_of(driver))
 
 
 def test_a_model_whose_beginning_cannot_be_saved_is_not_made(tmp_path: Path) -> None:

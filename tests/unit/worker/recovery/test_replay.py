@@ -3,9 +3,22 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, future_id
+import msgspec
+
+from gradstream.shared.codec import decode_payload, encode
+from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, SessionId, future_id
 from gradstream.shared.joblog.port import BatchId, Ended
-from gradstream.shared.wire import Batch, Failed, Job, OptimStepDone, Outcome, Plan
+from gradstream.shared.wire import (
+    Batch,
+    CreateModel,
+    CreateModelDone,
+    Failed,
+    Job,
+    OptimStepDone,
+    Outcome,
+    Payload,
+    Plan,
+)
 from gradstream.worker.recovery.attempts import MAX_DEATHS, Attempts
 from gradstream.worker.recovery.compare import exact
 from gradstream.worker.recovery.replay import PastBatch, replay
@@ -13,7 +26,7 @@ from gradstream.worker.recovery.replay import PastBatch, replay
 FAILED = Failed(code="non_finite", category="user", message="nan")
 
 
-def past(number: int, *outcomes: Outcome, kind: str = "optim_step") -> PastBatch:
+def past(number: int, *outcomes: Outcome, kind: str = "optim_step", payload: Payload | None = None) -> PastBatch:
     owner = ModelId("s:train:0")
     jobs = [
         Job(
@@ -22,7 +35,7 @@ def past(number: int, *outcomes: Outcome, kind: str = "optim_step") -> PastBatch
             seq=10 * number + at,
             op=kind,
             tenant=LOCAL_TENANT,
-            payload=b"",
+            payload=b"" if payload is None else encode(payload),
         )
         for at in range(len(outcomes))
     ]
@@ -65,6 +78,27 @@ def test_a_refused_batch_does_not_run_and_all_its_jobs_diverged() -> None:
     found = replay([past(1, DONE, DONE), past(2, DONE)], run, compare=exact, epoch=1, refuse=lambda _: "no")
     assert [divergence.what for divergence in found] == ["no"] * 3
     assert run.batches == []
+
+
+def test_a_creation_runs_again_without_its_file_and_without_those_that_failed() -> None:
+    model = ModelId("s:train:0")
+    payload = CreateModel(session_id=SessionId("s"), base_model="b", user_metadata={"a": "b"}, save_as="000000")
+    full_disk = Failed(code="storage_limit", category="user", message="no room")
+    batch = past(
+        1,
+        CreateModelDone(model_id=model, path="tinker://m/weights/000000"),
+        full_disk,
+        kind="create_model",
+        payload=payload,
+    )
+    run = Again(CreateModelDone(model_id=model))
+    assert replay([batch], run, compare=exact, epoch=1) == []
+    (given,) = run.batches
+    (job,) = given.jobs
+    assert decode_payload(job.payload) == msgspec.structs.replace(payload, save_as=None)
+    assert given.plan.future_ids == [job.future_id] == [batch.ended[0].job.future_id]
+    other = Again(CreateModelDone(model_id=ModelId("another")))
+    assert len(replay([batch], other, compare=exact, epoch=1)) == 1
 
 
 def test_a_batch_that_ends_every_gang_is_refused_from_then_on_and_others_are_counted_on_their_own(

@@ -1,11 +1,14 @@
 """Runs journaled batches again, each with the plan that it had, and compares what they give with what they gave."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
+
+from gradstream.shared import codec
 from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.port import BatchId, Ended, FutureStatus
-from gradstream.shared.wire import Batch, Job, Outcome, Plan
+from gradstream.shared.wire import Batch, CreateModel, CreateModelDone, Job, Outcome, Plan
 from gradstream.worker.recovery.compare import Compare
 
 # Plans that change training state. What others did is on disk, in Redis, or over.
@@ -54,6 +57,26 @@ class Divergence:
         return f"in batch {self.batch}, {self.job.op} seq {self.job.seq}: {self.what}"
 
 
+def without_files(past: PastBatch) -> PastBatch:
+    """What a batch did to the models, without what it left on disk, which lies there or was removed or replaced since.
+
+    A create_model that failed changed no model, and may have failed for want of a disk that is there now; it is left out.
+    """
+    if past.plan.kind != "create_model":
+        return past
+    ended = [_unsaved(one) for one in past.ended if one.status is FutureStatus.DONE]
+    plan = msgspec.structs.replace(past.plan, future_ids=[one.job.future_id for one in ended])
+    return replace(past, plan=plan, ended=ended)
+
+
+def _unsaved(ended: Ended) -> Ended:
+    payload, outcome = codec.decode_payload(ended.job.payload), codec.decode_outcome(ended.data)
+    if not isinstance(payload, CreateModel) or not isinstance(outcome, CreateModelDone) or payload.save_as is None:
+        return ended
+    data = codec.encode(msgspec.structs.replace(payload, save_as=None))
+    return Ended.of(msgspec.structs.replace(ended.job, payload=data), msgspec.structs.replace(outcome, path=None))
+
+
 def again(past: PastBatch, *, number: int, epoch: int) -> Batch:
     """The batch as the gang runs it now."""
     return Batch(number=number, epoch=epoch, plan=past.plan, jobs=[ended.job for ended in past.ended])
@@ -88,5 +111,6 @@ def replay(
         if refuse is not None and (reason := refuse(past)) is not None:
             found += [Divergence(batch=past.batch, job=ended.job, what=reason) for ended in past.ended]
         else:
-            found += divergences(past, run(again(past, number=number, epoch=epoch)), compare)
+            todo = without_files(past)
+            found += divergences(todo, run(again(todo, number=number, epoch=epoch)), compare)
     return found
