@@ -1,7 +1,9 @@
 """Submission with patience: a full queue holds the request for a while before it is refused."""
 
 import asyncio
+from dataclasses import replace
 
+from gradstream.api.arrival import arrived_s
 from gradstream.api.metrics import Metrics
 from gradstream.shared.clock import Clock
 from gradstream.shared.errors import GradstreamError, QueueFull
@@ -13,7 +15,9 @@ _MAX_HELD = 256
 
 
 class Admission:
-    """Hands submissions to the queue. Repeating one is safe: the queue knows it by (owner, seq, digest)."""
+    """Hands submissions to the queue, with the age of their requests. Repeating one is safe: the queue knows it by (owner, seq, digest),
+    or by its call.
+    """
 
     def __init__(self, intake: Intake, *, clock: Clock, hold_s: float, metrics: Metrics) -> None:
         self._intake = intake
@@ -34,23 +38,29 @@ class Admission:
         return receipt
 
     async def _submit(self, submission: Submission, *, hold: bool) -> Receipt:
+        since_s = arrived_s(self._clock)
         try:
-            return await self._intake.submit(submission)
+            return await self._intake.submit(self._aged(submission, since_s))
         except QueueFull:
             if not hold or self._num_held >= _MAX_HELD:
                 raise
         self._num_held += 1
         try:
-            return await self._submit_until(submission, deadline_s=self._clock.monotonic_s() + self._hold_s)
+            return await self._submit_until(
+                submission, since_s=since_s, deadline_s=self._clock.monotonic_s() + self._hold_s
+            )
         finally:
             self._num_held -= 1
 
-    async def _submit_until(self, submission: Submission, *, deadline_s: float) -> Receipt:
+    async def _submit_until(self, submission: Submission, *, since_s: float, deadline_s: float) -> Receipt:
         while True:
             left_s = deadline_s - self._clock.monotonic_s()
             await asyncio.sleep(max(0.0, min(_RETRY_EVERY_S, left_s)))
             try:
-                return await self._intake.submit(submission)
+                return await self._intake.submit(self._aged(submission, since_s))
             except QueueFull:
                 if self._clock.monotonic_s() >= deadline_s:
                     raise
+
+    def _aged(self, submission: Submission, since_s: float) -> Submission:
+        return replace(submission, age_ms=int(1000 * (self._clock.monotonic_s() - since_s)))

@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gradstream.api.arrival import note_arrival
 from gradstream.api.auth import SCOPE_TENANT, credential, is_from_foreign_page
 from gradstream.api.errors import http_error
 from gradstream.api.failures import FailureLimit
@@ -36,6 +37,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        note_arrival(self._parts.clock)
         admitted = self._admit(scope, Headers(scope=scope))
         if isinstance(admitted, Response):
             await admitted(scope, receive, send)

@@ -1,13 +1,18 @@
 """Budgets and caches of the API: bytes in flight, the hold at a full queue, the card's age."""
 
+import asyncio
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
+from starlette.types import Receive, Scope, Send
 from tests.support.cards import UNIFORM_CARD
 
 from gradstream.api.admission import Admission
+from gradstream.api.arrival import arrived_s, note_arrival
 from gradstream.api.catalog import Catalog, base_model_name
 from gradstream.api.errors import STATUS_OF_CODE
+from gradstream.api.gate import Gate
 from gradstream.api.limits import ByteBudget, Lease
 from gradstream.api.metrics import Metrics
 from gradstream.shared import errors
@@ -26,10 +31,12 @@ class FullQueue:
     def __init__(self, num_full: int, card: EngineCard | None = None) -> None:
         self.num_full = num_full
         self.num_asked = 0
+        self.ages_ms: list[int] = []
         self.known_card = card
 
-    async def submit(self, _submission: Submission) -> Receipt:
+    async def submit(self, submission: Submission) -> Receipt:
         self.num_asked += 1
+        self.ages_ms.append(submission.age_ms)
         if self.num_asked <= self.num_full:
             raise QueueFull("full", retry_after_s=2.0)
         return Receipt(future_id=FutureId("m:1"), status=FutureStatus.QUEUED, is_duplicate=False)
@@ -61,6 +68,31 @@ async def test_a_submission_that_may_not_be_held_is_refused_at_once() -> None:
     with pytest.raises(QueueFull):
         await admission(queue, hold_s=30.0).submit(JOB, hold=False)
     assert queue.num_asked == 1
+
+
+async def test_each_submission_says_how_long_ago_its_request_arrived() -> None:
+    clock, queue = SystemClock(), FullQueue(num_full=2)
+    note_arrival(clock)
+    await asyncio.sleep(0.01)
+    await admission(queue, hold_s=30.0).submit(JOB)
+    assert queue.ages_ms[0] >= 10
+    assert queue.ages_ms == sorted(queue.ages_ms)
+    assert queue.ages_ms[-1] >= queue.ages_ms[0] + 400
+
+
+async def test_the_gate_notes_when_a_request_arrives() -> None:
+    clock = ManualClock()
+    seen: list[float] = []
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        clock.advance(5.0)
+        seen.append(clock.monotonic_s() - arrived_s(clock))
+
+    parts = SimpleNamespace(clock=clock, keys=None, config=SimpleNamespace(is_open=True))
+    scope: Scope = {"type": "http", "path": "/api/v1/optim_step", "headers": []}
+    for _ in range(2):
+        await Gate(app, parts=parts)(scope, None, None)  # type: ignore[arg-type]
+    assert seen == [5.0, 5.0]
 
 
 def test_a_lease_gives_its_bytes_back_also_after_an_error() -> None:

@@ -36,4 +36,10 @@ def _model_fields(manifest: Manifest) -> dict[str, str]:
     saved = checkpoint_fields(manifest)
     kept = ("tenant", "base_model", "rank", "seed", "train_attn", "train_mlp", "train_unembed", "created_ms")
     session = manifest.model.rsplit(":train:", 1)[0]
-    return {**{name: saved[name] for name in kept}, "session": session, "state": "unloaded", "next_seq": "0"}
+    return {
+        **{name: saved[name] for name in kept},
+        "session": session,
+        "state": "unloaded",
+        "next_seq": "0",
+        "applied": "-1",
+    }

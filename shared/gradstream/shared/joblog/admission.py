@@ -125,6 +125,7 @@ def submit_args(submission: Submission, packed: Packed, *, blob: str, keys: Keys
         keys.once(submission.owner, submission.call),
         again,
         limits.retry_window_s,
+        submission.age_ms,
         *record,
     ]
 

@@ -43,10 +43,10 @@ class Submission:
     (the same submission again is the same future).
 
     seq None: the server numbers this model's jobs in the order of their arrival, without a gap. Then the same object submitted again is
-    the same job. So is one with the same retry_key and payload, as long as nobody asked for that job's outcome and for
-    Limits.retry_window_s; without a retry_key each submission is a job of its own. retry_digest stands for the payload there, where the
+    the same job. So is one with the same retry_key and payload for Limits.retry_window_s, unless its request arrived after somebody
+    had asked for that job's outcome, or after the life of the model that the job belonged to; without a retry_key each submission is a job of its own. retry_digest stands for the payload there, where the
     same request does not always give the same one. A model may be made again behind its unload, or after it failed or was lost; its
-    seqs go on.
+    seqs go on. age_ms: how long ago the client's request arrived.
     """
 
     owner: OwnerId
@@ -59,6 +59,7 @@ class Submission:
     model_record: Mapping[str, str] | None = None
     retry_key: str = ""
     retry_digest: str = ""
+    age_ms: int = 0
     call: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False, compare=False)
 
 
@@ -147,7 +148,7 @@ class Intake(Protocol):
         ...
 
     async def note_polled(self, future_id: FutureId, *, tenant: TenantId) -> None:
-        """Note that the tenant's client knows this future, so that the same request is a new one from now on."""
+        """Note that the tenant's client knows this future: the same request is a new one if it arrives after this."""
         ...
 
     async def put_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> None:

@@ -40,12 +40,12 @@ local function next_free(model)
 end
 
 -- Note what a job at the end of the log means for a model whose jobs the server numbers: `tail` is gone behind an unload, whose seq is
--- `ended_at`, and live behind a creation, whose seq is `made_at`.
+-- `ended_at`, and live behind a creation, whose seq is `made_at`; `turned_ms` is when the newest of both came.
 local function note_end(model, seq, op)
   if op == 'unload_model' then
-    redis.call('HSET', P .. 'model:' .. model, 'tail', 'gone', 'ended_at', seq)
+    redis.call('HSET', P .. 'model:' .. model, 'tail', 'gone', 'ended_at', seq, 'turned_ms', int(NOW))
   elseif op == 'create_model' then
-    redis.call('HSET', P .. 'model:' .. model, 'tail', 'live', 'made_at', seq)
+    redis.call('HSET', P .. 'model:' .. model, 'tail', 'live', 'made_at', seq, 'turned_ms', int(NOW))
   end
 end
 

@@ -5,7 +5,8 @@
 --       10 payload ('' when a blob holds it)  11 blob key ('' when inline)  12 ordered (1|0)  13 max jobs of this owner
 --       14 window  15 max bytes of the tenant  16 max bytes in all  17 seqs kept  18 makes a model (1|0)
 --       19 max jobs of the tenant  20 max unread bytes of the tenant  21 key of this very call  22 key of the request that it may
---       repeat ('' when none)  23 how long both are remembered, s  24.. record fields, name and value in turn
+--       repeat ('' when none)  23 how long both are remembered, s  24 how long ago the request arrived, ms
+--       25.. record fields, name and value in turn
 -- Reply {ok, status, duplicate 0|1, seq}       accepted, or known already
 --       {unknown} {closed}                     no such model or another tenant's; the model was unloaded
 --       {conflict, payload|refused|gap|exists|old}
@@ -20,10 +21,17 @@ if takes_next then seq = int(next_free(owner)) end
 local future = owner .. ':' .. seq
 local future_key = P .. 'future:' .. future
 
-local model = { false, false, false, false, false, false, false, false }
+local model = { false, false, false, false, false, false, false, false, false, false }
 if ordered then
-  model = redis.call('HMGET', model_key, 'tenant', 'state', lane_field('next_seq', seq), 'queued', 'held', 'tail', 'applied', 'made_at')
+  model = redis.call('HMGET', model_key, 'tenant', 'state', lane_field('next_seq', seq), 'queued', 'held', 'tail', 'applied', 'made_at',
+    'ended_at', 'turned_ms')
   if model[1] and model[1] ~= tenant then return { 'unknown' } end
+end
+
+-- True when the model failed or was lost, and no creation waits that makes it anew.
+local function is_broken()
+  local is_made = tonumber(model[7] or '-1') >= tonumber(model[8] or '-1')
+  return is_made and (model[2] == 'failed' or model[2] == 'lost')
 end
 
 -- The refusal of a job that is to take the next seq, or nothing. A model that was unloaded, failed or was lost may be made again. What
@@ -32,18 +40,28 @@ local function refused_next()
   if not model[1] then return not makes_model and { 'unknown' } or nil end
   local is_over = is_ended(model[6], model[2])
   if not makes_model then return is_over and { 'closed' } or nil end
-  local is_broken = model[2] == 'failed' or model[2] == 'lost'
-  local is_made = tonumber(model[7] or '-1') >= tonumber(model[8] or '-1')
-  if not is_over and not (is_broken and is_made) then return { 'conflict', 'exists' } end
+  if not is_over and not is_broken() then return { 'conflict', 'exists' } end
+end
+
+-- The seq of the job that this request made when it came before, or nothing. A request that arrived after the client had asked for that
+-- job, or after the model's life with that job had ended, is a new one; one that waited here meanwhile is not. polled.lua notes the former.
+local function repeated()
+  local stored = again ~= '' and redis.call('GET', again)
+  if not stored then return nil end
+  local accepted, polled_ms = string.match(stored, '^(%d+):?(%d*)$')
+  local at, arrived_ms = tonumber(accepted), NOW - tonumber(ARGV[24])
+  if polled_ms ~= '' and arrived_ms >= tonumber(polled_ms) then return nil end
+  local is_past = at < tonumber(model[8] or '0') or (model[6] == 'gone' and at < tonumber(model[9] or '0'))
+  if is_past and arrived_ms >= tonumber(model[10] or '0') then return nil end
+  if makes_model and is_broken() then return nil end
+  return accepted
 end
 
 local is_held = false
 if takes_next then
-  for _, name in ipairs({ once, again }) do
-    local accepted = name ~= '' and redis.call('GET', name)
-    if accepted then
-      return { 'ok', redis.call('HGET', P .. 'future:' .. owner .. ':' .. accepted, 'status') or 'done', 1, accepted }
-    end
+  local accepted = redis.call('GET', once) or repeated()
+  if accepted then
+    return { 'ok', redis.call('HGET', P .. 'future:' .. owner .. ':' .. accepted, 'status') or 'done', 1, accepted }
   end
   local refusal = refused_next()
   if refusal then return refusal end
@@ -139,10 +157,11 @@ end
 redis.call('HSET', seqs_key, seq, digest)
 if makes_model then
   redis.call('PERSIST', seqs_key)
-  for i = 24, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
-  if not model[1] then
-    redis.call('HSET', model_key, 'tenant', tenant, 'applied', int(tonumber(seq) - 1), 'queued', '0', 'held', '0')
-  end
+  for i = 25, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
+  if not model[1] then redis.call('HSET', model_key, 'tenant', tenant) end
+  -- A record that a scan of the checkpoints made has none of these.
+  redis.call('HSETNX', model_key, 'applied', int(tonumber(seq) - 1))
+  for _, field in ipairs({ 'queued', 'held' }) do redis.call('HSETNX', model_key, field, '0') end
   -- The state of one whose unload is still to come is that of the model in memory.
   if not model[1] or model[2] == 'unloaded' or model[2] == 'failed' or model[2] == 'lost' then
     redis.call('HSET', model_key, 'state', 'creating', 'epoch', '0')
