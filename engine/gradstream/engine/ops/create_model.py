@@ -16,7 +16,7 @@ from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.optim.state import check_optimizer
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import Owner, Training
-from gradstream.shared.errors import InvalidRequest, StorageFailure, StorageLimit, Unsupported
+from gradstream.shared.errors import CheckpointExists, InvalidRequest, StorageFailure, StorageLimit, Unsupported
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId
 from gradstream.shared.wire import CreateModel, CreateModelDone, LoraSpec
 
