@@ -23,9 +23,7 @@ _FSDP = "belongs to FSDP2 sharding, which does not exist yet"
 _DEEPEP = "belongs to DeepEP, which does not exist yet"
 _PIPELINE = "belongs to pipeline parallelism, which does not exist yet"
 _QLORA = "belongs to quantized training, which does not exist yet"
-_MERGE = (
-    "asks to fold adapters into the model while they train, which does not exist yet: the adapters of all clients share that model"
-)
+_MERGE = "asks to fold adapters into the model while they train, which does not exist yet: the adapters of all clients share that model"
 _COMPILED = "asks for a compiled kernel, and this machine has no compiler for it (a C++ compiler; on GPUs the package triton too)"
 
 # Fields that have one value today, whatever the machine.
