@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from gradstream.shared.catalog import LossCard, LossInput, LossParam
 from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.hyperparameters import check_fits
 
 # None: the parameter is off.
 Value = float | str | None
@@ -44,4 +45,5 @@ def _checked(value: float | str, spec: LossParam) -> float | str:
     high = math.inf if spec.maximum is None else spec.maximum
     if not math.isfinite(value) or not low <= value <= high:
         raise InvalidRequest(f"{field}: {value} is not between {low} and {high}")
+    check_fits(value, field)
     return float(value)

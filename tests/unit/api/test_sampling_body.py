@@ -56,6 +56,7 @@ def test_max_tokens_defaults_to_the_room_after_the_prompt() -> None:
         ),
         ({"sampling_params": {"max_tokens": 0}}, "sampling_params.max_tokens: 0"),
         ({"sampling_params": {"temperature": -1}}, "sampling_params.temperature: -1"),
+        ({"sampling_params": {"temperature": 1e39}}, r"sampling_params.temperature: 1e\+39 is beyond float32"),
         ({"sampling_params": {"top_p": 0}}, "sampling_params.top_p: 0"),
         ({"sampling_params": {"top_k": 0}}, "sampling_params.top_k: 0"),
         ({"sampling_params": {"seed": 2**64}}, "sampling_params.seed"),

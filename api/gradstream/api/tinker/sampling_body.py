@@ -1,7 +1,5 @@
 """The body of asample, and the wire payload that it becomes."""
 
-import math
-
 import msgspec
 
 from gradstream.api.body import typed
@@ -11,6 +9,7 @@ from gradstream.api.tinker.sampling_targets import prompt_targets
 from gradstream.api.tinker.training_json import ModelInput, Tensor, text_tokens
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.hyperparameters import check_fits
 from gradstream.shared.wire import Sample, SamplingParams
 
 _MAX_STOPS = 64
@@ -143,8 +142,9 @@ def _params(body: SamplingParamsBody, *, num_prompt_tokens: int, card: EngineCar
         f"sampling_params.max_tokens: {max_tokens} is not between 1 and {room}, what the prompt's {num_prompt_tokens} tokens "
         f"leave of the context of {card.max_context_tokens}",
     )
+    check_fits(body.temperature, "sampling_params.temperature")
     require(
-        math.isfinite(body.temperature) and body.temperature >= 0,
+        body.temperature >= 0,
         f"sampling_params.temperature: {body.temperature} is not a number from 0 up",
     )
     require(0 < body.top_p <= 1, f"sampling_params.top_p: {body.top_p} is not above 0 and at most 1")

@@ -29,6 +29,7 @@ from gradstream.api.training_data import TrainingData, to_payload
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.hyperparameters import check_adam
 from gradstream.shared.wire import AdamParams, OptimStep
 
 router = APIRouter()
@@ -149,4 +150,6 @@ def _adam(body: OptimStepBody) -> AdamParams:
         )
     if body.adam_params is None:
         raise InvalidRequest("adam_params: missing; send at least {}")
-    return AdamParams(**body.adam_params.model_dump())
+    adam = AdamParams(**body.adam_params.model_dump())
+    check_adam(adam)
+    return adam

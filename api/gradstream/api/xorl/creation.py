@@ -18,6 +18,7 @@ from gradstream.api.xorl.submitting import create, promised, submit
 from gradstream.shared import ids
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest, Unavailable, UnknownModel, Unsupported
+from gradstream.shared.hyperparameters import check_alpha, check_fits, check_optimizer_numbers
 from gradstream.shared.ids import DEFAULT_MODEL, FutureId
 from gradstream.shared.wire import LoraSpec, OptimizerSpec, UnloadModel
 
@@ -187,9 +188,12 @@ def _lora(body: CreateBody, card: EngineCard) -> LoraSpec:
     modules = card.default_modules if lora.target_modules is None else lora.target_modules
     if modules == _ALL_MODULES and card.default_modules is None:
         modules = None
+    if alpha is None:
+        alpha = card.default_alpha
+    check_alpha(alpha, rank=rank, field="lora_config.alpha")
     return LoraSpec(
         rank=rank,
-        alpha=card.default_alpha if alpha is None else alpha,
+        alpha=alpha,
         target_modules=None if modules is None else sorted(set(modules)),
     )
 
@@ -221,6 +225,10 @@ def _optimizer(body: OptimizerBody | None, card: EngineCard) -> tuple[OptimizerS
         spec = msgspec.convert(fields, OptimizerSpec)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"optimizer_config: {error}") from error
+    check_optimizer_numbers(spec, field="optimizer_config")
+    for name in ("learning_rate", "eps", "weight_decay"):
+        if (value := getattr(body, name)) is not None:
+            check_fits(value, f"optimizer_config.{name}")
     beta1, beta2 = body.betas or (None, None)
     defaults = StepDefaults(
         learning_rate=body.learning_rate, beta1=beta1, beta2=beta2, eps=body.eps, weight_decay=body.weight_decay

@@ -18,6 +18,7 @@ from gradstream.api.xorl.submitting import Encoded, promised, submit
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.hyperparameters import check_adam
 from gradstream.shared.ids import DEFAULT_MODEL
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.wire import AdamParams, OptimStep
@@ -139,13 +140,13 @@ async def _step_defaults(parts: Parts, meant: Target) -> StepDefaults:
 def adam_params(body: OptimStepBody, defaults: StepDefaults) -> AdamParams:
     """The step's hyper-parameters: the request's, else those of the model's optimizer_config, else the server's.
 
-    A clip of 0 or less means none. Raises InvalidRequest when a value has two names that differ.
+    A clip of 0 or less means none. Raises InvalidRequest when a value has two names that differ, or is out of its range.
     """
     adam = body.adam_params or AdamBody()
     top_rate = _same(body.learning_rate, body.lr, "learning_rate, lr")
     adam_rate = _same(adam.learning_rate, adam.lr, "adam_params.learning_rate, adam_params.lr")
     clip = _first(body.gradient_clip, adam.grad_clip_norm, 0.0)
-    return AdamParams(
+    asked = AdamParams(
         learning_rate=_first(top_rate, adam_rate, defaults.learning_rate, _DEFAULTS.learning_rate),
         beta1=_first(adam.beta1, defaults.beta1, _DEFAULTS.beta1),
         beta2=_first(adam.beta2, defaults.beta2, _DEFAULTS.beta2),
@@ -153,6 +154,8 @@ def adam_params(body: OptimStepBody, defaults: StepDefaults) -> AdamParams:
         weight_decay=_first(adam.weight_decay, defaults.weight_decay, _DEFAULTS.weight_decay),
         grad_clip_norm=max(clip, 0.0),
     )
+    check_adam(asked)
+    return asked
 
 
 def _same(one: float | None, other: float | None, names: str) -> float | None:

@@ -17,6 +17,7 @@ from gradstream.engine.checkpoint.start import Start
 from gradstream.engine.optim._base import StatePart
 from gradstream.engine.optim.state import named_state, new_state, state_parts
 from gradstream.shared.errors import InvalidRequest, UnknownModel
+from gradstream.shared.hyperparameters import check_fits
 from gradstream.shared.ids import TenantId
 from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
@@ -103,6 +104,7 @@ def _check_fit(manifest: Manifest, order: LoadOrder, *, source: str) -> LoraSpec
             f"checkpoint {source} has {_shape(lora)}; the model has {_shape(order.expected)}. "
             "Create a new model from the checkpoint instead"
         )
+    check_fits(manifest.scale, f"checkpoint {source}: the adapter's scale (alpha / rank)")
     if order.with_optimizer:
         check_optimizer_there(manifest, source=source)
     return lora

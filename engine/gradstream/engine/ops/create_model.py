@@ -1,6 +1,5 @@
 """A fresh model: an adapter on the base model, or the base model's own weights to train."""
 
-import math
 from dataclasses import replace
 
 from gradstream.engine.adapters.adapter import Adapter, new_adapter
@@ -17,6 +16,7 @@ from gradstream.engine.optim.state import check_optimizer
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import Owner, Training
 from gradstream.shared.errors import CheckpointExists, InvalidRequest, StorageFailure, StorageLimit, Unsupported
+from gradstream.shared.hyperparameters import check_alpha
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId
 from gradstream.shared.wire import CreateModel, CreateModelDone, LoraSpec
 
@@ -88,8 +88,8 @@ def _adapter(state: EngineState, owner: Owner, payload: CreateModel) -> Adapter:
 def _check_spec(state: EngineState, spec: LoraSpec) -> None:
     if not 1 <= spec.rank <= state.config.max_lora_rank:
         raise InvalidRequest(f"lora.rank: {spec.rank} is not within 1 to {state.config.max_lora_rank}")
-    if spec.alpha is not None and not (math.isfinite(spec.alpha) and spec.alpha > 0):
-        raise InvalidRequest(f"lora.alpha: {spec.alpha} must be a finite number above 0")
+    if spec.alpha is not None:
+        check_alpha(spec.alpha, rank=spec.rank, field="lora.alpha")
 
 
 def _full(state: EngineState, owner: Owner, payload: CreateModel) -> FullModel:

@@ -18,6 +18,7 @@ from gradstream.engine.snapshot.state import ModelState, owner_of, to_adapter
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import GradstreamError, StorageFailure
+from gradstream.shared.hyperparameters import check_fits
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import RestoredModel, RestoreSnapshot, RestoreSnapshotDone
 
@@ -76,6 +77,7 @@ def _check(state: EngineState, entry: ModelEntry, *, what: str) -> AdapterLayout
     if not state.config.is_lora or entry.spec is None:
         raise StorageFailure(f"{what} is a LoRA adapter, and this server trains full weights (enable_lora: false)")
     try:
+        check_fits(entry.scale, "scale")
         layout = layout_for(state.base.sites, entry.spec)
     except GradstreamError as error:
         raise StorageFailure(f"{what} does not fit this base model: {error.message}") from error

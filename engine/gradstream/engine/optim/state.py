@@ -10,6 +10,7 @@ from gradstream.engine.optim._base import OPTIMIZERS, Optimizer, StatePart
 from gradstream.engine.registry import import_siblings
 from gradstream.engine.trained import TrainedLayout
 from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.hyperparameters import check_optimizer_numbers
 from gradstream.shared.wire import OptimizerSpec
 
 import_siblings(optim)
@@ -23,6 +24,7 @@ def optimizer_of(spec: OptimizerSpec) -> Optimizer:
 def check_optimizer(spec: OptimizerSpec) -> None:
     """Raise InvalidRequest, naming the field, when one is out of its range, or is set and belongs to another optimizer."""
     optimizer = optimizer_of(spec)
+    check_optimizer_numbers(spec, field="optimizer")
     default = OptimizerSpec()
     for name in sorted(set(spec.__struct_fields__) - {"type", "dtype"} - optimizer.fields):
         if getattr(spec, name) != getattr(default, name):

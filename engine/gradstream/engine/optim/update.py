@@ -11,7 +11,8 @@ from gradstream.engine.optim._elements import numbers_at_a_time
 from gradstream.engine.optim._rounding import Noise
 from gradstream.engine.optim.schedule import Schedule
 from gradstream.engine.trained import TrainedModel
-from gradstream.shared.errors import InvalidRequest, NonFinite
+from gradstream.shared.errors import NonFinite
+from gradstream.shared.hyperparameters import check_adam
 from gradstream.shared.wire import AdamParams
 
 # As in torch.nn.utils.clip_grad_norm_.
@@ -30,21 +31,6 @@ class StepFacts:
     grad_norm: float
     lr: float
     number: int
-
-
-def check_adam(adam: AdamParams) -> None:
-    """Raise InvalidRequest, naming the field, when a hyper-parameter is out of its range."""
-    for name, value in (
-        ("learning_rate", adam.learning_rate),
-        ("eps", adam.eps),
-        ("weight_decay", adam.weight_decay),
-        ("grad_clip_norm", adam.grad_clip_norm),
-    ):
-        if not math.isfinite(value) or value < 0:
-            raise InvalidRequest(f"adam_params.{name}: {value} must be a finite number, 0 or more")
-    for name, value in (("beta1", adam.beta1), ("beta2", adam.beta2)):
-        if not 0 <= value < 1:
-            raise InvalidRequest(f"adam_params.{name}: {value} must be at least 0 and below 1")
 
 
 @torch.no_grad()

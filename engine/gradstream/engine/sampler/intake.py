@@ -1,7 +1,5 @@
 """A sample job as a request of the sampler, after everything that needs the model was checked."""
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +10,7 @@ from gradstream.engine.sampler.stops import stop_rule
 from gradstream.engine.sampler.text import model_text
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import InvalidRequest
+from gradstream.shared.hyperparameters import check_fits
 from gradstream.shared.targets import cells
 from gradstream.shared.wire import Job, Sample, SamplingParams
 
@@ -88,7 +87,8 @@ def _check(payload: Sample) -> None:
 def _check_params(params: SamplingParams) -> None:
     if params.max_tokens < 1:
         raise InvalidRequest(f"sampling_params.max_tokens: {params.max_tokens}; it must be at least 1")
-    if not (math.isfinite(params.temperature) and params.temperature >= 0):
+    check_fits(params.temperature, "sampling_params.temperature")
+    if params.temperature < 0:
         raise InvalidRequest(f"sampling_params.temperature: {params.temperature}; it must be 0 (greedy) or above")
     if not 0 < params.top_p <= 1:
         raise InvalidRequest(f"sampling_params.top_p: {params.top_p}; it must be above 0 and at most 1")

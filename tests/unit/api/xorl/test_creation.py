@@ -107,3 +107,17 @@ def test_two_creations_differ_by_name_in_what_they_do_not_agree_on(card):
     ]
     assert differences(first, first) == []
     assert differences(first, msgspec.structs.replace(first, base_model="alias")) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"lora_config": {"rank": 1, "alpha": 1e39}}, "lora_config.alpha"),
+        ({"optimizer_config": {"learning_rate": 1e39}}, "optimizer_config.learning_rate"),
+        ({"optimizer_config": {"eps": 1e39}}, "optimizer_config.eps"),
+        ({"optimizer_config": {"weight_decay": 1e39}}, "optimizer_config.weight_decay"),
+        ({"optimizer_config": {"type": "muon", "optimizer_kwargs": {"muon_lr": 1e39}}}, "optimizer_config.muon_lr"),
+    ],
+)
+def test_a_number_beyond_float32_is_refused_by_name(card, fields, field):
+    assert f"{field}: 1e+39 is beyond float32" in refusal(card, **fields)

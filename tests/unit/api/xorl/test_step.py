@@ -62,3 +62,17 @@ def test_two_names_with_different_rates_are_refused():
         step(learning_rate=0.1, lr=0.2)
     with pytest.raises(InvalidRequest, match=r"adam_params.learning_rate"):
         adam_params(OptimStepBody(adam_params=AdamBody(learning_rate=0.1, lr=0.2)), StepDefaults())
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"learning_rate": 1e39}, "learning_rate"),
+        ({"adam_params": {"weight_decay": 1e308}}, "weight_decay"),
+        ({"adam_params": {"eps": 1e39}}, "eps"),
+        ({"gradient_clip": 1e39}, "grad_clip_norm"),
+    ],
+)
+def test_a_number_beyond_float32_is_refused_by_name(fields, field):
+    with pytest.raises(InvalidRequest, match=rf"adam_params.{field}: 1e\+[0-9]+ is beyond float32"):
+        step(**fields)
