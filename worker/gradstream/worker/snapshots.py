@@ -19,6 +19,8 @@ from gradstream.worker.patience import wait_until
 
 # After a snapshot that could not be written, the next try.
 _RETRY_S = 10.0
+# Of training, for each second that training stood still for a copy.
+_TRAINING_PER_COPY = 10.0
 # A cut is due after so many batches even if no model changed, as samples do not: behind it the log can be trimmed.
 MAX_BATCHES = 2000
 
@@ -35,7 +37,9 @@ class Copier(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cadence:
-    """budget_s: of training that a recovery may have to repeat. idle_s: of rest after which changed models are copied anyway."""
+    """budget_s: of training that a recovery may have to repeat; more where the last copy stopped training for over a tenth of it.
+    idle_s: of rest after which changed models are copied anyway.
+    """
 
     budget_s: float = 60.0
     idle_s: float = 5.0
@@ -98,6 +102,7 @@ class Snapshots:
         self._num_batches = 0
         self._dirty: set[ModelId] = set(changed)
         self._cost_s = 0.0
+        self._copy_s = 0.0
         self._rest_since_s = clock.monotonic_s()
         self._not_before_s = 0.0
         self._changed = threading.Condition()
@@ -149,9 +154,8 @@ class Snapshots:
             is_changed = bool(self._dirty)
         if self._num_batches >= MAX_BATCHES:
             return True
-        return is_changed and (
-            self._cost_s >= self._cadence.budget_s or now_s - self._rest_since_s >= self._cadence.idle_s
-        )
+        budget_s = max(self._cadence.budget_s, _TRAINING_PER_COPY * self._copy_s)
+        return is_changed and (self._cost_s >= budget_s or now_s - self._rest_since_s >= self._cadence.idle_s)
 
     def take(self, live: Collection[ModelId]) -> None:
         """Copy the models that changed since the last cut, and have them written. Between batches, when none is in work."""
@@ -159,7 +163,9 @@ class Snapshots:
         with self._changed:
             assert self._order is None, "a snapshot is being written"
             dirty, self._dirty = self._dirty & set(live), set()
+        start_s = self._clock.monotonic_s()
         changed = self._engine.capture(sorted(dirty))
+        self._copy_s = self._clock.monotonic_s() - start_s
         self._cost_s, self._num_batches = 0.0, 0
         head = CutHead(
             epoch=self._place.batch.epoch,
@@ -197,14 +203,21 @@ class Snapshots:
 
     def _run(self) -> None:
         try:
-            while (order := self._next()) is not None:
-                self._write(order)
+            while self._write_next():
+                pass
         except Exception as error:  # noqa: BLE001 - the guard of a background task
             # The background-task guard: the leader raises it on its own thread.
             _log.exception("snapshots_failed")
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _write_next(self) -> bool:
+        """Wait for an order and write it; False at the end. No frame that stays may hold an order: it has copies of whole models."""
+        order = self._next()
+        if order is not None:
+            self._write(order)
+        return order is not None
 
     def _next(self) -> _Order | None:
         with self._changed:
