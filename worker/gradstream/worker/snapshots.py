@@ -37,7 +37,8 @@ class Copier(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cadence:
-    """budget_s: of training that a recovery may have to repeat; more where the last copy stopped training for over a tenth of it.
+    """budget_s: of training that a recovery may have to repeat; more where the last copy stopped training for over a tenth of it. 0: a copy
+    after every batch, whatever it costs.
     idle_s: of rest after which changed models are copied anyway.
     """
 
@@ -154,7 +155,9 @@ class Snapshots:
             is_changed = bool(self._dirty)
         if self._num_batches >= MAX_BATCHES:
             return True
-        budget_s = max(self._cadence.budget_s, _TRAINING_PER_COPY * self._copy_s)
+        budget_s = self._cadence.budget_s
+        if budget_s:
+            budget_s = max(budget_s, _TRAINING_PER_COPY * self._copy_s)
         return is_changed and (self._cost_s >= budget_s or now_s - self._rest_since_s >= self._cadence.idle_s)
 
     def take(self, live: Collection[ModelId]) -> None:
