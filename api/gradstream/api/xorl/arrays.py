@@ -9,6 +9,10 @@ import numpy as np
 from gradstream.api.training_data import Array
 from gradstream.shared.errors import InvalidRequest
 
+_NUMBERS = frozenset({int, float, bool})
+# More than any loss reads, and few enough that numpy can count the bytes of any such shape.
+_MAX_AXES = 3
+_MAX_LENGTH = 2**29
 _DTYPES = frozenset({"float32", "float64", "bfloat16", "float16", "int64", "int32", "bool"})
 
 
@@ -30,6 +34,9 @@ def array_of(values: Values, field: str) -> Array:
     Raises InvalidRequest, naming the field, for what is no array of numbers.
     """
     data = values.data if isinstance(values, Tensor) else values
+    # Before numpy, which would make room for each value as long as the longest text.
+    if not _are_numbers(data):
+        raise InvalidRequest(f"{field}: holds {_first_wrong(data)}; send numbers, each within 64 bits")
     try:
         array: Array = np.array(data or [], dtype=None if data else np.int64)
     except (ValueError, OverflowError) as error:
@@ -48,21 +55,34 @@ def _shaped(array: Array, tensor: Tensor, field: str) -> Array:
         raise InvalidRequest(f"{field}.dtype: {tensor.dtype[:40]!r} is not one of {', '.join(sorted(_DTYPES))}")
     if tensor.shape is None or list(array.shape) == tensor.shape:
         return array
-    if min(tensor.shape, default=0) < 0 or math.prod(tensor.shape) != array.size:
-        raise InvalidRequest(f"{field}: {array.size} values do not fill the shape {tensor.shape}")
+    is_shape = len(tensor.shape) <= _MAX_AXES and all(0 <= size < _MAX_LENGTH for size in tensor.shape)
+    if not is_shape or math.prod(tensor.shape) != array.size:
+        raise InvalidRequest(f"{field}: {array.size} values do not fill the shape {str(tensor.shape[:8])[:80]}")
     return array.reshape(tensor.shape)
 
 
-def _first_wrong(data: object) -> str:
+def _are_numbers(data: list[Any], *, depth: int = 1) -> bool:
+    """True for numbers, and lists of them that are not deeper than arrays. depth: lists around the values, this one included."""
+    kinds = set(map(type, data))
+    if list not in kinds:
+        return kinds <= _NUMBERS
+    return depth < _MAX_AXES and all(
+        _are_numbers(item, depth=depth + 1) if type(item) is list else type(item) in _NUMBERS for item in data
+    )
+
+
+def _first_wrong(data: object, *, depth: int = 0) -> str:
     """The first value that is no number, as text."""
     if isinstance(data, list):
+        if depth == _MAX_AXES:
+            return "lists in lists too deep"
         for item in data:
-            if found := _first_wrong(item):
+            if found := _first_wrong(item, depth=depth + 1):
                 return found
         return ""
     if isinstance(data, int | float) and abs(data) < 2**63:
         return ""
-    return repr(data)[:40]
+    return repr(data[:40] if isinstance(data, str) else data)[:40]
 
 
 def whole_numbers(array: Array, field: str) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gradstream.api.catalog import loss_card
 from gradstream.shared.catalog import EngineCard, LossCard
 from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.hyperparameters import check_fits
 
 DEFAULT_LOSS = "causallm_loss"
 # The loss that clients ask for with the parameters of another one, as those documents show it.
@@ -50,7 +51,7 @@ def asked_loss(card: EngineCard, name: str, params: Mapping[str, Param], *, fiel
     for key, value in params.items():
         if key in known:
             if value is not None:
-                config[key] = value if isinstance(value, str) else float(value)
+                config[key] = value if isinstance(value, str) else _number(value, f"{field}.{key}")
         elif key in _NEUTRAL:
             neutral, why = _NEUTRAL[key]
             if value not in neutral:
@@ -61,3 +62,13 @@ def asked_loss(card: EngineCard, name: str, params: Mapping[str, Param], *, fiel
     if not isinstance(zero, bool):
         raise InvalidRequest(f"{field}.{_ZERO_ADVANTAGE}: {zero!r} is neither true nor false")
     return Asked(card=loss, config=config, zero_advantage_is_ignored=zero)
+
+
+def _number(value: float, field: str) -> float:
+    """The JSON number as a float, which has an end where JSON's integers have none."""
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise InvalidRequest(f"{field}: an integer of hundreds of digits; send a number within float32") from error
+    check_fits(number, field)
+    return number

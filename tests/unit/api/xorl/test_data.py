@@ -1,6 +1,7 @@
 """Datums of xorl clients, as the engine gets them: shifted, masked, aligned, or refused by field and index."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -293,3 +294,43 @@ def test_no_datums_are_refused(card):
 def test_routing_within_a_datum_is_refused(card):
     assert "routed experts" in refusal(card, {**GOOD, "routed_experts": [[[0]]]}, kind=Unsupported)
     assert payload(card, {**GOOD, "routed_experts": None}) == payload(card, GOOD)
+
+
+@pytest.mark.parametrize("value", [1e39, 10**39, 10**400, -(10**400)])
+def test_a_parameter_that_no_float32_holds_is_refused_by_name(card, value):
+    message = refusal(card, datum(target_tokens=TOKENS), loss_fn="policy_loss", loss_fn_params={"eps_clip_high": value})
+    assert "loss_fn_params.eps_clip_high" in message or "loss_fn_config.eps_clip_high" in message
+
+
+@pytest.mark.parametrize("shape", [lambda values: values, tensor, lambda values: [[1], values]])
+@pytest.mark.parametrize("first", ["a" * 20000, None, {"a": 1}])
+def test_what_is_no_number_is_refused_before_an_array_is_made_of_it(card, first, shape):
+    wrong = datum(target_tokens=shape([first, *["b"] * 6000]))
+    tracemalloc.start()
+    message = refusal(card, wrong)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert f"holds {first!r}"[:40] in message
+    assert peak_bytes < 20e6
+
+
+@pytest.mark.parametrize(
+    "shaped",
+    [
+        tensor([1], shape=[1] * 65),
+        tensor([], shape=[0, 10**30]),
+        tensor([1], shape=[10**30, 0]),
+        tensor([1, 2], shape=[-1, -2]),
+        tensor([], shape=[0, 2**29 - 1, 2**29 - 1]),
+    ],
+    ids=repr,
+)
+def test_a_shape_that_no_array_has_is_refused(card, shaped):
+    assert "target_tokens" in refusal(card, datum(target_tokens=shaped))
+
+
+def test_lists_nested_deeper_than_arrays_are_refused(card):
+    nested: Any = 1
+    for _ in range(70):
+        nested = [nested]
+    assert "target_tokens" in refusal(card, datum(target_tokens=nested))
