@@ -109,8 +109,9 @@ local tenant_jobs = tonumber(redis.call('HGET', P .. 'tenant_jobs', tenant)) or 
 if is_over(tenant_jobs, 1, tonumber(ARGV[19])) then
   return { 'full', 'tenant_jobs', int(tenant_jobs), ARGV[19], retry_ms }
 end
--- What gives something back is taken all the same.
-if op ~= 'unload_model' and op ~= 'delete_checkpoint' then
+-- What gives something back is taken all the same, and so are saves: the server makes them before it unloads a model, and their results
+-- are a name.
+if op ~= 'unload_model' and op ~= 'delete_checkpoint' and op ~= 'save_weights' then
   local unread = unread_bytes(tenant)
   if unread > tonumber(ARGV[20]) then return { 'full', 'unread', int(unread), ARGV[20], retry_ms } end
 end
