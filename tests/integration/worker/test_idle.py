@@ -10,10 +10,11 @@ from tests.support.cards import UNIFORM_CARD
 from tests.support.echo_worker import EchoWorker, echo_worker
 
 from gradstream.shared import codec
+from gradstream.shared.errors import QueueFull
 from gradstream.shared.ids import LOCAL_TENANT, ModelId
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.port import RecordKind, Submission
+from gradstream.shared.joblog.port import Receipt, RecordKind, Submission
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import AdamParams, CreateModel, LoraSpec, OptimStep, Payload
 from gradstream.worker.idle import sweep_idle
@@ -24,10 +25,24 @@ IDLE_S = 100.0
 _WAIT_S = 20.0
 
 
+class Refusing(RedisIntake):
+    """An intake that has no room for the first job it is given."""
+
+    num_refused = 0
+
+    async def submit(self, submission: Submission) -> Receipt:
+        if not self.num_refused:
+            self.num_refused += 1
+            raise QueueFull("full", retry_after_s=1.0)
+        return await super().submit(submission)
+
+
 @dataclass
 class House:
     """A queue with a worker. later_s: how far the clock of the sweep is ahead."""
 
+    url: str
+    engine: str
     intake: RedisIntake
     census: RedisCensus
     worker: EchoWorker
@@ -93,7 +108,9 @@ def worker(redis_url: str, engine_name: str) -> Iterator[EchoWorker]:
 async def house(worker: EchoWorker, redis_url: str, engine_name: str, tmp_path: Path) -> AsyncIterator[House]:
     async with RedisIntake(redis_url, engine=engine_name, limits=Limits()) as intake:
         with RedisCensus(redis_url, engine=engine_name) as census:
-            yield House(intake=intake, census=census, worker=worker, output_dir=tmp_path)
+            yield House(
+                url=redis_url, engine=engine_name, intake=intake, census=census, worker=worker, output_dir=tmp_path
+            )
 
 
 async def test_an_idle_model_is_saved_first_and_unloaded_then(house: House) -> None:
@@ -208,6 +225,27 @@ async def test_a_model_that_was_unloaded_so_can_be_made_again_and_is_swept_again
     await house.sweep()
     await house.sweep()
     assert house.ops("policy")[-2:] == ["save_weights", "unload_model"]
+
+
+async def test_unread_results_do_not_keep_an_idle_model_in_memory(house: House) -> None:
+    await house.make("policy")
+    house.later_s = 2 * IDLE_S
+    async with RedisIntake(house.url, engine=house.engine, limits=Limits(max_unread_bytes_per_tenant=0)) as intake:
+        house.intake = intake
+        for _ in range(2):
+            await house.sweep()
+    assert house.ops("policy")[-2:] == ["save_weights", "unload_model"]
+
+
+async def test_a_model_that_the_queue_refuses_keeps_no_other_from_its_turn(house: House) -> None:
+    for model in ("one", "two", "three"):
+        await house.make(model)
+    house.later_s = 2 * IDLE_S
+    intake = Refusing(house.url, engine=house.engine, limits=Limits())
+    async with intake:
+        house.intake = intake
+        assert await house.sweep() == 2
+    assert intake.num_refused == 1
 
 
 async def test_models_of_the_other_dialect_are_left_to_their_sessions(house: House) -> None:

@@ -14,7 +14,7 @@ import structlog
 
 from gradstream.shared import codec
 from gradstream.shared.activity import last_active_ms
-from gradstream.shared.errors import SequenceConflict, UnknownModel
+from gradstream.shared.errors import GradstreamError, SequenceConflict, UnknownModel
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId, TenantId
 from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.wire import SaveWeights
@@ -35,13 +35,19 @@ class _Saved(msgspec.Struct, frozen=True, kw_only=True):
 async def sweep_idle(parts: Parts, *, idle_s: float, awake_ms: int) -> int:
     """Save models that were left idle_s ago, unload those that are saved; how many jobs were submitted for that.
 
+    A model whose job the queue refuses is left to the next sweep, and does not keep the others waiting.
+
     Silence is counted from awake_ms on at the earliest: before it the server, or the whole machine, was not there to listen.
     """
     num_jobs = 0
     for model, record in list(parts.census.records(RecordKind.MODEL)):
         if record.get("dialect") == "xorl" and record.get("state") == "ready" and not _has_open_jobs(record):
             limit_ms = parts.now_ms - int(1000 * idle_s)
-            num_jobs += await _sweep(parts, ModelId(model), record, limit_ms=limit_ms, awake_ms=awake_ms)
+            try:
+                num_jobs += await _sweep(parts, ModelId(model), record, limit_ms=limit_ms, awake_ms=awake_ms)
+            except GradstreamError as error:
+                # That of one tenant, whose queue may be full; the next sweep comes back to it.
+                _log.warning("idle_model_not_swept", model_id=model, code=error.code, reason=error.message)
     return num_jobs
 
 

@@ -1,7 +1,7 @@
 """The rq tasks of the housekeeping process. Their arguments are JSON: the path of the settings file, so no secret is in Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,27 +25,21 @@ def sweep_sessions(settings_file: str, awake_ms: int) -> int:
         grace_s=settings.session_grace_s, idle_s=settings.idle_session_timeout, awake_ms=awake_ms
     )
 
-    async def sweep(parts: sweeps.Parts) -> int:
-        num_left = await idle.sweep_idle(parts, idle_s=settings.idle_session_timeout, awake_ms=awake_ms)
-        return num_left + await sweeps.sweep_sessions(parts, patience=patience)
+    async def sweep_idle(parts: sweeps.Parts) -> int:
+        return await idle.sweep_idle(parts, idle_s=settings.idle_session_timeout, awake_ms=awake_ms)
 
-    return _run(settings, sweep)
+    async def sweep_ended(parts: sweeps.Parts) -> int:
+        return await sweeps.sweep_sessions(parts, patience=patience)
+
+    return _run(settings, sweep_idle, sweep_ended)
 
 
 def sweep_files(settings_file: str, awake_ms: int) -> int:
     """Remove checkpoints and exports past their time to live, snapshots out of use and leftovers; how many."""
     del awake_ms
 
-    async def sweep(parts: sweeps.Parts) -> int:
-        sweeps_of_files = (
-            collect.sweep_checkpoints,
-            collect.sweep_snapshots,
-            collect.sweep_exports,
-            collect.sweep_leftovers,
-        )
-        return sum(one(parts) for one in sweeps_of_files)
-
-    return _run(read_handover(Path(settings_file)), sweep)
+    works = (collect.sweep_checkpoints, collect.sweep_snapshots, collect.sweep_exports, collect.sweep_leftovers)
+    return _run(read_handover(Path(settings_file)), *map(_awaited, works))
 
 
 def keep_books(settings_file: str, awake_ms: int) -> int:
@@ -64,12 +58,36 @@ def keep_books(settings_file: str, awake_ms: int) -> int:
     return _run(settings, work)
 
 
-def _run(settings: Settings, work: Callable[[sweeps.Parts], Awaitable[int]]) -> int:
+_Work = Callable[[sweeps.Parts], Awaitable[int]]
+
+
+def _awaited(work: Callable[[sweeps.Parts], int]) -> _Work:
+    async def run(parts: sweeps.Parts) -> int:
+        return work(parts)
+
+    return run
+
+
+def _run(settings: Settings, *works: _Work) -> int:
     async def run() -> int:
         async with _parts(settings) as parts:
-            return await work(parts)
+            return await each(parts, works)
 
     return asyncio.run(run())
+
+
+async def each(parts: sweeps.Parts, works: Sequence[_Work]) -> int:
+    """The sum of what the works did. One that fails does not keep the others from their turn; what it raised is raised at the end."""
+    num_done = 0
+    errors: list[Exception] = []
+    for work in works:
+        try:
+            num_done += await work(parts)
+        except Exception as error:  # noqa: BLE001  it is raised again
+            errors.append(error)
+    if errors:
+        raise ExceptionGroup("some of the work of this task failed", errors)
+    return num_done
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import structlog
 
 from gradstream.engine.checkpoint.location import ephemeral
 from gradstream.shared import codec
-from gradstream.shared.errors import UnknownModel
+from gradstream.shared.errors import QueueFull, UnknownModel
 from gradstream.shared.ids import UNLOAD_SEQ, ModelId, SamplerId, TenantId
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.port import Intake, RecordKind, Submission
@@ -78,7 +78,8 @@ async def sweep_sessions(parts: Parts, *, patience: Patience) -> int:
     }
     if not ended:
         return 0
-    await _unload_models(parts, models, ended)
+    # A session with a model that the queue does not let go now is one of the next sweep.
+    ended -= await _unload_models(parts, models, ended)
     _remove_samplers(parts, ended)
     for session in ended:
         await parts.intake.change_record(RecordKind.SESSION, session, {"swept_ms": str(parts.now_ms)})
@@ -99,7 +100,9 @@ def activity_by_session(models: Iterable[Mapping[str, str]]) -> dict[str, Activi
     return found
 
 
-async def _unload_models(parts: Parts, models: Mapping[str, Mapping[str, str]], sessions: AbstractSet[str]) -> None:
+async def _unload_models(parts: Parts, models: Mapping[str, Mapping[str, str]], sessions: AbstractSet[str]) -> set[str]:
+    """Submit the unloads of the sessions' models; the sessions of which one was refused."""
+    refused: set[str] = set()
     for model, fields in models.items():
         if fields.get("session", "") in sessions and fields.get("state") in _IN_MEMORY:
             try:
@@ -107,7 +110,12 @@ async def _unload_models(parts: Parts, models: Mapping[str, Mapping[str, str]], 
             except UnknownModel:
                 # Its unload is on its way, or its record went meanwhile.
                 continue
+            except QueueFull as error:
+                _log.warning("model_not_unloaded", model_id=model, reason=error.message)
+                refused.add(fields.get("session", ""))
+                continue
             _log.info("model_unloading", model_id=model, future_id=receipt.future_id)
+    return refused
 
 
 def unload_of(model: ModelId, fields: Mapping[str, str]) -> Submission:
