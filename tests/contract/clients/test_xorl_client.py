@@ -60,6 +60,13 @@ def full(full_server, workplace):
     return client_of(full_server, workplace).json("xorl_full.py", full_server, MODEL, "main")
 
 
+@pytest.fixture(scope="module")
+def full_kept(full, full_server, workplace):
+    """What xorl_full.py saw of checkpoints, after everything else."""
+    del full
+    return client_of(full_server, workplace).json("xorl_full.py", full_server, MODEL, "keep")
+
+
 def test_the_documented_loop_lowers_the_loss(part):
     losses = [step["metrics"]["loss:mean"] for step in part("train")["steps"]]
     assert losses == sorted(losses, reverse=True)
@@ -264,3 +271,15 @@ def test_a_killed_session_of_full_weights_keeps_them_without_the_optimizer_unles
     assert full["step_killed"]["step"] == 1.0
     assert full["reset"]
     assert full["loss_reset"] == full["loss_first"]
+
+
+def test_a_checkpoint_of_full_weights_goes_on_to_the_same_bits_or_begins_anew_with_its_weights(full_kept):
+    assert full_kept["path"] == "xorl://default/weights/full-one"
+    assert full_kept["loss_loaded"] == full_kept["loss_restarted"] == full_kept["loss_at_save"]
+    assert full_kept["step_loaded"] == full_kept["step_after_save"]
+
+
+def test_full_weights_are_described_frozen_and_saved_when_their_session_is_killed(full_kept):
+    assert full_kept["info"] == [SERVED, False, None]
+    assert full_kept["sampler_path"] == "xorl://default/sampler_weights/frozen"
+    assert full_kept["killed"] == "xorl://default/weights/session_default_final"
