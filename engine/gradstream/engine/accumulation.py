@@ -11,18 +11,49 @@ from gradstream.shared.errors import NonFinite
 
 # Values that are looked at together: what a check allocates stays small beside a model.
 _CHUNK = 1 << 24
+# Of a copy in host memory. A power of two: torch takes pinned memory in such pieces only.
+_PIECE = 1 << 26
+
+
+class Undo:
+    """A flat gradient [P] as it was, in host memory: there is often no room for another of this size on the device.
+
+    Copies go in the order of the device's stream, so nothing waits for them but what reads them.
+    """
+
+    def __init__(self, grad: Tensor) -> None:
+        self._pieces: list[Tensor] = []
+        for part in torch.split(grad, _PIECE):
+            piece = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
+            self._pieces.append(piece.copy_(part, non_blocking=True))
+
+    def restore(self, grad: Tensor) -> None:
+        """Make grad what it was, bit by bit."""
+        for part, piece in zip(torch.split(grad, _PIECE), self._pieces, strict=True):
+            part.copy_(piece, non_blocking=True)
+
+    def change(self, grad: Tensor, start: int, stop: int) -> Tensor:
+        """What was added since to the values [start, stop) of grad, up to rounding."""
+        change = grad[start:stop].clone()
+        for number in range(start // _PIECE, -(-stop // _PIECE)):
+            first = number * _PIECE
+            low, high = max(start, first), min(stop, first + _PIECE)
+            before = self._pieces[number][low - first : high - first]
+            change[low - start : high - start] -= before.to(grad.device, non_blocking=True)
+        return change
 
 
 @torch.no_grad()
 def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int) -> None:
-    """Add a job's gradient, flat fp32 [P]; it may be model.grad itself, where nothing was accumulated before.
+    """Add a job's gradient, flat fp32 [P]; model.grad itself, where it was added there already.
 
     num_valid: the job's tokens with a target. Raises NonFinite, with the model as it was (but for such a shared grad), when a sum
     would not be finite.
     """
     is_shared = grad is model.grad
     if not _is_finite(grad, None if is_shared else model.grad):
-        what = "accumulated gradient" if _is_finite(grad, None) else "gradient"
+        is_sum = model.has_grad if is_shared else _is_finite(grad, None)
+        what = "accumulated gradient" if is_sum else "gradient"
         raise NonFinite(f"the {what} of model {model.model_id} holds nan or inf; nothing was accumulated")
     if not is_shared:
         model.grad.add_(grad)

@@ -11,6 +11,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from gradstream.engine.accumulation import Undo
 from gradstream.engine.models.flat import is_router
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import TrainedModel
@@ -27,16 +28,19 @@ def _is_logged() -> bool:
 
 
 @torch.no_grad()
-def log_gradient_norms(state: EngineState, model: TrainedModel, grad: Tensor) -> None:
+def log_gradient_norms(state: EngineState, model: TrainedModel, grad: Tensor, *, before: Undo | None = None) -> None:
     """The event gradient_norms of a job's gradient, flat in the model's layout: the 2-norm of all of it and of each kind of layer.
 
-    Rank 0 tells it, since every rank has the same gradient.
+    before: what grad was ahead of the job, where the job added to it. Rank 0 tells it, since every rank has the same gradient.
     """
     if not (state.config.log_gradient_norms and state.comm.is_leader and _is_logged()):
         return
     tensors = model.layout.tensors
     # Float64 holds the squares of every float32.
-    norms = torch.stack([torch.linalg.vector_norm(tensor.view(grad), dtype=torch.float64) for tensor in tensors])
+    parts = (
+        tensor.view(grad) if before is None else before.change(grad, tensor.start, tensor.stop) for tensor in tensors
+    )
+    norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts])
     squares: dict[str, float] = {}
     for tensor, norm in zip(tensors, norms.tolist(), strict=True):
         kind = kind_of(tensor.name)

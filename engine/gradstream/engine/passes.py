@@ -50,7 +50,10 @@ def run_adapters(base: BaseModel, comm: Comm, work: Sequence[AdapterWork], plan:
 
 
 def run_full(base: BaseModel, comm: Comm, datums: Datums, grad: Tensor | None, plan: Plan) -> JobTensors:
-    """One job on the base model's own weights; collective. grad: flat fp32 [P], all zeros, or None for a forward."""
+    """One job on the base model's own weights; collective. grad: flat fp32 [P] that its gradient is added to, None for a forward.
+
+    What grad held on all ranks is summed too, so only one of them may hold what was accumulated before.
+    """
     num_outputs = datums.num_tokens * datums.num_candidates
     outputs = torch.zeros(2, num_outputs, dtype=torch.float32, device=base.device)
     tensors = _job_tensors(None, datums, grad=grad, logprobs=outputs[0], elementwise=outputs[1])

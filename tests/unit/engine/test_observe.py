@@ -70,6 +70,11 @@ class TestGradientNorms:
         first, second = events_of(driver), events_of(driver)
         assert first == second
 
+    def test_are_of_the_jobs_own_gradient_where_it_is_added_in_place(self):
+        driver = full_driver(log_gradient_norms=True)
+        (first,), (second,) = events_of(driver), events_of(driver)
+        assert second["norms"] == pytest.approx(first["norms"], rel=1e-4)
+
     def test_are_not_logged_of_a_forward_or_where_they_are_not_wanted(self):
         assert events_of(adapter(log_gradient_norms=True), backward=False) == []
         assert events_of(adapter()) == []

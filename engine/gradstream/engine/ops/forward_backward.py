@@ -6,11 +6,10 @@ Legend: N tokens of one job, C candidates (targets) per token.
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gradstream.engine import losses
-from gradstream.engine.accumulation import accumulate
+from gradstream.engine.accumulation import Undo, accumulate
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums, datums_of
 from gradstream.engine.losses._base import LossArguments
@@ -78,26 +77,34 @@ def _run_full(
 ) -> ForwardBackwardDone | Failed:
     """One job on the base model's own weights; collective.
 
-    The first gradient after an update goes straight into the accumulator, since there is often no room for another of this size.
+    Its gradient goes straight into the accumulator, since there is often no room for another of this size. What was there before
+    waits in host memory for the case that the job fails.
     """
-    is_first = is_backward and not model.has_grad
-    grad = None
-    if is_backward:
-        grad = model.grad if is_first else torch.zeros_like(model.grad)
-    outcome = _finish(state, model, run_full(state.base, state.comm, datums, grad, plan))
-    if is_first and isinstance(outcome, Failed):
-        model.clear_grad()
+    if not is_backward:
+        return _finish(state, model, run_full(state.base, state.comm, datums, None, plan))
+    undo = Undo(model.grad) if model.has_grad else None
+    if not state.comm.is_leader:
+        # The sum over all ranks has what was accumulated before once.
+        model.grad.zero_()
+    outcome = _finish(state, model, run_full(state.base, state.comm, datums, model.grad, plan), before=undo)
+    if isinstance(outcome, Failed):
+        if undo is None:
+            model.clear_grad()
+        else:
+            undo.restore(model.grad)
     return outcome
 
 
-def _finish(state: EngineState, model: TrainedModel, job: JobTensors) -> ForwardBackwardDone | Failed:
-    """Accumulate a finished job's gradient and give its outcome."""
+def _finish(
+    state: EngineState, model: TrainedModel, job: JobTensors, *, before: Undo | None = None
+) -> ForwardBackwardDone | Failed:
+    """Accumulate a finished job's gradient and give its outcome. before: the accumulator ahead of a job that added to it."""
     try:
         elementwise_NC = job.elementwise_NC.cpu()
         _check_loss(job.datums, elementwise_NC)
         if job.grad is not None:
             accumulate(model, job.grad, num_valid=job.datums.num_valid)
-            log_gradient_norms(state, model, job.grad)
+            log_gradient_norms(state, model, job.grad, before=before)
     except GradstreamError as error:
         return Failed.of(error)
     return _done(model, job, elementwise_NC)

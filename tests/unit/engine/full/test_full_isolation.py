@@ -8,8 +8,33 @@ import torch
 from tests.support.engine_builders import DENSE, MOE, Data, cross_entropy, logprobs_of, loss_of, random_data
 from tests.support.full import MODEL, full_driver, full_model
 from tests.support.oracle import relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from gradstream.engine import accumulation
 from gradstream.shared.wire import Failed, ForwardBackwardDone
+
+
+class LargeAllocations(TorchDispatchMode):
+    """Names of the operations in the block that made a tensor of at least size numbers with memory of its own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self._size = size
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own signature
+        given = {
+            one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor) and one.numel() >= self._size:
+                place = one.untyped_storage().data_ptr()
+                if place not in given:
+                    self.names.append(str(func))
+        return result
 
 
 def huge(data: Data) -> Data:
@@ -44,7 +69,38 @@ def test_the_gradients_of_two_jobs_add_up() -> None:
         driver.done(MODEL, job)
     for job in jobs:
         both.done(MODEL, job)
-    assert torch.equal(both.grad(MODEL), first.grad(MODEL) + second.grad(MODEL))
+    torch.testing.assert_close(
+        both.grad(MODEL),
+        first.grad(MODEL) + second.grad(MODEL),
+        rtol=1e-5,
+        atol=1e-7 * float(both.grad(MODEL).abs().max()),
+    )
+
+
+def test_a_failed_job_between_two_changes_no_bit_of_their_sum() -> None:
+    plain, disturbed = full_driver(), full_driver()
+    jobs = [cross_entropy(random_data([11, 14], seed=seed)) for seed in range(2)]
+    for driver in (plain, disturbed):
+        driver.done(MODEL, jobs[0])
+        if driver is disturbed:
+            (outcome,) = driver.run((MODEL, cross_entropy(huge(random_data([6], seed=9)))))
+            assert isinstance(outcome, Failed)
+        driver.done(MODEL, jobs[1])
+    assert torch.equal(plain.grad(MODEL), disturbed.grad(MODEL))
+
+
+@pytest.mark.parametrize("num_before", [0, 2])
+def test_no_job_allocates_a_gradient_on_the_device(num_before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that the stretches that are looked at for infinities are small beside this tiny model.
+    monkeypatch.setattr(accumulation, "_CHUNK", 1 << 12)
+    driver = full_driver()
+    for seed in range(num_before):
+        driver.done(MODEL, cross_entropy(random_data([9], seed=seed)))
+    size = full_model(driver.engine).grad.numel()
+    with LargeAllocations(size) as seen:
+        driver.done(MODEL, cross_entropy(random_data([9, 4])))
+    # What is kept for the case that the job fails lies in host memory.
+    assert seen.names == (["aten.empty.memory_format"] if num_before else [])
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["nothing accumulated", "something accumulated"])
