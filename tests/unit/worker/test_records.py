@@ -19,7 +19,7 @@ from gradstream.shared.wire import (
     SaveWeightsDone,
     UnloadModelDone,
 )
-from gradstream.worker.records import Executed, record_writes, saved_uri
+from gradstream.worker.records import Executed, record_context, record_writes, saved_uri
 
 MODEL = "s:train:1"
 URI = f"tinker://{MODEL}/weights/first"
@@ -79,6 +79,13 @@ def test_a_model_that_is_made_again_later_in_its_order_has_its_state_from_that_j
 )
 def test_other_jobs_leave_every_record_alone(op, outcome):
     assert writes(op, outcome) == {}
+
+
+def test_what_moves_with_a_models_jobs_is_no_part_of_the_record_it_was_made_with():
+    moving = ("tail", "made_at", "ended_at", "turned_ms", "recorded_at", "kill", "idle", "next_seq", "next_seq:3", "state")
+    made = {"tenant": "local", "session": "default", "rank": "8", "spec": "second", "created_ms": "5"}
+    (write,) = record_context(job("create_model", seq=2), {**made, **dict.fromkeys(moving, "1")}, None)
+    assert write.fields == made
 
 
 def test_an_unloaded_model_is_recorded_as_such():

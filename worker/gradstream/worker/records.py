@@ -28,8 +28,21 @@ from gradstream.shared.wire import (
 )
 
 _COPY = "copy_checkpoint"
-# Fields of a model's record that the job log's scripts keep; some have a part for each lane.
-_MOVING = frozenset({"state", "epoch", "applied", "queued", "held", "next_seq", *ACTIVITY})
+# Fields of a model's record that the job log's scripts keep, some with a part for each lane, and what the API and the side process note
+# of its jobs.
+_KEPT_BY_SCRIPTS = {
+    "state",
+    "epoch",
+    "applied",
+    "queued",
+    "held",
+    "next_seq",
+    "tail",
+    "made_at",
+    "ended_at",
+    "turned_ms",
+}
+_MOVING = frozenset({*_KEPT_BY_SCRIPTS, "recorded_at", "scanned", "kill", "idle", *ACTIVITY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,4 +42,5 @@ def _model_fields(manifest: Manifest) -> dict[str, str]:
         "state": "unloaded",
         "next_seq": "0",
         "applied": "-1",
+        "scanned": "1",
     }

@@ -230,7 +230,8 @@ class LogEntry:
     """A job as read from the log. entry_id is the stream's id; is_open says that it had no outcome yet when it was read.
 
     starts: how many gangs had marked it as started; more than one run without an outcome makes it a suspect. ordered: it has a
-    place in its model's order. at_ms: when it was accepted.
+    place in its model's order. at_ms: when it was accepted. again: the name by which a repetition of its request is found. record: the
+    fields of the model's record that it makes.
     """
 
     entry_id: str
@@ -239,6 +240,8 @@ class LogEntry:
     starts: int = 0
     ordered: bool = True
     at_ms: int = 0
+    again: str = ""
+    record: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -438,8 +441,11 @@ class Feed(Protocol):
         """Those of these futures that Redis does not have."""
         ...
 
-    def restore_record(self, write: RecordWrite, *, epoch: int) -> bool:
-        """Put a record back that a lost Redis had; True when there was none. Raises Fenced."""
+    def restore_record(self, write: RecordWrite, *, epoch: int, made_by: int | None = None) -> bool:
+        """Put a record back that a lost Redis had; True when there was none. Raises Fenced.
+
+        made_by: of a model's record, the seq of the job that made the model with it; it replaces that of an earlier creation.
+        """
         ...
 
     def journaled(self, after: BatchId, *, count: int) -> list[Journaled]:

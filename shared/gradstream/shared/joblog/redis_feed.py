@@ -48,6 +48,7 @@ _SCRIPTS = (
 )
 # With delays growing to one second: a restart of Redis is ridden out inside a call.
 _NUM_RETRIES = 30
+_TEXTS: msgspec.msgpack.Decoder[list[str]] = msgspec.msgpack.Decoder(list[str])
 _Entry = tuple[bytes, dict[bytes, bytes]]
 _OPEN = (FutureStatus.HELD.value.encode(), FutureStatus.QUEUED.value.encode())
 
@@ -197,7 +198,8 @@ class RedisFeed:
         args: list[Value] = [epoch, job.owner, job.seq, job.op, job.tenant, packed.digest, len(packed.data)]
         args += [job.num_tokens, packed.enc, payload, blob, int(entry.ordered), entry.at_ms]
         args += [int(entry.entry_id.partition("-")[0]), int(entry.is_open)]
-        args += [ended_ms, self._limits.unread_ttl_s, self._limits.keep_seqs]
+        args += [ended_ms, self._limits.unread_ttl_s, self._limits.keep_seqs, entry.again, self._limits.retry_window_s]
+        args += [text for pair in entry.record.items() for text in pair]
         return bool(self._eval("restore", args, epoch=epoch)[1])
 
     def unknown(self, future_ids: Sequence[FutureId]) -> set[FutureId]:
@@ -207,9 +209,9 @@ class RedisFeed:
             known = pipe.execute()
         return {future_id for future_id, is_there in zip(future_ids, known, strict=True) if not is_there}
 
-    def restore_record(self, write: RecordWrite, *, epoch: int) -> bool:
+    def restore_record(self, write: RecordWrite, *, epoch: int, made_by: int | None = None) -> bool:
         fields = [text for pair in (write.fields or {}).items() for text in pair]
-        args: list[Value] = [epoch, write.kind.value, write.record_id, *fields]
+        args: list[Value] = [epoch, write.kind.value, write.record_id, "" if made_by is None else made_by, *fields]
         return bool(self._eval("restore_record", args, epoch=epoch)[1])
 
     def journaled(self, after: BatchId, *, count: int) -> list[Journaled]:
@@ -278,6 +280,8 @@ class RedisFeed:
                     starts=int(starts or 0),
                     ordered=ordered == b"1",
                     at_ms=int(fields[b"at_ms"]),
+                    again=fields.get(b"again", b"").decode(),
+                    record=_record(fields.get(b"record")),
                 )
             )
         return entries
@@ -297,6 +301,12 @@ class RedisFeed:
             num_tokens=int(fields[b"tokens"]),
             v=int(fields[b"v"]),
         )
+
+
+def _record(stored: bytes | None) -> dict[str, str]:
+    """Fields of a record that stand as name and value in turn."""
+    texts = _TEXTS.decode(stored) if stored else []
+    return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
 def _owner(text: str) -> OwnerId:

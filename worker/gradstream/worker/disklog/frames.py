@@ -38,12 +38,17 @@ class SegmentHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
 
 class LoggedJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="job"):
-    """A job as rank 0 read it. entry_id: its id in the stream of jobs. at_ms: when it was accepted."""
+    """A job as rank 0 read it. entry_id: its id in the stream of jobs. at_ms: when it was accepted.
+
+    again: the name by which a repetition of its request is found. record: the fields of the model's record that it makes.
+    """
 
     entry_id: str
     at_ms: int
     job: Job
     ordered: bool = True
+    again: str = ""
+    record: dict[str, str] = {}
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="started"):

@@ -110,8 +110,7 @@ class DiskLogWriter:
             new_ids = [e.job.future_id for e in fresh]
             self._open_jobs.update(new_ids)
         try:
-            jobs = [LoggedJob(entry_id=e.entry_id, at_ms=e.at_ms, job=e.job, ordered=e.ordered) for e in fresh]
-            return dict(zip(new_ids, self._append(jobs), strict=True))
+            return dict(zip(new_ids, self._append([_logged(entry) for entry in fresh]), strict=True))
         except BaseException:
             with self._lock:
                 self._open_jobs.difference_update(new_ids)
@@ -294,3 +293,14 @@ class DiskLogWriter:
                 # Every later call raises it.
                 _log.error("disk_log_sync_failed", error=str(error))
                 return
+
+
+def _logged(entry: LogEntry) -> LoggedJob:
+    return LoggedJob(
+        entry_id=entry.entry_id,
+        at_ms=entry.at_ms,
+        job=entry.job,
+        ordered=entry.ordered,
+        again=entry.again,
+        record=dict(entry.record),
+    )

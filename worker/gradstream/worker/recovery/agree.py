@@ -1,6 +1,7 @@
 """Redis and the log on disk brought to say the same: whichever lost something gets it back from the other."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import structlog
 
@@ -11,7 +12,7 @@ from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed, LogEntry
 from gradstream.worker.disklog.frames import Dropped, LoggedBatch, LoggedJob, LoggedRecord
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.journal import Journal
-from gradstream.worker.records import checkpoint_fields
+from gradstream.worker.records import checkpoint_fields, is_creator
 from gradstream.worker.recovery.past import Past
 from gradstream.worker.storage import Storage
 
@@ -66,13 +67,19 @@ def make_up(feed: Feed, log: DiskLog, past: Past, *, epoch: int, storage: Storag
         for frame, entries, ended in frames:
             _give_back(feed, entries, epoch=epoch, ended_ms=frame.at_ms)
             for record in frame.context:
-                feed.restore_record(_write(record), epoch=epoch)
+                feed.restore_record(_write(record), epoch=epoch, made_by=_made_by(record, entries))
             feed.commit(_commit(frame, ended, epoch=epoch, storage=storage))
             num_made_up += 1
     num_jobs = _give_back(feed, [_entry(job, is_open=True) for _, job in past.open_jobs.values()], epoch=epoch)
     if num_jobs:
         _log.warning("redis_refilled", num_batches=num_made_up, num_open_jobs=num_jobs)
     return num_made_up
+
+
+def _made_by(record: LoggedRecord, entries: list[LogEntry]) -> int | None:
+    """The seq of the job that made the model whose record this is."""
+    jobs = [entry.job for entry in entries if entry.job.owner == record.record_id and is_creator(entry.job)]
+    return jobs[-1].seq if record.kind is RecordKind.MODEL and jobs else None
 
 
 _Frames = Iterable[tuple[LoggedBatch, list[LogEntry], list[Ended]]]
@@ -117,12 +124,20 @@ def _give_back(feed: Feed, entries: list[LogEntry], *, epoch: int, ended_ms: int
 
 
 def _entry(job: LoggedJob, *, is_open: bool) -> LogEntry:
-    return LogEntry(entry_id=job.entry_id, job=job.job, is_open=is_open, ordered=job.ordered, at_ms=job.at_ms)
+    return LogEntry(
+        entry_id=job.entry_id,
+        job=job.job,
+        is_open=is_open,
+        ordered=job.ordered,
+        at_ms=job.at_ms,
+        again=job.again,
+        record=job.record,
+    )
 
 
 def _as_open(entry: LogEntry) -> LogEntry:
     """The entry as it was when a gang first read it."""
-    return LogEntry(entry_id=entry.entry_id, job=entry.job, is_open=True, ordered=entry.ordered, at_ms=entry.at_ms)
+    return replace(entry, is_open=True, starts=0)
 
 
 def _commit(frame: LoggedBatch, ended: list[Ended], *, epoch: int, storage: Storage | None) -> Commit:

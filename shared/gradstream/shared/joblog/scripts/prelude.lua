@@ -42,6 +42,8 @@ end
 -- Note what a job at the end of the log means for a model whose jobs the server numbers: `tail` is gone behind an unload, whose seq is
 -- `ended_at`, and live behind a creation, whose seq is `made_at`; `turned_ms` is when the newest of both came.
 local function note_end(model, seq, op)
+  local known = redis.call('HMGET', P .. 'model:' .. model, 'made_at', 'ended_at')
+  if tonumber(seq) <= math.max(tonumber(known[1] or '-1'), tonumber(known[2] or '-1')) then return end
   if op == 'unload_model' then
     redis.call('HSET', P .. 'model:' .. model, 'tail', 'gone', 'ended_at', seq, 'turned_ms', int(NOW))
   elseif op == 'create_model' then
@@ -73,15 +75,22 @@ local function mend_stat()
   end
 end
 
--- Append a job to the log; f holds its plain fields by name. Returns the entry id. Ids are 1-0, 2-0, ... without a gap.
+-- Append a job to the log; f holds its plain fields by name, again and record where it has them: the name by which a repetition of its
+-- request is found, and the fields of the model's record that it makes, name and value in turn, as msgpack. Returns the entry id. Ids are 1-0, 2-0, ... without a gap.
 local function append(future, f)
   mend_stat()
   local id = int(redis.call('HINCRBY', P .. 'stat', 'log', 1)) .. '-0'
-  local body = { 'payload', f.payload }
-  if f.blob and f.blob ~= '' then body = { 'blob', f.blob } end
+  local rest = { 'payload', f.payload }
+  if f.blob and f.blob ~= '' then rest = { 'blob', f.blob } end
+  for _, name in ipairs({ 'again', 'record' }) do
+    if f[name] and f[name] ~= '' then
+      rest[#rest + 1] = name
+      rest[#rest + 1] = f[name]
+    end
+  end
   redis.call('XADD', P .. 'log', id, 'v', '1', 'future', future, 'op', f.op, 'owner', f.owner, 'seq', f.seq,
     'tenant', f.tenant, 'digest', f.digest, 'bytes', f.bytes, 'tokens', f.tokens, 'at_ms', f.at_ms, 'enc', f.enc,
-    body[1], body[2])
+    unpack(rest))
   return id
 end
 
@@ -210,6 +219,21 @@ local function enlist(kind, id)
   local keys, created_ms = lists_of(kind, id)
   if not created_ms then return end
   for _, key in ipairs(keys) do redis.call('ZADD', key, created_ms, id) end
+end
+
+-- Set the fields that a model's record was made with by the job of this seq, unless those of that job or of a later one stand there;
+-- true when they were set. `recorded_at` is whose they are. A record without it is that of its last creation, of its only one where a
+-- client numbers the jobs, of none when a scan of the checkpoints made it or when it has no time.
+local function describe_model(model, seq, fields)
+  local key = P .. 'model:' .. model
+  local r = redis.call('HMGET', key, 'recorded_at', 'created_ms', 'scanned', 'made_at')
+  local described = tonumber(r[1] or (r[2] and not r[3] and (r[4] or '0')) or '-1')
+  if tonumber(seq) <= described then return false end
+  for i = 1, #fields, 2 do redis.call('HSET', key, fields[i], fields[i + 1]) end
+  redis.call('HSET', key, 'recorded_at', seq)
+  redis.call('HDEL', key, 'scanned', 'error')
+  enlist('model', model)
+  return true
 end
 
 -- Delete a record with its places in the lists.

@@ -4,7 +4,8 @@
 -- ARGV  1 prefix  2 epoch  3 owner  4 seq  5 op  6 tenant  7 digest  8 bytes (as stored)  9 tokens  10 enc  11 payload
 --       12 blob key  13 ordered (1|0)  14 at_ms  15 number of its entry in the lost log  16 1 when it is open and must be read again
 --       17 when its batch ended, in ms (executed jobs)  18 unread_ttl_s: of a job that ended longer ago only its place is put back
---       19 seqs kept
+--       19 seqs kept  20 name by which a repetition of its request is found ('' when none)  21 how long that is remembered, s
+--       22.. fields of the model's record that the job makes, name and value in turn
 -- Reply {ok, 1 put back | 0 was there} | {fenced, current epoch}
 
 local epoch = redis.call('GET', P .. 'epoch')
@@ -37,6 +38,11 @@ if ordered then
   redis.call('HSETNX', P .. 'seqs:' .. owner, seq, digest)
   redis.call('HDEL', P .. 'seqs:' .. owner, int(tonumber(seq) - keep_seqs))
   redis.call('SADD', P .. 'models', owner)
+  if ARGV[22] then
+    local fields = {}
+    for i = 22, #ARGV do fields[i - 21] = ARGV[i] end
+    describe_model(owner, seq, fields)
+  end
 end
 
 local is_there = redis.call('EXISTS', key) == 1
@@ -66,10 +72,17 @@ redis.call('HSET', key, 'status', 'queued', 'op', op, 'owner', owner, 'seq', seq
 if blob ~= '' then redis.call('HSET', key, 'blob', blob) end
 if is_open then
   local entry = append(future, { op = op, owner = owner, seq = seq, tenant = tenant, digest = digest, bytes = ARGV[8],
-    tokens = ARGV[9], at_ms = ARGV[14], enc = ARGV[10], payload = ARGV[11], blob = blob })
+    tokens = ARGV[9], at_ms = ARGV[14], enc = ARGV[10], payload = ARGV[11], blob = blob, again = ARGV[20],
+    record = ARGV[22] and cmsgpack.pack({ unpack(ARGV, 22) }) or '' })
   redis.call('HSET', key, 'entry', entry)
 else
   redis.call('HSET', key, 'given_back', '1')
+end
+-- Whether its client had asked for it is not known any more: the same request is taken for a repetition as long as it would have been.
+local left_s = math.ceil((tonumber(ARGV[14]) - NOW) / 1000) + tonumber(ARGV[21])
+if ARGV[20] ~= '' and left_s > 0 then
+  redis.call('SET', P .. ARGV[20], seq, 'EX', int(left_s))
+  redis.call('HSET', key, 'again', P .. ARGV[20])
 end
 if ordered then advance() end
 return { 'ok', 1 }

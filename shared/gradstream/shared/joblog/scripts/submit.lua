@@ -148,8 +148,11 @@ if is_held then
   return { 'ok', 'held', 0, seq }
 end
 
+local record = {}
+for i = 25, #ARGV do record[i - 24] = ARGV[i] end
 local entry = append(future, { op = op, owner = owner, seq = seq, tenant = tenant, digest = digest, bytes = ARGV[7],
-  tokens = ARGV[8], at_ms = int(NOW), enc = ARGV[9], payload = ARGV[10], blob = blob })
+  tokens = ARGV[8], at_ms = int(NOW), enc = ARGV[9], payload = ARGV[10], blob = blob,
+  again = string.sub(again, #P + 1), record = #record > 0 and cmsgpack.pack(record) or '' })
 redis.call('HSET', future_key, 'entry', entry)
 if not ordered then
   redis.call('HINCRBY', P .. 'owners', owner, 1)
@@ -158,7 +161,9 @@ end
 redis.call('HSET', seqs_key, seq, digest)
 if makes_model then
   redis.call('PERSIST', seqs_key)
-  for i = 25, #ARGV, 2 do redis.call('HSET', model_key, ARGV[i], ARGV[i + 1]) end
+  for i = 1, #record, 2 do redis.call('HSET', model_key, record[i], record[i + 1]) end
+  if takes_next then redis.call('HSET', model_key, 'recorded_at', seq) end
+  redis.call('HDEL', model_key, 'scanned')
   if not model[1] then redis.call('HSET', model_key, 'tenant', tenant) end
   -- A record that a scan of the checkpoints made has none of these.
   redis.call('HSETNX', model_key, 'applied', int(tonumber(seq) - 1))
