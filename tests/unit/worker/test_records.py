@@ -82,9 +82,20 @@ def test_other_jobs_leave_every_record_alone(op, outcome):
 
 
 def test_what_moves_with_a_models_jobs_is_no_part_of_the_record_it_was_made_with():
-    moving = ("tail", "made_at", "ended_at", "turned_ms", "recorded_at", "kill", "idle", "next_seq", "next_seq:3", "state")
+    moving = (
+        "tail",
+        "made_at",
+        "ended_at",
+        "turned_ms",
+        "recorded_at",
+        "kill",
+        "idle",
+        "next_seq",
+        "next_seq:3",
+        "state",
+    )
     made = {"tenant": "local", "session": "default", "rank": "8", "spec": "second", "created_ms": "5"}
-    (write,) = record_context(job("create_model", seq=2), {**made, **dict.fromkeys(moving, "1")}, None)
+    (write,) = record_context(job(MODEL, 2, "create_model"), {**made, **dict.fromkeys(moving, "1")}, None)
     assert write.fields == made
 
 

@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gradstream.shared import codec
-from gradstream.shared.errors import GradstreamError, PayloadTooLarge, QueueFull, SequenceConflict, UnknownModel
+from gradstream.shared.errors import (
+    GradstreamError,
+    PayloadTooLarge,
+    QueueFull,
+    SequenceConflict,
+    Unavailable,
+    UnknownModel,
+)
 from gradstream.shared.ids import FutureId, OwnerId, future_id, is_valid_id, seq_text
 from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.keys import Keys
@@ -53,6 +61,17 @@ class Packed:
         return cls(data=payload, enc="raw", digest=digest)
 
 
+class Seen(NamedTuple):
+    """How far the queue was known to be: the epoch and the newest log entry."""
+
+    epoch: int = 0
+    entry: int = 0
+
+    def and_then(self, epoch: int, entry: int) -> "Seen":
+        """What is known after an answer; those of one epoch may come in any order."""
+        return Seen(epoch, max(self.entry, entry) if epoch == self.epoch else entry)
+
+
 def check_submission(submission: Submission) -> None:
     """Raise ValueError when the submission cannot be stored."""
     if submission.seq is not None:
@@ -92,8 +111,10 @@ def check_size(submission: Submission, packed: Packed, limits: Limits) -> None:
         raise PayloadTooLarge(f"payload: {len(packed.data)} bytes as stored; the queue has room for {room} at most")
 
 
-def submit_args(submission: Submission, packed: Packed, *, blob: str, keys: Keys, limits: Limits) -> list[Value]:
-    """ARGV of submit.lua. blob is the key of the payload beside the stream, or empty."""
+def submit_args(
+    submission: Submission, packed: Packed, *, blob: str, seen: Seen, keys: Keys, limits: Limits
+) -> list[Value]:
+    """ARGV of submit.lua. blob is the key of the payload beside the stream, or empty. seen: what the last answers told."""
     is_ordered = submission.ordered
     again = ""
     if submission.retry_key:
@@ -126,6 +147,7 @@ def submit_args(submission: Submission, packed: Packed, *, blob: str, keys: Keys
         again,
         limits.retry_window_s,
         submission.age_ms,
+        *seen,
         *record,
     ]
 
@@ -138,6 +160,10 @@ def refusal(reply: Sequence[bytes | int], owner: OwnerId, seq: int | None, limit
             return UnknownModel(f"there is no model {owner}; create one first")
         case "closed":
             return UnknownModel(f"model {owner} was unloaded; create a new one or load a checkpoint")
+        case "behind":
+            return Unavailable(
+                f"{owner}: the server is recovering: the queue does not have all of the model's jobs back yet; send it again in a few seconds"
+            )
         case "conflict":
             if seq is None:
                 return SequenceConflict(f"{owner} exists already")

@@ -116,7 +116,8 @@ class Intake(Protocol):
         """Accept a job atomically, or raise and change nothing.
 
         Raises UnknownModel (no such model, or another tenant's), SequenceConflict (seq used with another payload, or by a
-        refused request), QueueFull (a budget is exhausted; held jobs count).
+        refused request), QueueFull (a budget is exhausted; held jobs count), and for a job that the server numbers Unavailable while
+        the queue lacks jobs that this intake knows of, and no gang took over since.
         """
         ...
 
@@ -439,6 +440,13 @@ class Feed(Protocol):
 
     def unknown(self, future_ids: Sequence[FutureId]) -> set[FutureId]:
         """Those of these futures that Redis does not have."""
+        ...
+
+    def expel(self, entries: Sequence[LogEntry], *, epoch: int) -> set[FutureId]:
+        """Fail the open jobs that have the seqs of these ones and are others; the futures that are not these jobs'. Raises Fenced.
+
+        A Redis that was put back in time may have given seqs out once more.
+        """
         ...
 
     def restore_record(self, write: RecordWrite, *, epoch: int, made_by: int | None = None) -> bool:

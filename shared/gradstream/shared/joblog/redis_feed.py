@@ -42,6 +42,7 @@ _SCRIPTS = (
     "snapshot",
     "restore",
     "restore_record",
+    "expel",
     "running",
     "mark_started",
     "mark_stopped",
@@ -208,6 +209,13 @@ class RedisFeed:
                 pipe.exists(self._keys.future(future_id))
             known = pipe.execute()
         return {future_id for future_id, is_there in zip(future_ids, known, strict=True) if not is_there}
+
+    def expel(self, entries: Sequence[LogEntry], *, epoch: int) -> set[FutureId]:
+        limits = self._limits
+        args: list[Value] = [epoch, limits.unread_ttl_s, limits.keep_blob_s, limits.keep_notes]
+        for entry in entries:
+            args += [entry.job.future_id, codec.digest(entry.job.payload), int(not entry.is_open)]
+        return {FutureId(future.decode()) for future in self._eval("expel", args, epoch=epoch)[1:]}
 
     def restore_record(self, write: RecordWrite, *, epoch: int, made_by: int | None = None) -> bool:
         fields = [text for pair in (write.fields or {}).items() for text in pair]

@@ -53,6 +53,7 @@ class RedisIntake:
         self._clients: list[redis.asyncio.Redis] = []
         self._batcher: CommandBatcher | None = None
         self._tail: NoteTail | None = None
+        self._seen = admission.Seen()
 
     async def open(self) -> Self:
         """Start following the note stream. Redis may still be away; it is met when it comes."""
@@ -93,7 +94,9 @@ class RedisIntake:
             blob = admission.blob_key(submission, packed, keys=self._keys)
             # NX: a retry must not give an accepted blob an expiry again.
             commands.append(("SET", blob, packed.data, "EX", self._limits.orphan_blob_ttl_s, "NX"))
-        args = admission.submit_args(submission, packed, blob=blob, keys=self._keys, limits=self._limits)
+        args = admission.submit_args(
+            submission, packed, blob=blob, seen=self._seen, keys=self._keys, limits=self._limits
+        )
         commands.append(self._call("submit", args))
         reply = (await self._run(*commands))[-1]
         if reply[0] == b"noblob":
@@ -102,6 +105,7 @@ class RedisIntake:
                 raise Unavailable("the payload was dropped while it was being accepted; send it again")
         if reply[0] != b"ok":
             raise admission.refusal(reply, submission.owner, submission.seq, self._limits)
+        self._seen = self._seen.and_then(int(reply[4]), int(reply[5]))
         return Receipt(
             future_id=ids.future_id(submission.owner, int(reply[3])),
             status=FutureStatus(reply[1].decode()),

@@ -53,12 +53,15 @@ def catch_up(feed: Feed, journal: Journal, *, last: BatchId | None, epoch: int) 
     return None
 
 
-def make_up(feed: Feed, log: DiskLog, past: Past, *, epoch: int, storage: Storage | None = None) -> int:
+def make_up(
+    feed: Feed, log: DiskLog, past: Past, *, epoch: int, storage: Storage | None = None, journal: Journal | None = None
+) -> int:
     """Commit the logged batches that Redis lacks, and give it back jobs that it lost; how many batches.
 
     A gang that died between the log and the commit leaves one or two. A Redis that was emptied, or that a failover put back in time,
     gets back everything that the log still has: outcomes that may still be asked for, records of models, sessions, checkpoints and
-    samplers, and the open jobs. storage: tells which checkpoints are still there, and what they are now.
+    samplers, and the open jobs. A job that it took meanwhile under the seq of a logged one fails; so does the logged one when it is still
+    open, as both are one future, and journal learns that it ended. storage: tells which checkpoints are still there, and what they are now.
     """
     last = feed.last_batch()
     num_made_up = 0
@@ -66,11 +69,19 @@ def make_up(feed: Feed, log: DiskLog, past: Past, *, epoch: int, storage: Storag
         frames = _after(last, past) if last is not None and past.has(last) else _whole(log, last)
         for frame, entries, ended in frames:
             _give_back(feed, entries, epoch=epoch, ended_ms=frame.at_ms)
+            _expel(feed, entries, epoch=epoch)
             for record in frame.context:
                 feed.restore_record(_write(record), epoch=epoch, made_by=_made_by(record, entries))
             feed.commit(_commit(frame, ended, epoch=epoch, storage=storage))
             num_made_up += 1
-    num_jobs = _give_back(feed, [_entry(job, is_open=True) for _, job in past.open_jobs.values()], epoch=epoch)
+    still_open = [_entry(job, is_open=True) for _, job in past.open_jobs.values()]
+    num_jobs = _give_back(feed, still_open, epoch=epoch)
+    if taken := _expel(feed, still_open, epoch=epoch):
+        for future_id in taken:
+            past.open_jobs.pop(future_id)
+            past.starts.pop(future_id, None)
+        if journal is not None:
+            journal.dropped(sorted(taken))
     if num_jobs:
         _log.warning("redis_refilled", num_batches=num_made_up, num_open_jobs=num_jobs)
     return num_made_up
@@ -121,6 +132,14 @@ def _give_back(feed: Feed, entries: list[LogEntry], *, epoch: int, ended_ms: int
     missing = feed.unknown([entry.job.future_id for entry in entries])
     lost = [entry for entry in entries if entry.job.future_id in missing]
     return sum(feed.restore(entry, epoch=epoch, ended_ms=ended_ms) for entry in lost)
+
+
+def _expel(feed: Feed, entries: list[LogEntry], *, epoch: int) -> set[FutureId]:
+    """Fail what Redis took under the seqs of these jobs; the futures."""
+    taken = feed.expel(entries, epoch=epoch) if entries else set()
+    if taken:
+        _log.error("seqs_given_out_twice", futures=sorted(taken)[:20], num_jobs=len(taken))
+    return taken
 
 
 def _entry(job: LoggedJob, *, is_open: bool) -> LogEntry:

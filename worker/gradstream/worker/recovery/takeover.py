@@ -97,7 +97,7 @@ def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> Take
         cut, past = None, _whole(tools.log, keep=lambda frame: last is None or frame.batch_id > last)
     else:
         cut, past = _restored(tools, last=last, epoch=epoch)
-    num_made_up = make_up(tools.feed, tools.log, past, epoch=epoch, storage=tools.storage)
+    num_made_up = make_up(tools.feed, tools.log, past, epoch=epoch, storage=tools.storage, journal=tools.journal)
     todo: list[PastBatch] = []
     why = "recovery is none" if mode == "none" else behind or _cannot_replay(tools, past, cut)
     if why is not None:

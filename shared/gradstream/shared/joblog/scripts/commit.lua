@@ -54,13 +54,14 @@ local num_missing, num_other, num_new = 0, 0, 0
 local started = NOW
 for i = 1, num_outcomes do
   local f = redis.call('HMGET', P .. 'future:' .. futures[i], 'status', 'owner', 'seq', 'ordered', 'at_ms', 'outcome_digest',
-    'cancelled', 'given_back')
+    'cancelled', 'given_back', 'op')
   if not f[1] then
     num_missing = num_missing + 1
   elseif f[1] == 'queued' then
     finish(futures[i], statuses[i], ARGV[FIRST + (i - 1) * 4 + 2], digests[i], 'queued',
       f[8] and given_back_ttl_s or ARGV[7], ARGV[8], f[8])
     local model = P .. 'model:' .. f[2]
+    if f[9] == 'unload_model' and statuses[i] == 'failed' then unended(f[2], f[3]) end
     local applied = f[4] == '1' and redis.call('HGET', model, 'applied')
     if applied then
       local field = lane_field('applied', f[3])

@@ -51,6 +51,12 @@ local function note_end(model, seq, op)
   end
 end
 
+-- The unload of this seq has failed: the model lives on, unless it was made again behind it already.
+local function unended(model, seq)
+  local known = redis.call('HMGET', P .. 'model:' .. model, 'tail', 'ended_at')
+  if known[1] == 'gone' and known[2] == seq then redis.call('HSET', P .. 'model:' .. model, 'tail', 'live') end
+end
+
 -- True when nothing more can run behind a model's last job.
 local function is_ended(tail, state)
   return tail == 'gone' or (not tail and state == 'unloaded')

@@ -6,8 +6,9 @@
 --       14 window  15 max bytes of the tenant  16 max bytes in all  17 seqs kept  18 makes a model (1|0)
 --       19 max jobs of the tenant  20 max unread bytes of the tenant  21 key of this very call  22 key of the request that it may
 --       repeat ('' when none)  23 how long both are remembered, s  24 how long ago the request arrived, ms
---       25.. record fields, name and value in turn
--- Reply {ok, status, duplicate 0|1, seq}       accepted, or known already
+--       25 epoch and 26 newest log entry that the caller knows of  27.. record fields, name and value in turn
+-- Reply {ok, status, duplicate 0|1, seq, epoch, newest log entry}   accepted, or known already
+--       {behind}                               this Redis was put back in time, and is not filled again yet
 --       {unknown} {closed}                     no such model or another tenant's; the model was unloaded
 --       {conflict, payload|refused|gap|exists|old}
 --       {full, window|jobs|tenant_jobs|unread|tenant_bytes|bytes|share, used, limit, retry_ms}
@@ -57,11 +58,29 @@ local function repeated()
   return accepted
 end
 
+-- True when the caller knows of what this Redis does not have, and no gang leads that took over since: the model's next seq may be that
+-- of a job that only the log on disk knows.
+local function is_behind()
+  mend_stat()
+  local epoch = redis.call('GET', P .. 'epoch') or '0'
+  local newest = redis.call('HGET', P .. 'stat', 'log') or '0'
+  if tonumber(epoch) >= tonumber(ARGV[25]) and tonumber(newest) >= tonumber(ARGV[26]) then return false end
+  local card = tonumber(epoch) ~= tonumber(ARGV[25]) and redis.call('EXISTS', P .. 'lease') == 1 and redis.call('GET', P .. 'card')
+  return not (card and int(cjson.decode(card).epoch) == epoch)
+end
+
+-- The answer to a job that was taken.
+local function taken(status, is_duplicate, as_seq)
+  local newest = redis.call('HGET', P .. 'stat', 'log') or '0'
+  return { 'ok', status, is_duplicate, as_seq, redis.call('GET', P .. 'epoch') or '0', newest }
+end
+
 local is_held = false
 if takes_next then
+  if is_behind() then return { 'behind' } end
   local accepted = redis.call('GET', once) or repeated()
   if accepted then
-    return { 'ok', redis.call('HGET', P .. 'future:' .. owner .. ':' .. accepted, 'status') or 'done', 1, accepted }
+    return taken(redis.call('HGET', P .. 'future:' .. owner .. ':' .. accepted, 'status') or 'done', 1, accepted)
   end
   local refusal = refused_next()
   if refusal then return refusal end
@@ -70,14 +89,14 @@ else
   if known[1] then
     if known[3] ~= tenant then return { 'unknown' } end
     if known[1] ~= digest then return { 'conflict', 'payload' } end
-    return { 'ok', known[2], 1, seq }
+    return taken(known[2], 1, seq)
   end
 end
 
 if ordered and not takes_next then
   if not model[1] and not makes_model then return { 'unknown' } end
   local used = redis.call('HGET', seqs_key, seq)
-  if used == digest then return { 'ok', 'done', 1, seq } end
+  if used == digest then return taken('done', 1, seq) end
   if used == 'refused' or used == 'gap' then return { 'conflict', used } end
   if used then return { 'conflict', 'payload' } end
   if makes_model then
@@ -145,18 +164,18 @@ if is_held then
   redis.call('ZADD', P .. 'held:' .. owner, NOW, seq)
   redis.call('ZADD', P .. 'gaps', 'NX', NOW, owner)
   redis.call('HINCRBY', model_key, 'held', 1)
-  return { 'ok', 'held', 0, seq }
+  return taken('held', 0, seq)
 end
 
 local record = {}
-for i = 25, #ARGV do record[i - 24] = ARGV[i] end
+for i = 27, #ARGV do record[i - 26] = ARGV[i] end
 local entry = append(future, { op = op, owner = owner, seq = seq, tenant = tenant, digest = digest, bytes = ARGV[7],
   tokens = ARGV[8], at_ms = int(NOW), enc = ARGV[9], payload = ARGV[10], blob = blob,
   again = string.sub(again, #P + 1), record = #record > 0 and cmsgpack.pack(record) or '' })
 redis.call('HSET', future_key, 'entry', entry)
 if not ordered then
   redis.call('HINCRBY', P .. 'owners', owner, 1)
-  return { 'ok', 'queued', 0, seq }
+  return taken('queued', 0, seq)
 end
 redis.call('HSET', seqs_key, seq, digest)
 if makes_model then
@@ -186,4 +205,4 @@ if takes_next then
 end
 redis.call('HINCRBY', model_key, 'queued', 1)
 drain(owner, tonumber(seq), tonumber(ARGV[17]))
-return { 'ok', 'queued', 0, seq }
+return taken('queued', 0, seq)
