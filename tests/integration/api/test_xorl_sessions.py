@@ -1,18 +1,27 @@
 """Sessions of xorl clients: made, kept alive, looked at, put to sleep and killed."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import msgspec
 import pytest
+import redis
 from tests.support.api_server import api_server
 from tests.support.cards import UNIFORM_CARD
 from tests.support.echo_worker import echo_worker
 from tests.support.rig import FAST, LIMITS, Rig
 from tests.support.xorl import Xorl
 
+from gradstream.api.parts import Parts
+from gradstream.api.xorl import kill
+from gradstream.api.xorl.models import Target
+from gradstream.api.xorl.submitting import submit
+from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.census import RedisCensus
+from gradstream.shared.joblog.keys import Keys
 from gradstream.shared.joblog.port import RecordKind
+from gradstream.shared.wire import AdamParams, OptimStep
 
 
 @pytest.fixture
@@ -106,6 +115,73 @@ def test_a_kill_that_is_repeated_gives_the_same_answer_and_does_nothing_twice(xo
     answers = [xorl.ok("kill_session", model_id="policy") for _ in range(2)]
     assert answers[0] == answers[1]
     assert ops(xorl, "policy").count("save_weights") == 1
+
+
+def forget_result(redis_url: str, engine_name: str, future: str) -> None:
+    """As when the time for which it is kept is over."""
+    with redis.Redis.from_url(redis_url) as raw:
+        assert raw.delete(Keys(engine_name).future(FutureId(future)))
+
+
+@pytest.mark.parametrize("model", ["policy", "default"])
+def test_a_kill_that_is_repeated_when_its_result_is_gone_gives_the_same_answer(
+    xorl: Xorl, redis_url: str, engine_name: str, model: str
+) -> None:
+    if model != "default":
+        xorl.make(model)
+    xorl.step(model)
+    first = xorl.ok("kill_session", model_id=model)
+    number = len(ops(xorl, model)) - 1
+    forget_result(redis_url, engine_name, f"{model}:{number}")
+    assert xorl.ok("kill_session", model_id=model) == first
+    assert len(ops(xorl, model)) == number + 1
+
+
+def test_kills_at_the_same_time_are_one(xorl: Xorl) -> None:
+    xorl.make("policy")
+    xorl.step("policy")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: xorl.post("kill_session", model_id="policy"), range(8)))
+    assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+    assert {answer.json()["checkpoint_path"] for answer in answers} == {"xorl://policy/weights/session_policy_final"}
+    assert ops(xorl, "policy") == ["create_model", "optim_step", "save_weights", "unload_model"]
+
+
+def test_what_is_trained_between_the_save_and_the_end_is_saved_too(xorl: Xorl, monkeypatch: pytest.MonkeyPatch) -> None:
+    xorl.make("policy")
+    note = kill._note
+
+    async def trained_meanwhile(parts: Parts, meant: Target, progress: kill._Progress) -> kill._Progress:
+        if progress.path is not None and not steps:
+            steps.append(await submit(parts, meant, OptimStep(adam=AdamParams()), seq_id=None))
+        return await note(parts, meant, progress)
+
+    steps: list[str] = []
+    monkeypatch.setattr(kill, "_note", trained_meanwhile)
+    assert xorl.ok("kill_session", model_id="policy")["success"]
+    assert ops(xorl, "policy") == ["create_model", "save_weights", "optim_step", "save_weights", "unload_model"]
+
+
+def test_a_model_whose_unload_waits_is_over_for_every_call(xorl: Xorl) -> None:
+    xorl.make("policy")
+    xorl.rig.worker.pause()
+    xorl.ok("unload_model", model_id="policy")
+    info = xorl.rig.ok(xorl.rig.http.get("/api/v1/session_info"))
+    killed = xorl.ok("kill_session", model_id="policy")
+    xorl.rig.worker.resume()
+    assert info["registered_models"] == []
+    assert killed["message"] == "there is no active session to kill"
+
+
+def test_a_model_made_again_behind_its_unload_is_a_session(xorl: Xorl) -> None:
+    xorl.make("policy")
+    xorl.rig.worker.pause()
+    xorl.ok("unload_model", model_id="policy")
+    xorl.ok("create_model", model_id="policy", lora_config={"rank": 8})
+    info = xorl.rig.ok(xorl.rig.http.get("/api/v1/session_info"))
+    xorl.rig.worker.resume()
+    assert info["registered_models"] == ["policy"]
+    assert xorl.ok("kill_session", model_id="policy")["checkpoint_path"]
 
 
 def test_a_kill_after_more_training_saves_again(xorl: Xorl) -> None:

@@ -12,7 +12,7 @@ from gradstream.api.catalog import check_base_model
 from gradstream.api.errors import require
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.xorl.bodies import NamedBody
-from gradstream.api.xorl.models import Target, record_of, target_of
+from gradstream.api.xorl.models import Target, is_over, record_of, target_of
 from gradstream.api.xorl.specs import ModelSpec, StepDefaults, default_spec
 from gradstream.api.xorl.submitting import create, promised, submit
 from gradstream.shared import ids
@@ -130,7 +130,7 @@ async def _made_before(parts: Parts, meant: Target, spec: ModelSpec) -> FutureId
         record = await record_of(parts, meant)
     except UnknownModel:
         return None
-    if record.get("tail") == "gone":
+    if is_over(record):
         return None
     if "spec" in record:
         before = msgspec.json.decode(record["spec"], type=ModelSpec)

@@ -9,13 +9,13 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.query import MAX_PAGE
 from gradstream.api.tinker.views import Record
-from gradstream.api.xorl.models import name_of
+from gradstream.api.xorl.models import is_over, name_of
 from gradstream.shared.activity import last_active_ms
 from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()
-_LOADED = frozenset({"creating", "ready"})
+_BROKEN = frozenset({"failed", "lost"})
 _DIALECT = "xorl"
 
 
@@ -29,7 +29,7 @@ class SessionActivity(BaseModel):
 
 
 class SessionInfo(BaseModel):
-    """registered_models: in memory, by name. active_sessions: those of them that have open jobs.
+    """registered_models: those that take jobs, by name. active_sessions: those of them that have open jobs.
 
     The adapters of the last four fields are all in memory at once here, so none is the current one.
     """
@@ -64,12 +64,12 @@ async def session_info(request: Request) -> SessionInfo:
 
 
 async def _loaded(parts: Parts, tenant: TenantId) -> AsyncIterator[tuple[str, Record]]:
-    """The tenant's models of this dialect that are in memory, newest first."""
+    """The tenant's models of this dialect that take jobs, newest first."""
     offset = 0
     while True:
         page = await parts.intake.list_tenant(RecordKind.MODEL, tenant, offset=offset, limit=MAX_PAGE)
         for model, record in page.records.items():
-            if record.get("dialect") == _DIALECT and record.get("state") in _LOADED:
+            if record.get("dialect") == _DIALECT and record.get("state") not in _BROKEN and not is_over(record):
                 yield model, record
         offset += MAX_PAGE
         if offset >= page.total:
@@ -79,7 +79,8 @@ async def _loaded(parts: Parts, tenant: TenantId) -> AsyncIterator[tuple[str, Re
 def _activity(record: Record, now_ms: int) -> SessionActivity:
     last_ms = last_active_ms(record)
     return SessionActivity(
-        state=record["state"],
+        # Made again behind an unload that is not executed yet, or just was.
+        state="creating" if record["state"] == "unloaded" else record["state"],
         last_active=last_ms / 1000,
         idle_s=max(0, now_ms - last_ms) / 1000,
         open_jobs=int(record.get("queued", "0")) + int(record.get("held", "0")),

@@ -5,6 +5,7 @@ call goes on where the one before was, for as long as nobody sent the model anot
 """
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -14,17 +15,20 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import documents, small_body
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.xorl.bodies import NamedBody
-from gradstream.api.xorl.models import Target, target_of, unknown
+from gradstream.api.xorl.models import Target, is_over, target_of, unknown
 from gradstream.api.xorl.paths import shown
-from gradstream.api.xorl.submitting import submit
 from gradstream.api.xorl.waiting import WAIT_S, outcome_of
-from gradstream.shared.ids import FutureId
-from gradstream.shared.joblog.port import RecordKind
+from gradstream.shared import codec
+from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel
+from gradstream.shared.ids import FutureId, future_id
+from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.wire import Failed, Payload, ResetModel, SaveWeights, SaveWeightsDone, UnloadModel
 
 router = APIRouter()
 _FIELD = "kill"
 _MAX_NAME = 128
+# How often the state is looked at anew when other jobs come between.
+_NUM_TRIES = 20
 _NOTHING = "there is no active session to kill"
 
 
@@ -52,60 +56,95 @@ class _Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ended: FutureId | None = None
 
 
+class _Overtaken(Exception):
+    """Somebody sent the model a job, or ended it, while it was being killed: look again."""
+
+
 @router.post("/api/v1/kill_session", openapi_extra=documents(KillBody))
 async def kill_session(request: Request) -> SessionKilled:
     """Saves session_MODEL_final, unless told otherwise, then unloads the model; `default` starts anew with the weights it has.
 
-    It waits for everything that the model has queued. When the checkpoint cannot be saved, nothing else is done.
+    It waits for everything that the model has queued. When the checkpoint cannot be saved, nothing else is done. A job that arrives
+    behind the save makes it save again: nothing that was trained is lost.
     """
     parts = parts_of(request)
     body = await small_body(request, KillBody)
     meant = target_of(body, tenant=tenant_of(request))
     deadline_s = parts.clock.monotonic_s() + WAIT_S
-    progress = await _begun(parts, meant, body)
-    if progress is None:
-        return SessionKilled(success=True, message=_NOTHING)
-    if body.save_checkpoint and progress.path is None:
-        saving = await _saving(parts, meant, progress)
-        assert saving.saved is not None
-        outcome = await outcome_of(parts, saving.saved, deadline_s=deadline_s)
-        if not isinstance(outcome, SaveWeightsDone):
-            await _forget(parts, meant)
-            return SessionKilled(
-                success=False, message=f"nothing was done, as the checkpoint was not saved: {_why(outcome)}"
-            )
-        progress = await _note(parts, meant, msgspec.structs.replace(saving, path=shown(outcome.path)))
-    ending = await _ending(parts, meant, progress)
-    assert ending.ended is not None
-    outcome = await outcome_of(parts, ending.ended, deadline_s=deadline_s)
-    if isinstance(outcome, Failed):
-        await _forget(parts, meant)
-        return SessionKilled(success=False, message=_why(outcome), checkpoint_path=ending.path)
-    return SessionKilled(success=True, message=_done(meant, body), checkpoint_path=ending.path)
+    for _ in range(_NUM_TRIES):
+        try:
+            return await _kill(parts, meant, body, deadline_s=deadline_s)
+        except _Overtaken:
+            continue
+    raise Unavailable(f"model_id: {meant.name!r} gets jobs all the time; end the client that sends them, and ask again")
 
 
-async def _begun(parts: Parts, meant: Target, body: KillBody) -> _Progress | None:
-    """How far this very call came before, or a fresh one; None when there is nothing to kill. Raises UnknownModel."""
+async def _kill(parts: Parts, meant: Target, body: KillBody, *, deadline_s: float) -> SessionKilled:
     record = await parts.intake.record(RecordKind.MODEL, meant.model)
     if record is None or record.get("tenant") != meant.tenant:
         if meant.is_default:
-            return None
+            return SessionKilled(success=True, message=_NOTHING)
         raise unknown(meant)
+    progress = _progress(record, body)
+    if is_over(record):
+        return await _killed_before(parts, meant, progress, record, deadline_s=deadline_s)
+    if record.get("state") in {"failed", "lost"}:
+        return SessionKilled(success=True, message=_NOTHING)
     next_seq = int(record.get("next_seq", "0"))
-    if record.get(_FIELD):
-        before = msgspec.json.decode(record[_FIELD], type=_Progress)
-        is_same = (before.save_checkpoint, before.reset_weights) == (body.save_checkpoint, body.reset_weights)
-        if is_same and before.next_seq == next_seq:
-            return before
-    if record.get("state") in {"unloaded", "failed", "lost"}:
+    if progress is None or progress.next_seq != next_seq:
+        progress = _Progress(save_checkpoint=body.save_checkpoint, reset_weights=body.reset_weights, next_seq=next_seq)
+    if body.save_checkpoint and progress.path is None:
+        progress = await _saving(parts, meant, progress)
+        assert progress.saved is not None
+        outcome = await outcome_of(parts, progress.saved, deadline_s=deadline_s)
+        if not isinstance(outcome, SaveWeightsDone):
+            await _forget(parts, meant)
+            if outcome is None:
+                raise _Overtaken
+            return SessionKilled(
+                success=False, message=f"nothing was done, as the checkpoint was not saved: {_why(outcome)}"
+            )
+        progress = await _note(parts, meant, msgspec.structs.replace(progress, path=shown(outcome.path)))
+    return await _answer(parts, meant, await _ending(parts, meant, progress), deadline_s=deadline_s)
+
+
+def _progress(record: Mapping[str, str], body: KillBody) -> _Progress | None:
+    """How far the last call came, if it was one like this."""
+    if not record.get(_FIELD):
         return None
-    return _Progress(save_checkpoint=body.save_checkpoint, reset_weights=body.reset_weights, next_seq=next_seq)
+    before = msgspec.json.decode(record[_FIELD], type=_Progress)
+    is_same = (before.save_checkpoint, before.reset_weights) == (body.save_checkpoint, body.reset_weights)
+    return before if is_same else None
+
+
+async def _killed_before(
+    parts: Parts, meant: Target, progress: _Progress | None, record: Mapping[str, str], *, deadline_s: float
+) -> SessionKilled:
+    """The answer for a model that is unloaded, or will be: that of the call that did it, if it was one like this."""
+    if progress is None or "ended_at" not in record:
+        return SessionKilled(success=True, message=_NOTHING)
+    ended_at = int(record["ended_at"])
+    ended = future_id(meant.model, ended_at)
+    # A call may have broken off before it could note its last step.
+    if progress.ended != ended and progress.next_seq != ended_at:
+        return SessionKilled(success=True, message=_NOTHING)
+    return await _answer(parts, meant, msgspec.structs.replace(progress, ended=ended), deadline_s=deadline_s)
+
+
+async def _answer(parts: Parts, meant: Target, progress: _Progress, *, deadline_s: float) -> SessionKilled:
+    """What the last job came to. One whose outcome is no longer kept was done: a failure that was told is not noted as an end."""
+    assert progress.ended is not None
+    outcome = await outcome_of(parts, progress.ended, deadline_s=deadline_s)
+    if isinstance(outcome, Failed):
+        await _forget(parts, meant)
+        return SessionKilled(success=False, message=_why(outcome), checkpoint_path=progress.path)
+    return SessionKilled(success=True, message=_done(meant, progress), checkpoint_path=progress.path)
 
 
 async def _saving(parts: Parts, meant: Target, progress: _Progress) -> _Progress:
     if progress.saved is not None:
         return progress
-    future = await submit(parts, meant, SaveWeights(name=_final(meant), overwrite=True), seq_id=None)
+    future = await _submit(parts, meant, SaveWeights(name=_final(meant), overwrite=True), seq=progress.next_seq)
     return await _note(parts, meant, msgspec.structs.replace(progress, saved=future, next_seq=_behind(future)))
 
 
@@ -113,8 +152,19 @@ async def _ending(parts: Parts, meant: Target, progress: _Progress) -> _Progress
     if progress.ended is not None:
         return progress
     payload: Payload = ResetModel(weights=progress.reset_weights) if meant.is_default else UnloadModel()
-    future = await submit(parts, meant, payload, seq_id=None)
+    future = await _submit(parts, meant, payload, seq=progress.next_seq)
     return await _note(parts, meant, msgspec.structs.replace(progress, ended=future, next_seq=_behind(future)))
+
+
+async def _submit(parts: Parts, meant: Target, payload: Payload, *, seq: int) -> FutureId:
+    """The future of a job with this very seq, so that calls at the same time are one; raises _Overtaken when another job has it."""
+    submission = Submission(
+        owner=meant.model, seq=seq, op=codec.op_of(payload), tenant=meant.tenant, payload=codec.encode(payload)
+    )
+    try:
+        return (await parts.admission.submit(submission)).future_id
+    except (SequenceConflict, UnknownModel) as error:
+        raise _Overtaken from error
 
 
 async def _note(parts: Parts, meant: Target, progress: _Progress) -> _Progress:
@@ -147,8 +197,8 @@ def _why(outcome: object) -> str:
     return shown(outcome.message)
 
 
-def _done(meant: Target, body: KillBody) -> str:
+def _done(meant: Target, progress: _Progress) -> str:
     if not meant.is_default:
         return f"the session {meant.name!r} is over, and its model is unloaded"
-    weights = "back to its first weights" if body.reset_weights else "with the weights that it has"
+    weights = "back to its first weights" if progress.reset_weights else "with the weights that it has"
     return f"the session {meant.name!r} begins anew, {weights}; its optimizer state and gradients are gone"

@@ -9,7 +9,7 @@ from gradstream.api.xorl.models import target
 from gradstream.api.xorl.paths import shown
 from gradstream.api.xorl.submitting import submit
 from gradstream.api.xorl.waiting import WAIT_S, outcome_of
-from gradstream.shared.errors import EngineFailure, InvalidRequest, Unsupported
+from gradstream.shared.errors import EngineFailure, InvalidRequest, Unavailable, Unsupported
 from gradstream.shared.ids import DEFAULT_MODEL, TenantId
 from gradstream.shared.wire import Failed, OffloadModel, OffloadModelDone
 
@@ -49,5 +49,7 @@ async def _offload(parts: Parts, tenant: TenantId, *, asleep: bool) -> Sleep:
             raise InvalidRequest(shown(message))
         case Failed(message=message):
             raise EngineFailure(shown(message))
+        case None:
+            raise Unavailable("what became of the call is no longer known; send it again")
         case other:
             raise AssertionError(other)

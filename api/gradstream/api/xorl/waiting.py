@@ -10,14 +10,20 @@ from gradstream.shared.wire import Outcome
 WAIT_S = 100.0
 
 
-async def outcome_of(parts: Parts, future_id: FutureId, *, deadline_s: float) -> Outcome:
-    """The job's outcome as soon as it is there.
+async def outcome_of(parts: Parts, future_id: FutureId, *, deadline_s: float) -> Outcome | None:
+    """The outcome of a job that was accepted, as soon as it is there; None when it is no longer kept.
 
-    Raises Unavailable when it is not there at deadline_s, by the clock's monotonic time, or when the server stops; the same request
-    sent again goes on waiting.
+    Raises Unavailable when it is not there at deadline_s, by the clock's monotonic time, when the server stops, or while what is gone
+    may yet be restored; the same request sent again goes on waiting.
     """
-    left_s = max(0.0, deadline_s - parts.clock.monotonic_s())
-    view = await parts.parked.wait(parts.intake.wait(future_id, timeout_s=left_s))
+    start_s = parts.clock.monotonic_s()
+    view = await parts.parked.wait(parts.intake.wait(future_id, timeout_s=max(0.0, deadline_s - start_s)))
+    if view is None:
+        start_s = parts.clock.monotonic_s()
+        # Gone, or the server stops.
+        view = await parts.intake.future(future_id)
+        if view is None and await parts.recovery.is_settled(start_s):
+            return None
     if view is None or view.outcome is None:
         raise Unavailable("the jobs before this one are not done yet; it is in the queue, ask again in a few seconds")
     await parts.intake.mark_delivered(future_id)
