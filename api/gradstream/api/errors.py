@@ -27,6 +27,7 @@ STATUS_OF_CODE: Mapping[str, int] = {
     "queue_full": 429,
     "unavailable": 503,
     "engine_failure": 500,
+    "out_of_memory": 500,
     "storage_failure": 500,
     "storage_limit": 507,
 }

@@ -17,6 +17,7 @@ GradstreamError
     QueueFull             back-pressure: come back later             retryable
     Unavailable           no worker, or Redis is away                retryable
     EngineFailure         the op broke on the gang
+    OutOfMemory           the device has no room for the job
     StorageFailure        a checkpoint could not be written or read
     StorageLimit          the save would take more disk space than the server is given
 """
@@ -110,6 +111,10 @@ class Unavailable(ServerError):
 
 class EngineFailure(ServerError):
     code = "engine_failure"
+
+
+class OutOfMemory(ServerError):
+    code = "out_of_memory"
 
 
 class StorageFailure(ServerError):

@@ -23,6 +23,7 @@ from gradstream.engine.checkpoint.load import (
 )
 from gradstream.engine.checkpoint.manifest import FullFacts, Manifest, verify
 from gradstream.engine.checkpoint.start import CHANGED, files_digest
+from gradstream.engine.finite import fits
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.optim.state import state_parts
 from gradstream.engine.parallel.agree import on_leader
@@ -120,6 +121,7 @@ def _open(order: FullOrder, model: FullModel, frozen: Mapping[str, Tensor]) -> t
         _check_weights(reader, model, frozen, source=source)
         if order.with_optimizer and full.has_state:
             _check_tensors(reader.tensors, state_of(model), source=source, same_dtype=True)
+        _check_finite(reader, model, source=source)
     except BaseException:
         reader.close()
         raise
@@ -156,6 +158,17 @@ def _check_weights(reader: Reader, model: FullModel, frozen: Mapping[str, Tensor
             raise InvalidRequest(
                 f"checkpoint {source}: its {_shown(name)} is another than this model's, which is not trained here; set freeze_router: "
                 "false to load it"
+            )
+
+
+def _check_finite(reader: Reader, model: FullModel, *, source: str) -> None:
+    """Raise InvalidRequest for weights that are not finite, or would not be in the dtype that passes compute in."""
+    for name, own in weights_of(model.layout, model.weights).items():
+        saved = torch.empty(own.shape, dtype=reader.tensors[name].dtype)
+        reader.read({name: saved})
+        if not bool(fits(saved, model.flat.weights.dtype)):
+            raise InvalidRequest(
+                f"checkpoint {source}: {_shown(name)} holds nan, inf, or numbers that {model.flat.weights.dtype} cannot hold"
             )
 
 

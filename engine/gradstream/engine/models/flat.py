@@ -106,6 +106,9 @@ class FlatParameters:
             yield
         finally:
             self._sink = None
+            # A pass that broke off leaves some.
+            for leaf in self._leaves:
+                leaf.parameter.grad = None
 
     def head_grad(self, grad: Tensor) -> Tensor:
         """Where the unembedding's gradient lies in a flat tensor: [V, D]."""

@@ -14,6 +14,7 @@ from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums, datums_of
 from gradstream.engine.losses._base import LossArguments
 from gradstream.engine.losses._valid import measure_valid
+from gradstream.engine.memory import memory_as_failure
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.observe import log_gradient_norms, logging_router_loads
 from gradstream.engine.ops.registry import OPS, OpJob
@@ -23,7 +24,7 @@ from gradstream.engine.rows import JobTensors
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import TrainedModel
 from gradstream.shared.columns import Column
-from gradstream.shared.errors import GradstreamError, InvalidRequest, NonFinite
+from gradstream.shared.errors import GradstreamError, InvalidRequest, NonFinite, OutOfMemory
 from gradstream.shared.wire import IGNORE, Failed, ForwardBackward, ForwardBackwardDone, Outcome, Plan
 
 import_siblings(losses)
@@ -56,9 +57,9 @@ def _run(state: EngineState, jobs: Sequence[OpJob[ForwardBackward]]) -> list[Out
         else:
             outcomes[number] = _run_full(state, model, datums, is_backward=is_backward, plan=job.plan)
     if adapter_work:
-        tensors = run_adapters(state.base, state.comm, list(adapter_work.values()), jobs[0].plan)
-        for (number, work), job_tensors in zip(adapter_work.items(), tensors, strict=True):
-            outcomes[number] = _finish(state, work.adapter, job_tensors)
+        finished = _run_adapters(state, list(adapter_work.values()), jobs[0].plan)
+        for number, outcome in zip(adapter_work, finished, strict=True):
+            outcomes[number] = outcome
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -72,6 +73,18 @@ def _datums(state: EngineState, model: TrainedModel, payload: ForwardBackward) -
     return datums
 
 
+def _run_adapters(
+    state: EngineState, work: Sequence[AdapterWork], plan: Plan
+) -> Sequence[ForwardBackwardDone | Failed]:
+    """Jobs that share rows, so what has no room fails all of them; collective."""
+    try:
+        with memory_as_failure(state.comm, what="forward_backward"):
+            tensors = run_adapters(state.base, state.comm, work, plan)
+    except OutOfMemory as error:
+        return [Failed.of(error)] * len(work)
+    return [_finish(state, one.adapter, job_tensors) for one, job_tensors in zip(work, tensors, strict=True)]
+
+
 def _run_full(
     state: EngineState, model: FullModel, datums: Datums, *, is_backward: bool, plan: Plan
 ) -> ForwardBackwardDone | Failed:
@@ -81,18 +94,28 @@ def _run_full(
     waits in host memory for the case that the job fails.
     """
     if not is_backward:
-        return _finish(state, model, run_full(state.base, state.comm, datums, None, plan))
+        return _try_full(state, model, datums, None, plan)
     undo = Undo(model.grad) if model.has_grad else None
     if not state.comm.is_leader:
         # The sum over all ranks has what was accumulated before once.
         model.grad.zero_()
-    outcome = _finish(state, model, run_full(state.base, state.comm, datums, model.grad, plan), before=undo)
+    outcome = _try_full(state, model, datums, model.grad, plan, before=undo)
     if isinstance(outcome, Failed):
         if undo is None:
             model.clear_grad()
         else:
             undo.restore(model.grad)
     return outcome
+
+
+def _try_full(
+    state: EngineState, model: FullModel, datums: Datums, grad: Tensor | None, plan: Plan, *, before: Undo | None = None
+) -> ForwardBackwardDone | Failed:
+    try:
+        with memory_as_failure(state.comm, what="forward_backward"):
+            return _finish(state, model, run_full(state.base, state.comm, datums, grad, plan), before=before)
+    except OutOfMemory as error:
+        return Failed.of(error)
 
 
 def _finish(

@@ -8,13 +8,14 @@ import torch
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout, layout_for
 from gradstream.engine.checkpoint.snapshot import to_bytes, to_tensor
+from gradstream.engine.finite import fits
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.snapshot.cut import Cut, ModelEntry
 from gradstream.engine.snapshot.full import check_full, restore_full
 from gradstream.engine.snapshot.shards import torch_dtype
-from gradstream.engine.snapshot.state import ModelState, owner_of, to_adapter
+from gradstream.engine.snapshot.state import WEIGHTS, ModelState, owner_of, to_adapter
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import GradstreamError, StorageFailure
@@ -94,6 +95,8 @@ def _restore(state: EngineState, store: SnapshotStore, cut: Cut, model_id: Model
 
     def work() -> bytes:
         model = store.read(cut, model_id)
+        if not bool(fits(model.tensors[WEIGHTS], state.base.compute_dtype)):
+            raise StorageFailure(f"snapshot {cut.name}: weights of model {model_id} are not finite")
         return msgspec.msgpack.encode({name: to_bytes(tensor) for name, tensor in model.tensors.items()})
 
     data = msgspec.msgpack.decode(on_leader(state.comm, work), type=dict[str, bytes])

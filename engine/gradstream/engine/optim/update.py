@@ -1,11 +1,13 @@
 """One update of one model: the gradient's norm, clipping, the optimizer's work, and all of it or nothing."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gradstream.engine.finite import fits
 from gradstream.engine.optim._base import OPTIMIZERS, Change, Piece, Step
 from gradstream.engine.optim._elements import numbers_at_a_time
 from gradstream.engine.optim._rounding import Noise
@@ -34,12 +36,21 @@ class StepFacts:
 
 
 @torch.no_grad()
-def update(model: TrainedModel, adam: AdamParams, *, seed: int, schedule: Schedule | None = None) -> StepFacts:
+def update(
+    model: TrainedModel,
+    adam: AdamParams,
+    *,
+    seed: int,
+    schedule: Schedule | None = None,
+    compute_dtype: torch.dtype = torch.float32,
+    computing: AbstractContextManager[None] | None = None,
+) -> StepFacts:
     """Apply the accumulated gradient once, by the model's optimizer, and clear it. seed: the engine's, for rounding.
 
     Without an accumulated gradient this is a step with gradient zero: moments and weights decay. Of a token_mean model the gradient
-    is divided by its valid tokens first. grad_clip_norm 0 means no clipping. Raises InvalidRequest (hyper-parameters), and NonFinite
-    when the norm or an updated value is not finite; the model is then as it was.
+    is divided by its valid tokens first. grad_clip_norm 0 means no clipping. compute_dtype: what passes round the weights to. computing:
+    entered while nothing is stored yet. Raises InvalidRequest (hyper-parameters), and NonFinite when the norm, an updated value, or a
+    weight rounded to compute_dtype is not finite; the model is then as it was.
     """
     check_adam(adam)
     divisor = max(1, model.valid_tokens) if model.reduction == "token_mean" else 1
@@ -56,7 +67,7 @@ def update(model: TrainedModel, adam: AdamParams, *, seed: int, schedule: Schedu
         clip=min(1.0, adam.grad_clip_norm / (grad_norm + _CLIP_EPS)) if adam.grad_clip_norm > 0 else 1.0,
         noise=Noise.of(seed=seed, model_id=model.model_id, step=number),
     )
-    if not _apply(step):
+    if not _apply(step, compute_dtype, nullcontext() if computing is None else computing):
         raise NonFinite(
             f"step {number} of model {model.model_id} would make weights or moments nan or inf "
             f"(learning_rate {step.lr}, eps {adam.eps}, gradient norm {grad_norm:.3g}); no step was made"
@@ -75,7 +86,7 @@ def _norm(grad: Tensor) -> float:
     return math.hypot(*torch.stack(norms).tolist())
 
 
-def _apply(step: Step) -> bool:
+def _apply(step: Step, compute_dtype: torch.dtype, computing: AbstractContextManager[None]) -> bool:
     """Make the update; False, with nothing changed, when something would not be finite.
 
     Two passes over the pieces: the first computes and looks, the second computes again and stores. That costs the arithmetic twice, and
@@ -85,20 +96,29 @@ def _apply(step: Step) -> bool:
     """
     pieces = list(OPTIMIZERS[step.model.optimizer.type].pieces(step))
     is_small = step.model.layout.num_params <= _KEPT_NUMBERS
+    weights = _place(step.model.weights)
     kept: dict[int, list[Change]] = {}
     verdicts: list[Tensor] = []
-    for index, piece in enumerate(pieces):
-        if piece.is_safe is not None:
-            verdicts.append(piece.is_safe())
-            continue
-        changes = piece.compute()
-        verdicts.append(_are_finite(changes))
-        if is_small:
-            kept[index] = changes
-    if not _all(verdicts):
-        return False
+    with computing:
+        for index, piece in enumerate(pieces):
+            if piece.is_safe is not None:
+                verdicts.append(piece.is_safe())
+                continue
+            changes = piece.compute()
+            verdicts += [
+                fits(value, compute_dtype if _place(target) == weights else value.dtype) for target, value in changes
+            ]
+            if is_small:
+                kept[index] = changes
+        if not _all(verdicts):
+            return False
     _store(pieces, kept)
     return True
+
+
+def _place(tensor: Tensor) -> int:
+    """The same for all views into one tensor."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _store(pieces: list[Piece], kept: dict[int, list[Change]]) -> None:

@@ -5,6 +5,7 @@ A model is too large for one message: rank 0 reads its files, and the tensors go
 
 import torch
 
+from gradstream.engine.finite import fits
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.numerics import master_dtype
 from gradstream.engine.optim.state import state_parts
@@ -45,6 +46,8 @@ def restore_full(state: EngineState, store: SnapshotStore, cut: Cut, model_id: M
 
     def work() -> bytes:
         read.update(store.read(cut, model_id).tensors)
+        if not bool(fits(read[WEIGHTS], state.base.compute_dtype)):
+            raise StorageFailure(f"snapshot {cut.name}: weights of model {model_id} are not finite")
         return b""
 
     on_leader(state.comm, work)

@@ -1,6 +1,6 @@
 """The state of every optimizer: its size, what bf16 does to training, repetition to the bit, and what fails leaves it alone."""
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -205,12 +205,12 @@ def test_a_piece_holds_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch, s
     monkeypatch.setattr(_elements, "_CPU_NUMBERS", 256)
     model = FlatModel({"embedding": (1000,), "matrix.small": (20, 4, 4)}, with_dtype(spec, dtype))
     sizes: list[int] = []
-    found: Callable[[update.Step], bool] = update._apply
+    found = update._apply
 
-    def watch(step: update.Step) -> bool:
+    def watch(step: update.Step, compute_dtype: torch.dtype, computing: AbstractContextManager[None]) -> bool:
         pieces = list(OPTIMIZERS[spec.type].pieces(step))
         sizes.extend(change.value.numel() for piece in pieces for change in piece.compute())
-        return found(step)
+        return found(step, compute_dtype, computing)
 
     monkeypatch.setattr(update, "_apply", watch)
     trained(model, 1)

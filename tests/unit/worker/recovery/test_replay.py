@@ -101,6 +101,17 @@ def test_a_creation_runs_again_without_its_file_and_without_those_that_failed() 
     assert len(replay([batch], other, compare=exact, epoch=1)) == 1
 
 
+def test_a_job_that_found_no_room_is_left_out_for_there_may_be_room_now() -> None:
+    batch = past(1, DONE, Failed(code="out_of_memory", category="server", message="no room"))
+    run = Again(DONE)
+    assert replay([batch], run, compare=exact, epoch=1) == []
+    assert (
+        [job.future_id for job in run.batches[0].jobs]
+        == run.batches[0].plan.future_ids
+        == [batch.ended[0].job.future_id]
+    )
+
+
 def test_a_batch_that_ends_every_gang_is_refused_from_then_on_and_others_are_counted_on_their_own(
     tmp_path: Path,
 ) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from gradstream.shared import codec
+from gradstream.shared.errors import OutOfMemory, StorageFailure, StorageLimit
 from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.port import BatchId, Ended, FutureStatus
-from gradstream.shared.wire import Batch, CreateModel, CreateModelDone, Job, Outcome, Plan
+from gradstream.shared.wire import Batch, CreateModel, CreateModelDone, Failed, Job, Outcome, Plan
 from gradstream.worker.recovery.compare import Compare
 
 # Plans that change training state. What others did is on disk, in Redis, or over.
@@ -23,6 +24,7 @@ STATEFUL = frozenset(
         "unload_model",
     }
 )
+_NO_ROOM = frozenset({StorageFailure.code, StorageLimit.code, OutOfMemory.code})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +59,28 @@ class Divergence:
         return f"in batch {self.batch}, {self.job.op} seq {self.job.seq}: {self.what}"
 
 
-def without_files(past: PastBatch) -> PastBatch:
+def repeatable(past: PastBatch) -> PastBatch:
     """What a batch did to the models, without what it left on disk, which lies there or was removed or replaced since.
 
-    A create_model that failed changed no model, and may have failed for want of a disk that is there now; it is left out.
+    Jobs that failed for want of disk or memory, which may be there now, changed no model and are left out.
     """
-    if past.plan.kind != "create_model":
+    ended = [_unsaved(one) for one in past.ended if not _lacked_room(one)]
+    if len(ended) == len(past.ended) and past.plan.kind != "create_model":
         return past
-    ended = [_unsaved(one) for one in past.ended if one.status is FutureStatus.DONE]
     plan = msgspec.structs.replace(past.plan, future_ids=[one.job.future_id for one in ended])
     return replace(past, plan=plan, ended=ended)
 
 
+def _lacked_room(ended: Ended) -> bool:
+    if ended.status is FutureStatus.DONE:
+        return False
+    outcome = codec.decode_outcome(ended.data)
+    return isinstance(outcome, Failed) and outcome.code in _NO_ROOM
+
+
 def _unsaved(ended: Ended) -> Ended:
+    if ended.job.op != "create_model" or ended.status is not FutureStatus.DONE:
+        return ended
     payload, outcome = codec.decode_payload(ended.job.payload), codec.decode_outcome(ended.data)
     if not isinstance(payload, CreateModel) or not isinstance(outcome, CreateModelDone) or payload.save_as is None:
         return ended
@@ -111,6 +122,6 @@ def replay(
         if refuse is not None and (reason := refuse(past)) is not None:
             found += [Divergence(batch=past.batch, job=ended.job, what=reason) for ended in past.ended]
         else:
-            todo = without_files(past)
+            todo = repeatable(past)
             found += divergences(todo, run(again(todo, number=number, epoch=epoch)), compare)
     return found
