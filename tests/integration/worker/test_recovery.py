@@ -7,24 +7,30 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import redis
 from safetensors.numpy import load_file
-from tests.support.gang import Client, forward_backward, gang, optim_step, output_dir, settings_file
+from tests.support.gang import BASE_MODEL, Client, forward_backward, gang, optim_step, output_dir, settings_file
 
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.snapshot.store import SnapshotStore
-from gradstream.shared.ids import ModelId
-from gradstream.shared.joblog.port import RecordKind
+from gradstream.shared import codec
+from gradstream.shared.errors import Unavailable
+from gradstream.shared.ids import LOCAL_TENANT, ModelId
+from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import (
+    CreateModel,
     Failed,
     ForwardBackwardDone,
     LoadWeights,
+    LoraSpec,
     Outcome,
     Payload,
     SaveWeights,
     SaveWeightsDone,
+    UnloadModel,
 )
 from gradstream.worker.disklog.log import DiskLog
 
@@ -167,6 +173,91 @@ async def test_a_redis_that_lost_everything_is_filled_again_from_the_log_on_disk
         weights = await weights_of(client, model, settings, "end")
     assert outcomes == expected[0]
     assert weights == expected[1]
+
+
+def keys_of(raw: "redis.Redis", engine: str) -> list[bytes]:
+    return list(raw.scan_iter(f"gs:{{{engine}}}:*"))
+
+
+def numbered(payload: Payload, *, retry_key: str = "", record: dict[str, str] | None = None) -> Submission:
+    """A job of a model whose jobs the server numbers."""
+    return Submission(
+        owner=ModelId("named"),
+        seq=None,
+        op=codec.op_of(payload),
+        tenant=LOCAL_TENANT,
+        payload=codec.encode(payload),
+        model_record=record,
+        retry_key=retry_key,
+    )
+
+
+def creation(rank: int) -> Submission:
+    payload = CreateModel(session_id="named", base_model=BASE_MODEL, lora=LoraSpec(rank=rank, seed=1))
+    record = {
+        "session": "named",
+        "tenant": LOCAL_TENANT,
+        "base_model": BASE_MODEL,
+        "rank": str(rank),
+        "created_ms": "1",
+    }
+    return numbered(payload, record=record)
+
+
+async def test_after_redis_was_lost_a_model_made_twice_is_the_second_one_and_a_repeated_request_is_no_new_job(
+    client, tmp_path, redis_url, engine_name
+):
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **STRICT)
+    step = numbered(optim_step(), retry_key="3")
+    with gang(settings) as process:
+        for one in (creation(4), numbered(UnloadModel()), creation(8), numbered(forward_backward(12)), step):
+            last = (await client.intake.submit(one)).future_id
+        outcome = await client.outcome(last)
+        kill(process)
+    with redis.Redis.from_url(redis_url) as raw:
+        for key in keys_of(raw, engine_name):
+            raw.delete(key)
+    with pytest.raises(Unavailable, match="recovering"):
+        await client.intake.submit(numbered(optim_step()))
+    with gang(settings):
+        record = await client.intake.record(RecordKind.MODEL, "named")
+        assert (record["state"], record["rank"], record["tail"], record["made_at"]) == ("ready", "8", "live", "2")
+        again = await client.intake.submit(numbered(optim_step(), retry_key="3"))
+        assert (again.future_id, again.is_duplicate) == (last, True)
+        assert await client.outcome(last) == outcome
+        new = await client.intake.submit(numbered(optim_step()))
+        assert new.future_id == "named:5"
+        assert await client.outcome(new.future_id)
+
+
+async def test_what_got_a_logged_jobs_seq_from_a_redis_that_was_put_back_in_time_fails_and_never_runs(
+    client, tmp_path, redis_url, engine_name
+):
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **STRICT)
+    raw = redis.Redis.from_url(redis_url)
+    with gang(settings) as process:
+        await client.outcome((await client.intake.submit(creation(4))).future_id)
+        image = {key: raw.dump(key) for key in keys_of(raw, engine_name) if not key.endswith(b":lease")}
+        await client.outcome((await client.intake.submit(numbered(forward_backward(12)))).future_id)
+        kill(process)
+    for key in keys_of(raw, engine_name):
+        raw.delete(key)
+    for key, value in image.items():
+        raw.restore(key, 0, value)
+    # Another API process, which knows of nothing that came after the image.
+    async with RedisIntake(redis_url, engine=engine_name) as fresh:
+        other = await fresh.submit(numbered(forward_backward(20)))
+        assert other.future_id == "named:1"
+        with gang(settings):
+            outcome = await client.outcome(other.future_id)
+            assert isinstance(outcome, Failed)
+            assert "lost while the queue was recovering" in outcome.message
+            sent_again = await fresh.submit(numbered(forward_backward(20)))
+            done = await client.outcome(sent_again.future_id)
+            assert sent_again.future_id == "named:2"
+            assert isinstance(done, ForwardBackwardDone)
+            assert np.frombuffer(done.outputs["logprobs"].lengths, "<i8").tolist() == [20]
+    raw.close()
 
 
 async def test_open_jobs_that_redis_lost_are_run(client, tmp_path, redis_url, engine_name):
