@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,12 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Inference:
-    """answers: status and body by path; anything else is 404. asked: method, path and Host of every request."""
+    """answers: status and body by path; anything else is 404. asked: method, path and Host of every request; encodings: what each takes.
+
+    delay_s: how long an answer takes. most_at_once: requests that were answered at the same time.
+    """
 
     port: int
     answers: dict[str, tuple[int, bytes]]
     headers: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
+    encodings: list[str | None] = field(default_factory=list)
+    delay_s: float = 0.0
+    num_running: int = 0
+    most_at_once: int = 0
 
     def says(self, path: str, content: Mapping[str, object], *, status: int = 200) -> None:
         self.answers[path] = (status, json.dumps(content).encode())
@@ -30,6 +38,13 @@ def inference_server() -> Iterator[Inference]:
 
         def do_GET(self) -> None:
             state.asked.append((self.command, self.path, self.headers["Host"]))
+            state.encodings.append(self.headers["Accept-Encoding"])
+            with lock:
+                state.num_running += 1
+                state.most_at_once = max(state.most_at_once, state.num_running)
+            time.sleep(state.delay_s)
+            with lock:
+                state.num_running -= 1
             status, body = state.answers.get(self.path, (404, b""))
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
@@ -41,7 +56,8 @@ def inference_server() -> Iterator[Inference]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
             del format, args
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    lock = threading.Lock()
+    server = ThreadingHTTPServer(("0.0.0.0", 0), Handler)  # noqa: S104  all of 127/8
     server.daemon_threads = True
     state = Inference(port=server.server_address[1], answers={"/health": (200, b"")})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -59,6 +59,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         check = tasks.create_task(_check_gaps(parts))
         yield
         check.cancel()
+        await parts.outbound.close()
 
 
 async def _check_gaps(parts: Parts) -> None:

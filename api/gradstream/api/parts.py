@@ -9,6 +9,7 @@ from gradstream.api.catalog import Catalog
 from gradstream.api.config import ApiConfig
 from gradstream.api.limits import ByteBudget
 from gradstream.api.metrics import Metrics
+from gradstream.api.outbound import Outbound
 from gradstream.api.parked import Parked
 from gradstream.api.recovery import Recovery
 from gradstream.shared.clock import Clock
@@ -33,6 +34,7 @@ class Parts:
     parked: Parked
     recovery: Recovery
     keys: WatchedKeys | None
+    outbound: Outbound
 
 
 def build_parts(intake: Intake, *, clock: Clock, config: ApiConfig) -> Parts:
@@ -49,6 +51,7 @@ def build_parts(intake: Intake, *, clock: Clock, config: ApiConfig) -> Parts:
         parked=Parked(),
         recovery=Recovery(intake, clock=clock),
         keys=None if config.keys_file is None else WatchedKeys(config.keys_file, clock=clock),
+        outbound=Outbound(),
     )
 
 

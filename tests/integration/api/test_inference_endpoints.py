@@ -1,5 +1,6 @@
 """Inference servers are registered after they answered, stay known to every API process, and are never called for a stranger."""
 
+import gzip
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -136,11 +137,45 @@ def test_addresses_of_no_inference_server_are_not_called(rig: Rig, host: str) ->
     assert "an address that this server does not call" in answer["message"]
 
 
-@pytest.mark.parametrize("host", ["http://a", "a/b", "a b", "", "a:80", "-a", "user@a", "a" * 300])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://a",
+        "a/b",
+        "a b",
+        "",
+        "a:80",
+        "-a",
+        "user@a",
+        "a" * 300,
+        "fe80::1%eth0",
+        "::1%1",
+        "ex\u00e4mple",
+        "\u212a.example",
+    ],
+)
 def test_what_is_no_host_is_refused_by_name(rig: Rig, host: str) -> None:
     refused = rig.http.post("/add_inference_endpoint", json={"host": host, "port": 80})
     assert refused.status_code == 400
     assert refused.json()["detail"].startswith("host: ")
+
+
+def test_a_packed_answer_is_counted_as_sent_and_not_unpacked(rig: Rig, inference: Inference) -> None:
+    add(rig, inference.port)
+    inference.answers["/server_info"] = (200, gzip.compress(b" " * 10**8))
+    inference.headers = {"Content-Encoding": "gzip"}
+    (endpoint,) = listed(rig.http)
+    assert (endpoint["healthy"], endpoint["server_info"]) == (True, None)
+    assert {encoding for encoding in inference.encodings if encoding} == {"identity"}
+
+
+def test_many_endpoints_are_asked_a_few_at_a_time(rig: Rig) -> None:
+    with inference_server() as slow:
+        for number in range(40):
+            add(rig, slow.port, host=f"127.0.0.{number + 1}")
+        slow.delay_s = 0.02
+        assert len(listed(rig.http)) == 40
+        assert 1 < slow.most_at_once <= 8
 
 
 def test_a_name_is_asked_for_under_that_name(rig: Rig, inference: Inference) -> None:

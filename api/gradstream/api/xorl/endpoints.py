@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
-from gradstream.api.outbound import Target, Unreachable, check_host, get, get_object, resolve
+from gradstream.api.outbound import Outbound, Target, Unreachable, check_host
 from gradstream.api.parts import Parts, parts_of
 from gradstream.shared.errors import BudgetExceeded, Forbidden, Unsupported
 from gradstream.shared.ids import LOCAL_TENANT
@@ -115,7 +115,7 @@ async def add_inference_endpoint(request: Request) -> EndpointAdded:
         "pool": body.pool,
         "created_ms": str(parts.clock.wall_ms()),
     }
-    endpoint = await _checked(fields)
+    endpoint = await _checked(parts.outbound, fields)
     if not endpoint.healthy:
         return EndpointAdded(success=False, message=f"{host}:{body.port} is not registered: {endpoint.detail}")
     await parts.intake.put_record(RecordKind.ENDPOINT, _name(host, body.port), fields)
@@ -132,7 +132,7 @@ async def list_inference_endpoints(request: Request) -> Endpoints:
     """Every registered inference server, each asked now whether it is well. One that is not stays registered."""
     parts = _parts(request)
     page = await parts.intake.list_tenant(RecordKind.ENDPOINT, LOCAL_TENANT, offset=0, limit=_MAX_ENDPOINTS)
-    endpoints = await asyncio.gather(*(_checked(record) for record in page.records.values()))
+    endpoints = await asyncio.gather(*(_checked(parts.outbound, record) for record in page.records.values()))
     return Endpoints(endpoints=list(endpoints), count=len(endpoints))
 
 
@@ -173,14 +173,15 @@ def _name(host: str, port: int) -> str:
     return f"{host}:{port}"
 
 
-async def _checked(record: Mapping[str, str]) -> Endpoint:
+async def _checked(outbound: Outbound, record: Mapping[str, str]) -> Endpoint:
     """The endpoint of a record, with how it is now."""
     host, port = record["host"], int(record["port"])
     info, detail = None, None
     try:
-        target = await resolve(host, port, timeout_s=_RESOLVE_S)
-        await _check_health(target)
-        info = await _server_info(target)
+        async with outbound.turn():
+            target = await outbound.resolve(host, port, timeout_s=_RESOLVE_S)
+            await _check_health(outbound, target)
+            info = await _server_info(outbound, target)
     except Unreachable as error:
         detail = str(error)
     return Endpoint(
@@ -195,12 +196,12 @@ async def _checked(record: Mapping[str, str]) -> Endpoint:
     )
 
 
-async def _check_health(target: Target) -> None:
+async def _check_health(outbound: Outbound, target: Target) -> None:
     """Raise Unreachable unless one of the health paths is answered with success."""
     reasons = []
     for path in _HEALTH_PATHS:
         try:
-            await get(target, path, timeout_s=_CHECK_S)
+            await outbound.get(target, path, timeout_s=_CHECK_S)
         except Unreachable as error:
             reasons.append(str(error))
         else:
@@ -208,10 +209,10 @@ async def _check_health(target: Target) -> None:
     raise Unreachable("; ".join(reasons))
 
 
-async def _server_info(target: Target) -> ServerInfo | None:
+async def _server_info(outbound: Outbound, target: Target) -> ServerInfo | None:
     """What the endpoint tells of itself, None when it has no /server_info. Of other fields than these nothing is taken over."""
     try:
-        told = await get_object(target, "/server_info", timeout_s=_CHECK_S)
+        told = await outbound.get_object(target, "/server_info", timeout_s=_CHECK_S)
     except Unreachable:
         return None
     return ServerInfo(
