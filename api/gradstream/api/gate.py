@@ -18,6 +18,8 @@ from gradstream.shared.ids import LOCAL_TENANT, TenantId
 PUBLIC = frozenset(
     {"/api/v1/healthz", "/health", "/xorl/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )
+# Public paths that tell more to those who have a key: there too a key can be guessed.
+_TELLS_MORE_WITH_KEY = frozenset({"/health", "/xorl/health"})
 # Below this, the path itself holds a secret that was given to a tenant.
 DOWNLOADS = "/api/v1/downloads/"
 _LOG = structlog.get_logger("gradstream.api")
@@ -50,10 +52,12 @@ class Gate:
         """The tenant, None for a public path, or the refusal."""
         if self._parts.keys is None:
             return self._admit_without_keys(headers)
-        if scope["path"] in PUBLIC or scope["path"].startswith(DOWNLOADS):
-            return None
         key = credential(headers)
         tenant = None if key is None else self._parts.keys.ring().tenant_of(key)
+        if scope["path"] in _TELLS_MORE_WITH_KEY and key is not None and tenant is None:
+            return self._limited(scope, reason="wrong_key")
+        if scope["path"] in PUBLIC or scope["path"].startswith(DOWNLOADS):
+            return None
         return self._refuse(scope, has_key=key is not None) if tenant is None else tenant
 
     def _admit_without_keys(self, headers: Headers) -> TenantId | Response:
@@ -67,6 +71,14 @@ class Gate:
 
     def _refuse(self, scope: Scope, *, has_key: bool) -> Response:
         reason = "wrong_key" if has_key else "no_key"
+        if (limited := self._limited(scope, reason=reason)) is not None:
+            return limited
+        refusal = http_error(401, code="unauthorized", detail=_WRONG_KEY if has_key else _NO_KEY)
+        refusal.headers["WWW-Authenticate"] = "Bearer"
+        return refusal
+
+    def _limited(self, scope: Scope, *, reason: str) -> Response | None:
+        """Count a failure; the refusal when its address has had too many."""
         address = scope["client"][0] if scope.get("client") else "unknown"
         if self._failures.is_over(address):
             self._parts.metrics.auth_failures.labels(reason="limited").inc()
@@ -77,6 +89,4 @@ class Gate:
             return refusal
         self._parts.metrics.auth_failures.labels(reason=reason).inc()
         _LOG.warning("auth_failed", reason=reason, address=address)
-        refusal = http_error(401, code="unauthorized", detail=_WRONG_KEY if has_key else _NO_KEY)
-        refusal.headers["WWW-Authenticate"] = "Bearer"
-        return refusal
+        return None

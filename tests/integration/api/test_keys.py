@@ -111,6 +111,15 @@ def test_failures_are_answered_at_a_bounded_rate_and_lock_nobody_out(guarded: Gu
     assert guarded.capabilities(x_api_key=guarded.alice).status_code == 200
 
 
+def test_wrong_keys_are_counted_where_none_is_needed_but_more_is_told_with_one(guarded: Guarded) -> None:
+    answers = [guarded.get("/health", x_api_key="tml-wrong").status_code for _ in range(60)]
+    assert answers[0] != 429
+    assert answers[-1] == 429
+    assert guarded.capabilities(x_api_key="tml-wrong").status_code == 429
+    assert guarded.get("/health").status_code == answers[0]
+    assert guarded.get("/health", x_api_key=guarded.alice).status_code == answers[0]
+
+
 def test_no_key_is_ever_repeated(guarded: Guarded, capfd: pytest.CaptureFixture[str]) -> None:
     wrong = guarded.alice[:-1] + ("0" if guarded.alice[-1] != "0" else "1")
     texts = []
