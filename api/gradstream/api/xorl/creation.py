@@ -1,5 +1,6 @@
 """Models: making one under a name of the client's choice, asking about one, and dropping one."""
 
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -246,11 +247,16 @@ async def get_info(request: Request) -> ModelInfo:
     name = record.get("base_model") or card.model_name
     return ModelInfo(
         model_id=meant.name,
-        model_data=ModelData(arch=card.architecture, model_name=name, tokenizer_id=card.tokenizer_id),
+        model_data=ModelData(arch=card.architecture, model_name=name, tokenizer_id=tokenizer_name(card, name)),
         is_lora=card.is_lora,
         lora_rank=int(record["rank"]) if record.get("rank") else None,
         model_name=name,
     )
+
+
+def tokenizer_name(card: EngineCard, name: str) -> str:
+    """The name of the tokenizer; the model's own where none was given, as then the card has a path of this machine."""
+    return name if PurePath(card.tokenizer_id).is_absolute() else card.tokenizer_id
 
 
 @router.post("/api/v1/unload_model", openapi_extra=documents(ModelBody))

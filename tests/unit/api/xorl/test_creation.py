@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from gradstream.api.xorl.creation import CreateBody, differences, spec_of
+from gradstream.api.xorl.creation import CreateBody, differences, spec_of, tokenizer_name
 from gradstream.api.xorl.specs import ModelSpec, StepDefaults, default_spec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest
@@ -121,3 +121,9 @@ def test_two_creations_differ_by_name_in_what_they_do_not_agree_on(card):
 )
 def test_a_number_beyond_float32_is_refused_by_name(card, fields, field):
     assert f"{field}: 1e+39 is beyond float32" in refusal(card, **fields)
+
+
+def test_the_tokenizers_name_is_no_path_of_the_machine(card):
+    assert tokenizer_name(card, "tests/uniform") == "models/uniform"
+    unnamed = msgspec.structs.replace(card, tokenizer_id="/models/some/where")
+    assert tokenizer_name(unnamed, "tests/uniform") == "tests/uniform"
