@@ -31,12 +31,19 @@ RETRY_LANE = MAX_LANE + 1
 
 # Ids become parts of Redis keys and of paths, so they are checked where they enter.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
+_SEQ = re.compile(r"[0-9]{1,19}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
 def is_valid_id(text: str) -> bool:
-    """True when text may be used as a session, model, sampler or future id."""
+    """True when text may be used as a session, model or sampler id."""
     return _ID.fullmatch(text) is not None and ".." not in text
+
+
+def is_valid_future_id(text: str) -> bool:
+    """True when text may be a job's future: the longest owner's id with a seq behind it is longer than an id may be."""
+    owner, _, seq = text.rpartition(":")
+    return is_valid_id(owner) and _SEQ.fullmatch(seq) is not None
 
 
 def is_valid_name(text: str) -> bool:

@@ -2,7 +2,16 @@
 
 import pytest
 
-from gradstream.shared.ids import ModelId, SessionId, future_id, is_valid_id, is_valid_name, model_id, sampler_id
+from gradstream.shared.ids import (
+    ModelId,
+    SessionId,
+    future_id,
+    is_valid_future_id,
+    is_valid_id,
+    is_valid_name,
+    model_id,
+    sampler_id,
+)
 from gradstream.shared.joblog.keys import Keys
 from gradstream.shared.joblog.port import RecordKind
 
@@ -39,3 +48,13 @@ def test_all_keys_of_an_engine_share_one_hash_tag() -> None:
 def test_an_engine_name_that_would_break_the_keys_is_refused(engine: str) -> None:
     with pytest.raises(ValueError, match="engine name"):
         Keys(engine)
+
+
+def test_the_future_of_the_longest_owner_is_one() -> None:
+    owner = ModelId("t" * 64 + ":" + "m" * 128)
+    assert is_valid_id(owner)
+    assert is_valid_future_id(future_id(owner, 2**63 - 1))
+    assert not is_valid_future_id(f"{owner}:")
+    assert not is_valid_future_id(f"{owner}:1x")
+    assert not is_valid_future_id("a/b:1")
+    assert not is_valid_future_id("1")

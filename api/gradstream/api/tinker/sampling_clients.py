@@ -91,7 +91,7 @@ async def _completions(parts: Parts, sampler: SamplerId, body: RetrieveFuturesBo
 
 async def _acknowledge(parts: Parts, sampler: SamplerId, request_ids: list[str]) -> None:
     """Shorten the life of results that the client has; ids of anything but this sampler's samples are skipped."""
-    own = [FutureId(name) for name in request_ids if name.startswith(f"{sampler}:") and ids.is_valid_id(name)]
+    own = [FutureId(name) for name in request_ids if name.startswith(f"{sampler}:") and ids.is_valid_future_id(name)]
     for start in range(0, len(own), _ACKNOWLEDGED_TOGETHER):
         await asyncio.gather(*map(parts.intake.mark_delivered, own[start : start + _ACKNOWLEDGED_TOGETHER]))
 
@@ -112,7 +112,7 @@ async def cancel_future(request: Request) -> Response:
     """Drops a sample that has not started. Always 204: what has started, is done or is unknown stays as it is."""
     parts = parts_of(request)
     body = await small_body(request, CancelBody)
-    if ids.is_valid_id(body.request_id):
+    if ids.is_valid_future_id(body.request_id):
         await parts.intake.cancel(FutureId(body.request_id), tenant=tenant_of(request))
     return Response(status_code=204)
 

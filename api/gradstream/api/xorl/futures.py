@@ -42,7 +42,7 @@ async def retrieve_future(request: Request) -> Response:
     """
     parts, tenant = parts_of(request), tenant_of(request)
     body = await small_body(request, RetrieveBody)
-    if not ids.is_valid_id(body.request_id):
+    if not ids.is_valid_future_id(body.request_id):
         return _missing(body)
     future_id = FutureId(body.request_id)
     try:
