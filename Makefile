@@ -55,7 +55,7 @@ torture: setup ## kill, cut, fill and damage everything for about two hours: FAU
 client-envs: setup ## make the environments of the stock clients that the contract tests run, below .cache/clients
 	@$(BIN)/python tools/client_envs.py --pip-args='$(PIP_ARGS)'
 
-test-clients: client-envs ## run three versions of the tinker SDK and the cookbook's recipes against a server
+test-clients: client-envs ## run the stock clients against a server: three versions of the tinker SDK, cookbook recipes, the xorl client
 	$(OFFLINE) $(BIN)/python -m pytest tests/contract/clients -rs --tb=short $(PYTEST_ARGS)
 
 check: setup ## format, lint, types, import contracts, dead code, dependencies, generated files

@@ -43,7 +43,8 @@ class Numerics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What is kept of a forward pass until its backward pass, and where; none of it changes results.
+    """What is kept of a forward pass until its backward pass, and where. Results are the same, except that compiled basic_modules may
+    differ from eager ones in the last bits.
 
     enable_gradient_checkpointing: the inputs of each decoder layer; the rest is computed again. enable_reentrant: by torch's older
     way. basic_modules: classes of further modules whose inputs are kept, and which enable_compile compiles where they are no part
@@ -64,13 +65,13 @@ class EngineConfig:
     seed of adapters whose client gave none. row_budget_tokens: the default bound of one packed row; a plan brings its own.
     torch_threads: None leaves torch's choice. max_context_tokens: None takes the model's own limit. output_dir: where checkpoints go.
     storage_limit_bytes: what output_dir may hold with the save that is asked for, None for no limit.
-    attention: a name in attention.registry.ATTENTION, or "auto". numerics, memory, config_path, init_device, load_weights_mode: see models.build.Build. tokenizer_path:
-    where stop texts are looked up, None for model_path. is_lora: models are adapters; else there is one, the base model's own
-    weights. master_dtype: of those weights beside a bfloat16 compute dtype; bf16 keeps no copy in float32. freeze_router: the weights
-    that choose experts are no part of them. default_rank: what the API puts in where a client names none. optimizer: of models whose creation names none. max_row_tokens:
-    the longest datum. schedule: of every model's learning rate, None to take the clients' as they are.
-    ckpt_manager: the format of full-weight checkpoints. load_checkpoint_path:
-    a checkpoint's directory or URI, which the full-weight model, or the adapter that need not be made, begins with; empty for none.
+    attention: a name in attention.registry.ATTENTION, or "auto". numerics, memory, config_path, init_device, load_weights_mode: see
+    models.build.Build. tokenizer_path: where stop texts are looked up, None for model_path. is_lora: models are adapters; else there is
+    one, the base model's own weights. master_dtype: of those weights beside a bfloat16 compute dtype; bf16 keeps no copy in float32.
+    freeze_router: the weights that choose experts are no part of them. default_rank: what the API puts in where a client names none.
+    optimizer: of models whose creation names none. max_row_tokens: the longest datum. schedule: of every model's learning rate, None to
+    take the clients' as they are. ckpt_manager: the format of full-weight checkpoints. load_checkpoint_path: a checkpoint's directory
+    or URI, which the full-weight model, or the adapter that need not be made, begins with; empty for none.
     lora_target_modules: what adapters change whose client names no modules, None for all that its switches allow.
     enable_self_test: a training pass on random tokens before anything is served. log_gradient_norms, log_router_stats: events at
     level DEBUG after every forward_backward; nothing is computed for them while that level is off.

@@ -45,9 +45,10 @@ class Build:
     """How a model is made of its files.
 
     attention: a name in attention.registry.ATTENTION, or "auto". is_lora: it is frozen, for adapters; else its weights train.
-    freeze_router: the weights that choose experts do not. memory: what passes keep. config_path: a directory whose config.json is used in place of the model's.
-    init_device: cpu takes the weights through host memory, meta and cuda fill the device from the files.
-    only_safetensors: other weight files are refused. is_dcp: the weights are files of torch.distributed.checkpoint beside config.json. log_router_stats: what experts get can be counted.
+    freeze_router: the weights that choose experts do not. memory: what passes keep. config_path: a directory whose config.json is used
+    in place of the model's. init_device: cpu takes the weights through host memory, meta and cuda fill the device from the files.
+    only_safetensors: other weight files are refused. is_dcp: the weights are files of torch.distributed.checkpoint beside config.json.
+    log_router_stats: what experts get can be counted.
     """
 
     attention: str = AUTO
