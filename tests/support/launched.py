@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -130,23 +130,9 @@ def launching(folder: Path) -> Iterator[Launch]:
 class HandGang:
     """One machine's part of a gang, as somebody starts it with torchrun."""
 
-    def __init__(self, config: Path, *overrides: str, log: Path, node: int = 0, num_nodes: int = 1, port: int) -> None:
+    def __init__(self, words: Sequence[str], *, log: Path) -> None:
+        """words: behind `torchrun`."""
         self.log = log
-        where = [f"--nnodes={num_nodes}", f"--node_rank={node}", "--nproc_per_node=1"]
-        where += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-        self._run([*where, "-m", "gradstream.worker", "--config", str(config), *overrides])
-
-    @classmethod
-    def of_command(cls, line: str, *, log: Path) -> "HandGang":
-        """What the launcher printed, typed as it stands."""
-        program, *words = shlex.split(line)
-        assert program == "torchrun", line
-        gang = cls.__new__(cls)
-        gang.log = log
-        gang._run(words)
-        return gang
-
-    def _run(self, words: list[str]) -> None:
         command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid())]
         command += [str(Path(sys.executable).with_name("torchrun")), *words]
         with self.log.open("ab") as sink:
@@ -154,6 +140,22 @@ class HandGang:
                 command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=ROOT, start_new_session=True,
                 env={**os.environ, **ENVIRONMENT},
             )  # fmt: skip
+
+    @classmethod
+    def of_config(
+        cls, config: Path, *overrides: str, log: Path, node: int = 0, num_nodes: int = 1, port: int
+    ) -> "HandGang":
+        """One rank on a machine."""
+        where = [f"--nnodes={num_nodes}", f"--node_rank={node}", "--nproc_per_node=1"]
+        where += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+        return cls([*where, "-m", "gradstream.worker", "--config", str(config), *overrides], log=log)
+
+    @classmethod
+    def of_command(cls, line: str, *, log: Path) -> "HandGang":
+        """What the launcher printed, typed as it stands."""
+        program, *words = shlex.split(line)
+        assert program == "torchrun", line
+        return cls(words, log=log)
 
     @property
     def text(self) -> str:

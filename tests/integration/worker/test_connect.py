@@ -33,7 +33,7 @@ def start_gang(tmp_path: Path) -> Iterator[Start]:
     def start(config: Path, *overrides: str, num_nodes: int = 1, elsewhere: Sequence[str] = ()) -> list[HandGang]:
         port = free_port()
         started = [
-            HandGang(
+            HandGang.of_config(
                 config, *overrides, *(elsewhere if node else ()), node=node, num_nodes=num_nodes, port=port,
                 log=tmp_path / f"gang-{len(parts)}-{node}.txt",
             )
