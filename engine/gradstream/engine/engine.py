@@ -13,7 +13,7 @@ from gradstream.engine.config import EngineConfig
 from gradstream.engine.losses._base import LOSSES, REFUSED
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.models.build import Build, load_base
-from gradstream.engine.numerics import configure, fingerprint, master_dtype, resolve_dtype
+from gradstream.engine.numerics import configure, device_names, fingerprint, master_dtype, resolve_dtype
 from gradstream.engine.ops.registry import OPS, OpJob
 from gradstream.engine.ops.sample import sample
 from gradstream.engine.parallel.comm import Comm
@@ -52,7 +52,8 @@ class Engine:
             _check_modules(config, base)
         else:
             master_dtype(config, base)
-        engine = cls(EngineState(config=config, comm=comm, base=base, start=start))
+        devices = device_names(config, comm)
+        engine = cls(EngineState(config=config, comm=comm, base=base, start=start, devices=devices))
         if config.enable_self_test:
             self_test(engine.state)
         return engine
@@ -71,7 +72,7 @@ class Engine:
             max_lora_rank=state.config.max_lora_rank,
             num_ranks=state.comm.size,
             epoch=epoch,
-            fingerprint=fingerprint(state.config, state.base, state.comm, start=state.start),
+            fingerprint=fingerprint(state.config, state.base, state.comm, start=state.start, devices=state.devices),
             losses=[loss.card for loss in LOSSES.values()],
             refused_losses={name: REFUSED[name] for name in REFUSED},
             is_lora=state.config.is_lora,

@@ -10,10 +10,15 @@ import torch
 import transformers
 from torch.backends import cpu as cpu_backend
 
+from gradstream.engine.attention.choose import resolved_attention
+from gradstream.engine.attention.registry import ATTENTION
 from gradstream.engine.checkpoint.start import Start
 from gradstream.engine.config import DTypePolicy, EngineConfig
 from gradstream.engine.models.base import BaseModel
+from gradstream.engine.models.compiled import compiler_version
+from gradstream.engine.models.switches import has_experts, is_grouped
 from gradstream.engine.parallel.comm import Comm
+from gradstream.shared.config.machine import fixed_cublas_workspace
 from gradstream.shared.errors import Unsupported
 from gradstream.shared.wire import OptimizerSpec
 
@@ -42,24 +47,39 @@ def master_dtype(config: EngineConfig, base: BaseModel) -> torch.dtype:
 
 
 def configure(config: EngineConfig) -> None:
-    """Set this process's torch switches: threads, true fp32 products, deterministic algorithms on CPU."""
+    """Set this process's torch switches: threads, true fp32 products, deterministic algorithms.
+
+    On GPUs, where some operations have none, torch warns of these.
+    """
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)
     torch.set_float32_matmul_precision("highest")
-    if torch.device(config.device).type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        # Filling every fresh tensor would only hide reads of unwritten memory, at a cost in each pass.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by a module class
+    is_cpu = torch.device(config.device).type == "cpu"
+    if not is_cpu:
+        fixed_cublas_workspace()
+    torch.use_deterministic_algorithms(True, warn_only=not is_cpu)
+    # Filling every fresh tensor would only hide reads of unwritten memory, at a cost in each pass.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by a module class
 
 
-def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm, *, start: Start | None = None) -> str:
-    """Two engines with the same fingerprint give the same bits for the same batches."""
+def device_names(config: EngineConfig, comm: Comm) -> str:
+    """What all ranks compute on, one name if it is the same everywhere; on rank 0, else of this rank alone. Collective."""
+    own = _device_name(torch.device(config.device))
+    names = [name.decode() for name in comm.gather_bytes(own.encode()) or [own.encode()]]
+    return own if len(set(names)) == 1 else ",".join(names)
+
+
+def fingerprint(
+    config: EngineConfig, base: BaseModel, comm: Comm, *, start: Start | None = None, devices: str | None = None
+) -> str:
+    """Two engines with the same fingerprint give the same bits for the same batches. devices: `device_names`, None for this rank's."""
+    attention = resolved_attention(config.attention, device=base.device, dtype=base.compute_dtype)
     facts = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": _device_name(base.device),
+        "device": _device_name(base.device) if devices is None else devices,
         "dtype": str(base.compute_dtype).removeprefix("torch."),
-        "attention": config.attention,
+        "attention": attention,
         "threads": str(torch.get_num_threads()),
         "ranks": str(comm.size),
         "model": base.facts.digest,
@@ -67,6 +87,7 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm, *, start: Sta
         "seed": str(config.seed),
     }
     facts |= {part.name: _word(getattr(config.numerics, part.name)) for part in fields(config.numerics)}
+    facts |= _tool_facts(config, base, attention)
     if not config.is_lora:
         facts |= {
             "weights": "full",
@@ -81,6 +102,22 @@ def fingerprint(config: EngineConfig, base: BaseModel, comm: Comm, *, start: Sta
     if start is not None:
         facts["start"] = start.digest
     return " ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def _tool_facts(config: EngineConfig, base: BaseModel, attention: str) -> dict[str, str]:
+    """What a choice left to the engine came to, and the versions of what it brings; nothing where that is torch alone."""
+    facts = {}
+    if has_experts(base.causal_lm):
+        facts["moe_implementation"] = "native" if is_grouped(base.causal_lm, config.numerics) else "eager"
+    if version := ATTENTION[attention].version():
+        facts["attention_package"] = version
+    numerics = config.numerics
+    is_fused = not (numerics.rmsnorm_native and numerics.activation_native and numerics.rope_native)
+    if base.device.type != "cpu":
+        facts["cublas"] = fixed_cublas_workspace()
+    elif numerics.enable_compile or numerics.ce_mode == "compiled" or is_fused:
+        facts["compiler"] = compiler_version()
+    return facts
 
 
 def learning_facts(config: EngineConfig) -> dict[str, str]:

@@ -25,6 +25,7 @@ class EngineState:
 
     disk is asked on rank 0 only, where saves are written. drafts: where rank 0 prepares them; None in a process that no other succeeds.
     start: the checkpoint that models begin with, None for the base weights and for fresh adapters.
+    devices: what the ranks compute on, for the fingerprint.
     """
 
     config: EngineConfig
@@ -34,6 +35,7 @@ class EngineState:
     samplers: SamplerStore = field(default_factory=SamplerStore)
     drafts: Drafts | None = None
     start: Start | None = None
+    devices: str | None = None
     decoding: Decoding = field(init=False)
     disk: DiskBudget = field(init=False)
 

@@ -82,8 +82,11 @@ def test_segments_without_tokens_are_refused() -> None:
         Segments([3, 0], device=CPU)
 
 
-def varlen_reference(q_THK, k_TGK, v_TGK, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):  # noqa: PLR0917 (as in the packages)
+def varlen_reference(
+    q_THK, k_TGK, v_TGK, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, deterministic=False, **options
+):
     """The function of the flash-attention packages, by the reference."""
+    assert deterministic
     assert options.pop("causal") is True
     scale = options.pop("softmax_scale")
     assert not options

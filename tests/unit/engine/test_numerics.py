@@ -1,11 +1,14 @@
 """Dtypes and determinism."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from tests.support.engine_builders import Driver, cross_entropy, logprobs_of, open_engine, random_data, randomize
+from tests.support.engine_builders import MOE, Driver, cross_entropy, logprobs_of, open_engine, random_data, randomize
 
-from gradstream.engine.config import DTypePolicy
+from gradstream.engine import numerics
+from gradstream.engine.config import DTypePolicy, Numerics
 from gradstream.engine.numerics import resolve_dtype
 
 
@@ -50,3 +53,21 @@ def test_two_engines_give_the_same_bits() -> None:
             driver.step("b", learning_rate=1e-3)
         weights.append(torch.cat([driver.weights("a"), driver.weights("b")]))
     assert torch.equal(weights[0], weights[1])
+
+
+def facts_of(**changes: object) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in open_engine(**changes).card(epoch=1).fingerprint.split())
+
+
+def test_the_fingerprint_names_what_automatic_choices_came_to() -> None:
+    facts = facts_of(path=MOE)
+    assert (facts["attention"], facts["moe_implementation"]) == ("segment_sdpa", "eager")
+    assert "compiler" not in facts
+    assert facts_of(path=MOE, numerics=Numerics(moe_implementation="native"))["moe_implementation"] == "native"
+
+
+def test_the_fingerprint_names_the_compiler_where_something_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "compiler_version", lambda: "12.2")
+    engine = open_engine()
+    config = replace(engine.state.config, numerics=replace(engine.state.config.numerics, enable_compile=True))
+    assert " compiler=12.2" in numerics.fingerprint(config, engine.state.base, engine.state.comm)

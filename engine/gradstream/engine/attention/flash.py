@@ -4,6 +4,7 @@ Legend: T tokens of the row, H query heads, G key heads, K head size.
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -34,15 +35,25 @@ class FlashPackage:
         return function
 
     @cached_property
-    def _has_lengths(self) -> bool:
-        return "max_seqlen_q" in inspect.signature(self.function).parameters
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.function).parameters)
+
+    def version(self) -> str:
+        """Name and version of the package as installed; empty when it is not."""
+        names = importlib.metadata.packages_distributions().get(self.module.partition(".")[0], [])
+        return ",".join(sorted({f"{name}-{importlib.metadata.version(name)}" for name in names}))
 
     def run(self, q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, segments: Segments, scaling: float) -> Tensor:
         """out_THK; half precision only."""
         q_THK, k_TGK, v_TGK = (heads.transpose(0, 1).contiguous() for heads in (q_HTK, k_GTK, v_GTK))
         longest = max(segments.lengths)
         # Later versions find the longest segment themselves.
-        lengths = {"max_seqlen_q": longest, "max_seqlen_k": longest} if self._has_lengths else {}
+        options: dict[str, object] = {}
+        if "max_seqlen_q" in self._parameters:
+            options |= {"max_seqlen_q": longest, "max_seqlen_k": longest}
+        # Else the blocks of a gradient are added up in the order in which they are done.
+        if "deterministic" in self._parameters:
+            options["deterministic"] = True
         out = self.function(
             q_THK,
             k_TGK,
@@ -51,7 +62,7 @@ class FlashPackage:
             cu_seqlens_k=segments.offsets,
             softmax_scale=scaling,
             causal=True,
-            **lengths,
+            **options,
         )
         # Some versions give the log-sum-exp as well.
         return out if isinstance(out, Tensor) else out[0]
@@ -79,5 +90,9 @@ class FlashPackage:
 FLASH_3 = FlashPackage(module="flash_attn_interface", gpus="Hopper", majors=(9,))
 FLASH_4 = FlashPackage(module="flash_attn.cute", gpus="Hopper and Blackwell", majors=(9, 10))
 
-ATTENTION.register("flash_attention_3")(AttentionBackend(run=FLASH_3.run, refusal=FLASH_3.refusal, rank=3))
-ATTENTION.register("flash_attention_4")(AttentionBackend(run=FLASH_4.run, refusal=FLASH_4.refusal, rank=4))
+ATTENTION.register("flash_attention_3")(
+    AttentionBackend(run=FLASH_3.run, refusal=FLASH_3.refusal, rank=3, version=FLASH_3.version)
+)
+ATTENTION.register("flash_attention_4")(
+    AttentionBackend(run=FLASH_4.run, refusal=FLASH_4.refusal, rank=4, version=FLASH_4.version)
+)

@@ -15,11 +15,15 @@ PackedAttention = Callable[[Tensor, Tensor, Tensor, Segments, float], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionBackend:
-    """refusal: why it cannot run on (device, dtype), as a sentence, or None. Higher rank wins under "auto"."""
+    """refusal: why it cannot run on (device, dtype), as a sentence, or None. Higher rank wins under "auto".
+
+    version: of the package that its kernels come from, empty where that is torch.
+    """
 
     run: PackedAttention
     refusal: Callable[[torch.device, torch.dtype], str | None]
     rank: int
+    version: Callable[[], str] = str
 
 
 ATTENTION: Registry[str, AttentionBackend] = Registry("attention back-end")

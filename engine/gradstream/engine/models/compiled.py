@@ -1,5 +1,6 @@
 """torch.compile as the engine uses it: whether it can run here, and with settings under which results do not depend on the past."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -33,6 +34,14 @@ def compiler_refusal(device: torch.device) -> str | None:
     except exc.InvalidCxxCompiler:
         return "torch.compile for CPUs needs a C++ compiler (g++ or clang++), and none was found"
     return None
+
+
+def compiler_version() -> str:
+    """A digest of what the C++ compiler says of itself."""
+    from torch._inductor import cpp_builder  # noqa: PLC0415 (takes seconds)
+
+    said = cpp_builder.get_compiler_version_info(cpp_builder.get_cpp_compiler())
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def require_compiler(device: torch.device, *, asked: str, instead: str) -> None:

@@ -35,8 +35,10 @@ class SharedProduct:
         """Block number place of the product for x."""
         block = self._blocks[place] if self._x is x else None
         if block is None:
-            self._x = x
+            # An input whose product failed must not be kept, nor what is left of the one before.
+            self._x, self._blocks = None, [None] * len(self._sizes)
             self._blocks = list(torch.split(self._run(x), self._sizes, dim=-1))
+            self._x = x
             block = self._blocks[place]
             assert block is not None
         self._blocks[place] = None

@@ -52,6 +52,14 @@ def redis_url_of_environment() -> str | None:
     return os.environ.get("GRADSTREAM_REDIS_URL") or None  # noqa: TID251 - this package reads the environment for all
 
 
+def fixed_cublas_workspace() -> str:
+    """The workspace of cuBLAS, set for this process unless it is: without one products may differ from run to run.
+
+    It is read when cuBLAS is first used.
+    """
+    return os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251 - this package reads the environment for all
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """This process's environment with changes, for a process to be started."""
     return {**os.environ, **changes}  # noqa: TID251 - this package reads the environment for all

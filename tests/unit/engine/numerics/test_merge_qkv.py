@@ -57,3 +57,21 @@ def test_blocks_of_a_shared_product_never_belong_to_another_input():
     assert product.take(0, one) == 1
     assert product.take(0, one) == 1
     assert len(runs) == 4
+
+
+def test_a_product_that_fails_leaves_no_input_and_no_block_behind():
+    one, bad = torch.ones(1, 1), torch.full((1, 1), -1.0)
+
+    def run(x):
+        if x is bad:
+            raise RuntimeError("no room")
+        return torch.cat([x, 2 * x], dim=-1)
+
+    product = SharedProduct(run, [1, 1])
+    assert product.take(0, one) == 1
+    for place in (0, 1):
+        with pytest.raises(RuntimeError, match="no room"):
+            product.take(place, bad)
+    assert product._x is None
+    assert product._blocks == [None, None]
+    assert product.take(1, one) == 2

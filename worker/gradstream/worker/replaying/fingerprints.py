@@ -7,9 +7,11 @@ from dataclasses import fields, replace
 from typing import Literal, TypedDict
 
 import msgspec
+import torch
 
-from gradstream.engine.attention.registry import ATTENTION
+from gradstream.engine.attention.choose import can_attend
 from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Numerics
+from gradstream.engine.numerics import resolve_dtype
 from gradstream.engine.optim.schedule import Schedule
 from gradstream.shared.wire import OptimizerSpec
 
@@ -46,11 +48,12 @@ def adopted(config: EngineConfig, logged: str) -> EngineConfig:
     was = facts(logged)
     threads, attention, dtype = (was.get(name, "") for name in ("threads", "attention", "dtype"))
     alpha, seed = was.get("lora_alpha", ""), was.get("seed", "")
+    policy = DTypePolicy(dtype) if dtype in set(DTypePolicy) else config.dtype
     return replace(
         config,
         torch_threads=int(threads) if threads.isdecimal() else config.torch_threads,
-        attention=attention if attention in ATTENTION else config.attention,
-        dtype=DTypePolicy(dtype) if dtype in set(DTypePolicy) else config.dtype,
+        attention=attention if _attends(attention, config, policy) else config.attention,
+        dtype=policy,
         lora_alpha=float(alpha) if _NUMBER.fullmatch(alpha) else config.lora_alpha,
         seed=int(seed) if _NUMBER.fullmatch(seed) and seed.lstrip("-").isdecimal() else config.seed,
         numerics=_numerics(was, config.numerics),
@@ -58,6 +61,12 @@ def adopted(config: EngineConfig, logged: str) -> EngineConfig:
         **_training(was),
         **_learning(was),
     )
+
+
+def _attends(name: str, config: EngineConfig, policy: DTypePolicy) -> bool:
+    """True if that back-end runs here; another machine's may not."""
+    device = torch.device(config.device)
+    return can_attend(name, device=device, dtype=resolve_dtype(policy, device))
 
 
 def _numerics(was: Mapping[str, str], here: Numerics) -> Numerics:
