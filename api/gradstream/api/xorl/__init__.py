@@ -11,7 +11,7 @@ How to add a call:
   records know it, and the tenant. Everything inside works with the id; everything a client reads shows the name.
 - `submit(parts, target, payload, seq_id=body.seq_id)` (submitting.py) puts a job behind everything that was accepted for the model
   before, and returns the future's id; `promised(target, future_id)` is the answer {request_id, model_id}. The server numbers the
-  jobs. seq_id only tells a repetition of a request: the same number and payload, as long as nobody polled that future. Where a
+  jobs. seq_id only tells a repetition of a request: the same number and payload, arrived before anybody polled that future. Where a
   repetition would give another payload (a name made from the time), pass `request_digest=digest_of(raw)`. The model `default` is made
   at its first use; for any other name `submit` raises UnknownModel. UnloadModel is a job like any other, and the model can be made again.
 - `record_of(parts, target)` (models.py) is the model's record, or UnknownModel. Fields beside those of every model: dialect ("xorl"),

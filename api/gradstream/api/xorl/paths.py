@@ -66,7 +66,7 @@ def parse(text: str, *, of: Target, kind: str, field: str, output_dir: Path | No
 
 
 def parse_id(text: str, *, of: Target, field: str) -> CheckpointName:
-    """The checkpoint of a checkpoint_id, which is KIND/NAME or KIND/MODEL/NAME, or its URI."""
+    """The checkpoint of a checkpoint_id, which is KIND/NAME or KIND/MODEL/NAME, or its URI. Raises InvalidRequest for any other text."""
     parts = text.removeprefix(SCHEME).split("/")
     kind = next((part for part in parts[:2] if part in CHECKPOINT_KINDS), None)
     if kind is None:

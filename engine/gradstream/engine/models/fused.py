@@ -111,7 +111,8 @@ def fuse_rotary(causal_lm: nn.Module, rotary: Rotary | None = None) -> int:
     """Make the attention layers turn q and k by one kernel; returns how many there were. rotary: `rotate` as one kernel.
 
     The forward method of an attention layer finds the rotary function among its module's globals. Each layer gets the same code with
-    that one global exchanged, so models of the family elsewhere in this process are left alone.
+    that one global exchanged, so models of the family elsewhere in this process are left alone. Raises Unsupported for a forward
+    method whose globals cannot be exchanged.
     """
     one_kernel = compiled(rotate) if rotary is None else rotary
     count = 0
