@@ -18,7 +18,8 @@ URI = f"tinker://{MODEL}/weights/one"
 
 
 def _run(comm: Comm, output_dir: Path, format_name: str) -> tuple[list[ModelState], list[str]]:
-    """Saved, trained on, failed to load, loaded; then begun with the checkpoint, and reset to it."""
+    """Saved, trained on, failed to load, loaded; then begun with the checkpoint, and reset to it. Each rank has a disk of its own."""
+    output_dir = output_dir / str(comm.rank)
     driver = full_driver(MOE, comm, output_dir=output_dir, ckpt_manager=format_name, dtype="bfloat16")
     states, failures = [], []
     for seed in (1, 2):

@@ -40,7 +40,7 @@ class Engine:
     def open(cls, config: EngineConfig, comm: Comm) -> "Engine":
         """Load the base model; raises Unsupported when it, or the checkpoint to start from, cannot be served."""
         configure(config)
-        start = find_start(config)
+        start = find_start(config, comm)
         device = torch.device(config.device)
         base = load_base(
             config.model_path,

@@ -18,6 +18,9 @@ from gradstream.engine.vocabulary import Product, Softmax
 CHUNK_BYTES = 32 << 20
 # Logits of a row that may wait for the backward pass; beyond it they are computed again.
 KEEP_BYTES = 96 << 20
+# Where the weight itself is trained: each chunk goes over the whole gradient of the weight once, so there are fewer of them.
+TRAINED_CHUNK_BYTES = 256 << 20
+TRAINED_CHUNK_TOKENS = 1024
 
 
 @dataclass(slots=True)
@@ -44,10 +47,14 @@ class Head:
         adapters: AdapterPass | None,
         *,
         weight_grad_VD: Tensor | None = None,
-        chunk_bytes: int = CHUNK_BYTES,
-        keep_bytes: int = KEEP_BYTES,
+        chunk_bytes: int | None = None,
+        keep_bytes: int | None = None,
     ) -> None:
-        """weight_grad_VD: float32 at least, where the backward pass adds the gradient of the weight itself; None: it is frozen."""
+        """weight_grad_VD: float32 at least, where the backward pass adds the gradient of the weight itself; None: it is frozen.
+
+        chunk_bytes: of the logits of one chunk; keep_bytes: of those that are kept. None for the defaults, which differ where the base
+        model's own weights are trained, whether this pass has a gradient or not: a chunk's size may show in the last bit.
+        """
         self._weight_VD = base.head_weight.detach()
         self._product = product_of(base)
         self._softmax = Softmax.of(base.numerics.ce_mode)
@@ -55,6 +62,11 @@ class Head:
         self._hidden_TD = hidden_TD.detach()
         self._patches = [] if adapters is None else adapters.patches(base.head_site.index)
         row_bytes = base.vocab_size * 4
+        is_trained = base.flat is not None
+        if chunk_bytes is None:
+            chunk_bytes = min(TRAINED_CHUNK_BYTES, TRAINED_CHUNK_TOKENS * row_bytes) if is_trained else CHUNK_BYTES
+        if keep_bytes is None:
+            keep_bytes = TRAINED_CHUNK_BYTES if is_trained else KEEP_BYTES
         self._chunk_rows = max(1, chunk_bytes // row_bytes)
         self._keep_rows = keep_bytes // row_bytes
         self._chunks: list[_Chunk] = []

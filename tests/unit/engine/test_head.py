@@ -3,9 +3,12 @@
 import pytest
 import torch
 from tests.support.engine_builders import Driver, open_engine, randomize
+from tests.support.full import full_driver
 
+from gradstream.engine import head as head_module
 from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
 from gradstream.engine.head import Head, logits, target_logprobs
+from gradstream.engine.models.base import BaseModel
 from gradstream.shared.ids import ModelId
 
 
@@ -78,3 +81,22 @@ def test_the_samplers_logits_agree_with_the_trainers_log_probabilities(driver: D
     passes = _pass(driver, with_grad=False)
     want = logits(base, hidden, passes).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(target_logprobs(base, hidden, targets, passes), want, rtol=1e-6, atol=1e-5)
+
+
+def test_chunks_are_longer_where_the_weight_is_trained_up_to_a_bound_of_tokens_and_of_bytes(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * 2048 * 10)
+    monkeypatch.setattr(head_module, "TRAINED_CHUNK_TOKENS", 50)
+    targets, hidden = torch.zeros(100, 1, dtype=torch.int64), torch.zeros(100, 64)
+
+    def num_chunks(base: BaseModel) -> int:
+        head = Head(base, hidden, None)
+        head.logprobs(targets, keep=False)
+        return len(head._chunks)
+
+    full = full_driver().engine.state.base
+    assert num_chunks(driver.engine.state.base) == 10
+    assert num_chunks(full) == 2
+    monkeypatch.setattr(head_module, "TRAINED_CHUNK_BYTES", 4 * 2048 * 25)
+    assert num_chunks(full) == 4

@@ -4,9 +4,13 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.checkpoint.manifest import Manifest, read_manifest
 from gradstream.engine.config import EngineConfig
+from gradstream.engine.parallel.agree import on_leader
+from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.errors import GradstreamError, Unsupported
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId
 
@@ -49,18 +53,26 @@ def begins_there(model_id: ModelId) -> bool:
     return model_id.rpartition(":")[2] == DEFAULT_MODEL
 
 
-def find_start(config: EngineConfig) -> Start | None:
-    """The checkpoint that config names; None when it names none. Raises Unsupported when no model of this engine can begin with it."""
+def find_start(config: EngineConfig, comm: Comm) -> Start | None:
+    """The checkpoint that config names; None when it names none. Rank 0 reads, so only its disk must have it; collective.
+
+    Raises Unsupported when no model of this engine can begin with it.
+    """
     text = config.load_checkpoint_path
     if not text:
         return None
     try:
         place = place_of(text, config.output_dir)
-        start = Start(place=place, text=text, manifest=read_manifest(place, source=text))
-        _check(start.manifest, config)
+
+        def work() -> bytes:
+            manifest = read_manifest(place, source=text)
+            _check(manifest, config)
+            return msgspec.msgpack.encode(manifest)
+
+        manifest = msgspec.msgpack.decode(on_leader(comm, work), type=Manifest)
     except GradstreamError as error:
         raise Unsupported(f"load_checkpoint_path: {error.message}") from error
-    return start
+    return Start(place=place, text=text, manifest=manifest)
 
 
 def place_of(text: str, output_dir: Path) -> Path:

@@ -22,6 +22,7 @@ from tests.support.snapshots import assert_same_state
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.checkpoint.manifest import read_manifest, write_manifest
 from gradstream.engine.checkpoint.start import find_start
+from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.snapshot.state import ModelState
 from gradstream.shared.errors import Unsupported
 from gradstream.shared.wire import (
@@ -118,7 +119,7 @@ def test_the_fingerprint_names_what_models_begin_with(tmp_path: Path) -> None:
     saved_full(tmp_path)
     options = {"is_lora": False, "output_dir": tmp_path}
     plain, started = (open_engine(load_checkpoint_path=path, **options).card(epoch=1).fingerprint for path in ("", URI))
-    start = find_start(engine_config(load_checkpoint_path=URI, **options))
+    start = find_start(engine_config(load_checkpoint_path=URI, **options), Comm.single())
     assert start is not None
     assert started == f"{plain} start={start.digest}"
 
@@ -155,7 +156,7 @@ def test_an_engine_does_not_start_on_what_none_of_its_models_can_begin_with(tmp_
     for folder, options, path, sentence in cases:
         config = engine_config(output_dir=tmp_path / folder, load_checkpoint_path=path, **options)
         with pytest.raises(Unsupported, match=f"load_checkpoint_path: .*{sentence}"):
-            find_start(config)
+            find_start(config, Comm.single())
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
