@@ -97,9 +97,10 @@ async def _kill(parts: Parts, meant: Target, body: KillBody, *, deadline_s: floa
         progress = await _saving(parts, meant, progress)
         assert progress.saved is not None
         outcome = await outcome_of(parts, progress.saved, deadline_s=deadline_s)
-        if not isinstance(outcome, SaveWeightsDone):
+        if not isinstance(outcome, SaveWeightsDone) or not outcome.path.endswith(f"/{_final(meant)}"):
             await _forget(parts, meant)
-            if outcome is None:
+            # No longer kept, or of another job: a call that noted its save may have died before it could submit it.
+            if not isinstance(outcome, Failed):
                 raise _Overtaken
             return SessionKilled(
                 success=False, message=f"nothing was done, as the checkpoint was not saved: {_why(outcome)}"
@@ -142,10 +143,18 @@ async def _answer(parts: Parts, meant: Target, progress: _Progress, *, deadline_
 
 
 async def _saving(parts: Parts, meant: Target, progress: _Progress) -> _Progress:
+    """Noted first, so that calls at the same time, which see the seq that it takes, know what has it."""
     if progress.saved is not None:
         return progress
-    future = await _submit(parts, meant, SaveWeights(name=_final(meant), overwrite=True), seq=progress.next_seq)
-    return await _note(parts, meant, msgspec.structs.replace(progress, saved=future, next_seq=_behind(future)))
+    seq = progress.next_seq
+    begun = msgspec.structs.replace(progress, saved=future_id(meant.model, seq), next_seq=seq + 1)
+    await _note(parts, meant, begun)
+    try:
+        await _submit(parts, meant, SaveWeights(name=_final(meant), overwrite=True), seq=seq)
+    except _Overtaken:
+        await _forget(parts, meant)
+        raise
+    return begun
 
 
 async def _ending(parts: Parts, meant: Target, progress: _Progress) -> _Progress:
