@@ -17,10 +17,11 @@ from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import open_session, own_record, text_metadata
 from gradstream.api.tinker.answers import Answer
 from gradstream.shared import codec, ids
+from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest, Unsupported
-from gradstream.shared.ids import UNLOAD_SEQ, ModelId, SessionId, TenantId
+from gradstream.shared.ids import DEFAULT_MODEL, UNLOAD_SEQ, ModelId, SessionId, TenantId
 from gradstream.shared.joblog.port import RecordKind, Submission
-from gradstream.shared.wire import CopyCheckpoint, CreateModel, LoadWeights, LoraSpec, UnloadModel
+from gradstream.shared.wire import CopyCheckpoint, CreateModel, LoadWeights, LoraSpec, OptimizerSpec, UnloadModel
 
 router = APIRouter()
 MAX_MODEL_SEQ_ID = 2**31 - 1
@@ -86,9 +87,14 @@ async def create_model(request: Request) -> Answer:
     session = await open_session(parts, body.session_id, tenant=tenant)
     check_base_model(card, body.base_model)
     check_optimizer(body.optimizer_config)
-    lora = _lora_spec(body.lora_config, max_rank=card.max_lora_rank)
-    metadata = text_metadata(body.user_metadata)
-    payload = CreateModel(session_id=session, base_model=body.base_model, lora=lora, user_metadata=metadata)
+    lora = _lora_spec(body.lora_config, card)
+    payload = CreateModel(
+        session_id=session,
+        base_model=body.base_model,
+        lora=lora,
+        user_metadata=text_metadata(body.user_metadata),
+        optimizer=_optimizer_spec(body.optimizer_config, card),
+    )
     record = {
         "base_model": body.base_model,
         "rank": str(lora.rank),
@@ -144,7 +150,18 @@ def check_optimizer(optimizer: OptimizerBody | None) -> None:
         raise Unsupported(f"optimizer_config.type: {optimizer.type!r} is not offered here{why}; use 'adamw'")
 
 
-def _lora_spec(lora: LoraBody | None, *, max_rank: int) -> LoraSpec:
+def _optimizer_spec(optimizer: OptimizerBody | None, card: EngineCard) -> OptimizerSpec | None:
+    """AdamW where the client names it on a server whose own optimizer is another; None is the server's."""
+    return None if optimizer is None or card.optimizer.type == optimizer.type else OptimizerSpec()
+
+
+def _lora_spec(lora: LoraBody | None, card: EngineCard) -> LoraSpec:
+    if not card.is_lora:
+        raise Unsupported(
+            f"lora_config: this server trains the full weights of one model, {DEFAULT_MODEL!r}, for clients of the xorl API; "
+            "adapters need a server with enable_lora: true"
+        )
+    max_rank = card.max_lora_rank
     if lora is None:
         raise InvalidRequest('lora_config: missing; this server trains LoRA adapters, so send at least {"rank": 32}')
     require(lora.rank <= max_rank, f"lora_config.rank: {lora.rank} is more than {max_rank}, the largest rank here")
