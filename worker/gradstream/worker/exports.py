@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from gradstream.engine.checkpoint.budget import DiskBudget
+from gradstream.engine.checkpoint.huggingface import Family
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.checkpoint.manifest import Manifest, read_manifest
 from gradstream.engine.checkpoint.merge import merge_checkpoint, merged_size_bytes
@@ -101,8 +102,13 @@ def _merged(settings: Settings, export: str, record: dict[str, str], *, report: 
     _check(manifest, record, settings)
     base_dir = model_directory(settings.model_path)
     budget = DiskBudget(output_dir, limit_bytes=settings.storage_limit)
-    budget.admit(merged_size_bytes(base_dir), what=f"the export of {record['path']}")
-    return merge_checkpoint(checkpoint_dir, base_dir, out, progress=report.progress)
+    config_dir = Path(settings.config_path) if settings.config_path else base_dir
+    family = Family(
+        config_dir=config_dir,
+        tokenizer_dir=Path(settings.tokenizer_path) if settings.tokenizer_path else config_dir,
+    )
+    budget.admit(merged_size_bytes(base_dir, family=family), what=f"the export of {record['path']}")
+    return merge_checkpoint(checkpoint_dir, base_dir, out, family=family, progress=report.progress)
 
 
 def _check(manifest: Manifest, record: dict[str, str], settings: Settings) -> None:

@@ -15,10 +15,10 @@ from gradstream.engine.registry import import_siblings
 import_siblings(formats)
 
 
-def write_exported(draft: Path, checkpoint_dir: Path, base_dir: Path, manifest: Manifest) -> None:
+def write_exported(draft: Path, checkpoint_dir: Path, family: Family, manifest: Manifest) -> None:
     """Fill draft with the model of a verified checkpoint, in bfloat16; the optimizer's state is left behind.
 
-    What was saved for inference is copied; else config and tokenizer are those of base_dir. Raises StorageFailure, OSError.
+    What was saved for inference is copied; else config and tokenizer are those of family. Raises StorageFailure, OSError.
     """
     assert manifest.full is not None
     if manifest.full.format not in FORMATS:
@@ -30,7 +30,6 @@ def write_exported(draft: Path, checkpoint_dir: Path, base_dir: Path, manifest: 
         shapes = {
             name.removeprefix(MODEL): stored.shape for name, stored in reader.tensors.items() if name.startswith(MODEL)
         }
-        family = Family(config_dir=base_dir, tokenizer_dir=base_dir)
         write_huggingface(
             draft, shapes, lambda name: _value(reader, name, shapes[name]), family, shard_bytes=SHARD_BYTES
         )

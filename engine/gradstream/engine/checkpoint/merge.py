@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gradstream.engine.adapters.layout import LoraPair, Site, SiteKind, layout_for
 from gradstream.engine.adapters.modules import PassSlot
 from gradstream.engine.checkpoint.full_export import write_exported
+from gradstream.engine.checkpoint.huggingface import Family
 from gradstream.engine.checkpoint.manifest import Manifest, read_manifest, verify
 from gradstream.engine.checkpoint.peft_format import read_peft
 from gradstream.engine.files import whole_directory
-from gradstream.engine.models.build import load_causal_lm
+from gradstream.engine.models.build import Build, load_causal_lm
 from gradstream.engine.models.sites import adapt
 from gradstream.shared.errors import StorageFailure
 
@@ -30,11 +31,15 @@ _FLOAT32_BYTES = 4
 Progress = Callable[[int, int], None]
 
 
-def merged_size_bytes(base_dir: Path) -> int:
-    """An upper bound, close to exact, of what a merged model takes on disk, from the base model's files and config alone."""
-    copied = {path for pattern in _COPIED for path in base_dir.glob(pattern)}
+def merged_size_bytes(base_dir: Path, *, family: Family | None = None) -> int:
+    """An upper bound, close to exact, of what a merged model takes on disk, from the base model's files and config alone.
+
+    family: see `merge_checkpoint`.
+    """
+    family = family or Family(config_dir=base_dir, tokenizer_dir=base_dir)
+    copied = {path for pattern in _COPIED for path in (*base_dir.glob(pattern), *family.tokenizer_dir.glob(pattern))}
     size = sum(path.stat().st_size for path in {*copied, *base_dir.glob("*.safetensors")})
-    config = AutoConfig.from_pretrained(base_dir, local_files_only=True)
+    config = AutoConfig.from_pretrained(family.config_dir, local_files_only=True)
     if config.tie_word_embeddings:
         # The adapter may change the head, which then is a weight of its own.
         size += config.vocab_size * config.hidden_size * (config.dtype.itemsize if config.dtype else _FLOAT32_BYTES)
@@ -46,6 +51,7 @@ def merge_checkpoint(
     base_dir: Path,
     out: Path,
     *,
+    family: Family | None = None,
     shard_size: str = SHARD_SIZE,
     progress: Progress = lambda _done, _total: None,
 ) -> Path:
@@ -53,20 +59,23 @@ def merge_checkpoint(
 
     The sums are made in float32 and stored in the base model's dtype, in safetensors shards, beside config and tokenizer. A head
     that is tied to the embedding is untied when the adapter changes it, which the written config says. The base model is held in
-    memory once. Raises UnknownModel (no checkpoint), InvalidRequest (of another model), StorageFailure (damaged, or out exists, or
+    memory once. family: where config and tokenizer are, None for base_dir. Raises UnknownModel (no checkpoint), InvalidRequest (of another model), StorageFailure (damaged, or out exists, or
     the disk refuses), Unsupported (the base model cannot be read), and whatever progress raises; out is whole or not there.
     """
+    family = family or Family(config_dir=base_dir, tokenizer_dir=base_dir)
     source = str(checkpoint_dir)
     manifest = read_manifest(checkpoint_dir, source=source)
     verify(checkpoint_dir, manifest, source=source)
     if manifest.full is not None:
         progress(1, 2)
         with _new_directory(out) as draft:
-            write_exported(draft, checkpoint_dir, base_dir, manifest)
+            write_exported(draft, checkpoint_dir, family, manifest)
         return out
-    pairs = _pairs(checkpoint_dir, base_dir, manifest)
+    pairs = _pairs(checkpoint_dir, family.config_dir, manifest)
     # Any: each family of transformers has its own model class.
-    model: Any = load_causal_lm(base_dir, dtype="auto").requires_grad_(False)
+    model: Any = load_causal_lm(
+        base_dir, dtype="auto", build=Build(config_path=None if family.config_dir == base_dir else family.config_dir)
+    ).requires_grad_(False)
     # Reading, each site, writing.
     num_parts = len(pairs) + 2
     for number, (site, pair) in enumerate(pairs, start=1):
@@ -75,7 +84,7 @@ def merge_checkpoint(
     progress(num_parts - 1, num_parts)
     with _new_directory(out) as draft:
         model.save_pretrained(draft, max_shard_size=shard_size)
-        _copy_tokenizer(base_dir, draft)
+        _copy_tokenizer(family.tokenizer_dir, draft)
     return out
 
 
@@ -88,9 +97,9 @@ def _new_directory(out: Path) -> Iterator[Path]:
         raise StorageFailure(f"{out} exists already; name a directory that does not") from error
 
 
-def _pairs(checkpoint_dir: Path, base_dir: Path, manifest: Manifest) -> list[tuple[Site, LoraPair]]:
+def _pairs(checkpoint_dir: Path, config_dir: Path, manifest: Manifest) -> list[tuple[Site, LoraPair]]:
     """Every site of the adapter with its factors in float32."""
-    layout = layout_for(base_sites(base_dir), manifest.adapter)
+    layout = layout_for(base_sites(config_dir), manifest.adapter)
     flat = read_peft(checkpoint_dir, layout, source=str(checkpoint_dir))
     views = layout.named_views(flat)
     return [(site, views[site.name]) for site in layout.sites]
@@ -131,8 +140,8 @@ def _untie(model: nn.Module) -> None:
         config.tie_word_embeddings = False
 
 
-def _copy_tokenizer(base_dir: Path, draft: Path) -> None:
-    names = {path.name for pattern in _COPIED for path in base_dir.glob(pattern)}
+def _copy_tokenizer(tokenizer_dir: Path, draft: Path) -> None:
+    names = {path.name for pattern in _COPIED for path in tokenizer_dir.glob(pattern)}
     for name in sorted(names):
         if name not in _WRITTEN and not name.endswith(".index.json"):
-            shutil.copyfile(base_dir / name, draft / name)
+            shutil.copyfile(tokenizer_dir / name, draft / name)

@@ -11,8 +11,9 @@ from tests.support.adapters import CPU, forward_logits, noisy_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from gradstream.engine.checkpoint.huggingface import Family
 from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint
-from gradstream.engine.checkpoint.merge import base_sites, merge_checkpoint
+from gradstream.engine.checkpoint.merge import base_sites, merge_checkpoint, merged_size_bytes
 from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
 from gradstream.engine.models.build import load_base
 from gradstream.shared.errors import InvalidRequest, StorageFailure, UnknownModel
@@ -150,3 +151,22 @@ def test_the_command_merges_and_says_in_a_sentence_why_it_cannot(tmp_path):
         2,
         f"error: {tmp_path / 'out'} exists already; name a directory that does not\n",
     )
+
+
+def test_config_and_tokenizer_may_lie_apart_from_the_weights(tmp_path):
+    path = MODELS["dense"]
+    weights, apart = tmp_path / "weights", tmp_path / "apart"
+    for directory, names in ((weights, ["model.safetensors", "generation_config.json"]), (apart, [])):
+        directory.mkdir()
+        for file in path.iterdir():
+            if (file.name in names) is bool(names):
+                shutil.copy(file, directory / file.name)
+    (apart / "model.safetensors").unlink(missing_ok=True)
+    base = load_base(path, device=CPU, dtype=torch.float32)
+    directory = saved(noisy_adapter(base, spec=next(iter(SPECS.values()))), tmp_path)
+    together = merge_checkpoint(directory, path, tmp_path / "together")
+    family = Family(config_dir=apart, tokenizer_dir=apart)
+    assert merged_size_bytes(weights, family=family) >= merged_size_bytes(path)
+    merged = merge_checkpoint(directory, weights, tmp_path / "merged", family=family)
+    assert {file.name for file in merged.iterdir()} == {file.name for file in together.iterdir()}
+    torch.testing.assert_close(logits_of(merged), logits_of(together), atol=0, rtol=0)
