@@ -188,6 +188,7 @@ def test_a_body_can_be_written_to_a_file(tmp_path):
 
 
 def test_an_unknown_letter_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "joblog").mkdir()
     for command in ("show", "drop"):
         done = run("dead", command, "s1:train:1:5", "--output-dir", str(tmp_path))
         assert (done.returncode, "no dead letter s1:train:1:5" in done.stderr) == (2, True)
