@@ -358,7 +358,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         1800.0
     )
     sync_inference_method: Annotated[
-        Literal["nccl_broadcast"], Meta(description="How weights reach inference endpoints.")
+        Literal["nccl_broadcast"],
+        Meta(description="How weights reach inference endpoints; without effect until they can be pushed."),
     ] = "nccl_broadcast"
 
     api_host: Annotated[
