@@ -1,5 +1,7 @@
 """The stock xorl client, unmodified, does everything that it can do, on a server of adapters and on one of full weights."""
 
+import re
+
 import pytest
 from tests.contract.clients.running import REPOSITORY, XORL, Client, needed
 from tests.contract.clients.workplace import MODEL
@@ -65,6 +67,18 @@ def full_kept(full, full_server, workplace):
     """What xorl_full.py saw of checkpoints, after everything else."""
     del full
     return client_of(full_server, workplace).json("xorl_full.py", full_server, MODEL, "keep")
+
+
+def test_the_loop_in_the_readme_lowers_its_loss(tmp_path, workplace):
+    needed(XORL)
+    programs = re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    (program,) = [text for text in programs if "import xorl_client" in text]
+    with local_server(REPOSITORY / "configs" / "tiny_full.yaml", output_dir=tmp_path) as running:
+        said = client_of(running.url, workplace).run("-c", program.replace("http://127.0.0.1:5555", running.url))
+    losses = [float(line.split()[1]) for line in said.splitlines()]
+    assert [round(losses[0], 2), round(losses[-1], 2)] == [14.60, 3.20]
 
 
 def test_the_documented_loop_lowers_the_loss(part):
