@@ -101,7 +101,13 @@ async def uninterrupted(tmp_path: Path, redis_url: str, engine: str, jobs: list[
 
 
 @pytest.mark.config_field("enable_lora", "enable_mixed_precision", "master_dtype")
-@pytest.mark.parametrize("fields", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(fields, id=name, marks=[pytest.mark.slow] if name == "no master" else [])
+        for name, fields in WAYS.items()
+    ],
+)
 async def test_a_run_over_three_killed_gangs_ends_with_the_bits_of_one_that_nobody_killed(
     client, tmp_path, redis_url, engine_name, fields
 ):
