@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 PIP_ARGS ?=
 # More words for pytest: make test PYTEST_ARGS='-k packing'
 PYTEST_ARGS ?=
+# How many tests run at a time; 0 runs them in pytest's own process, as a debugger needs it.
+TEST_WORKERS ?= 2
 # make torture: how many random kills, and the seed that repeats them.
 FAULT_KILLS ?= 200
 FAULT_SEED ?= 20260
@@ -43,7 +45,7 @@ dev: setup ## serve the tiny test model on loopback until Ctrl-C
 	$(BIN)/gradstream serve --config configs/tiny.yaml
 
 test: setup ## run the tests, the slow ones left out
-	$(OFFLINE) $(BIN)/python -m pytest tests -m 'not slow' -rs --tb=short $(PYTEST_ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest tests -m 'not slow' -n $(TEST_WORKERS) --dist worksteal -rs --tb=short $(PYTEST_ARGS)
 
 test-all: setup ## run every test
 	$(OFFLINE) $(BIN)/python -m pytest tests -rs --tb=short $(PYTEST_ARGS)
