@@ -109,12 +109,15 @@ def show(run: Run, console: Console) -> None:
         each = f"{item.steps_per_s / item.clients:.1f}"
         table.add_row(str(item.clients), f"{item.steps_per_s:.1f}", each, f"{share:.2f}", f"{item.client_cpu_ms:.1f}")
     console.print(table)
-    facts = run.machine
+    console.print(describe(run.machine), highlight=False)
+
+
+def describe(facts: Machine) -> str:
+    """One line about the machine and the versions."""
     versions = ", ".join(f"{name} {version}" for name, version in facts.packages.items())
-    console.print(
+    return (
         f"{facts.cpu}, {facts.cores} cores, load {facts.load[0]} before and {facts.load[1]} after, "
-        f"{facts.torch_threads} torch threads, Python {facts.python}, {versions}",
-        highlight=False,
+        f"{facts.torch_threads} torch threads, Python {facts.python}, {versions}"
     )
 
 
