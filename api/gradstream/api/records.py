@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from gradstream.api.parts import Parts
@@ -11,7 +12,9 @@ from gradstream.shared.errors import InvalidRequest, UnknownModel
 from gradstream.shared.ids import SessionId, TenantId
 from gradstream.shared.joblog.port import RecordKind
 
-_SCHEME = "tinker://"
+Record = Mapping[str, str]
+# Of the URIs under which records and the worker know checkpoints, whichever dialect made them.
+STORED_SCHEME = "tinker://"
 CHECKPOINT_KINDS = ("weights", "sampler_weights", "external_weights")
 _MAX_METADATA_BYTES = 64 * 1024
 
@@ -27,9 +30,9 @@ class CheckpointPath:
 
 def checkpoint_path(path: str, *, kind: str, field: str) -> CheckpointPath:
     """The parts of a checkpoint's URI; raises InvalidRequest unless it is well formed and of the given kind."""
-    parts = path.removeprefix(_SCHEME).split("/")
-    expected = f"{_SCHEME}MODEL/{kind}/NAME"
-    if not path.startswith(_SCHEME) or len(parts) != 3:
+    parts = path.removeprefix(STORED_SCHEME).split("/")
+    expected = f"{STORED_SCHEME}MODEL/{kind}/NAME"
+    if not path.startswith(STORED_SCHEME) or len(parts) != 3:
         raise InvalidRequest(f"{field}: {path[:200]!r} is not a checkpoint's path; it has the form {expected}")
     run, found_kind, name = parts
     if not ids.is_valid_id(run) or not ids.is_valid_name(name):
@@ -41,7 +44,7 @@ def checkpoint_path(path: str, *, kind: str, field: str) -> CheckpointPath:
 
 def checkpoint_of(path: str, *, field: str) -> CheckpointPath:
     """The parts of a checkpoint's URI of any kind; raises InvalidRequest unless it is well formed."""
-    found = path.removeprefix(_SCHEME).split("/")
+    found = path.removeprefix(STORED_SCHEME).split("/")
     kind = found[1] if len(found) == 3 and found[1] in CHECKPOINT_KINDS else "KIND"
     return checkpoint_path(path, kind=kind, field=field)
 
@@ -63,7 +66,7 @@ def any_checkpoint_path(run: str, checkpoint_id: str) -> str:
         raise UnknownModel(
             f"checkpoint_id: there is no checkpoint {checkpoint_id[:200]!r} of training run {run[:200]!r}"
         )
-    return f"{_SCHEME}{run}/{kind}/{name}"
+    return f"{STORED_SCHEME}{run}/{kind}/{name}"
 
 
 async def own_record(
@@ -98,3 +101,13 @@ def text_metadata(metadata: Mapping[str, Any] | None, *, field: str = "user_meta
     if num_bytes > _MAX_METADATA_BYTES:
         raise InvalidRequest(f"{field}: {num_bytes} characters; at most {_MAX_METADATA_BYTES} are kept")
     return texts
+
+
+def when(milliseconds: str) -> datetime:
+    """The time of milliseconds since the Unix epoch."""
+    return datetime.fromtimestamp(int(milliseconds) / 1000, tz=UTC)
+
+
+def metadata_of(record: Record) -> dict[str, str] | None:
+    """The record's user_metadata, None when it is empty."""
+    return json.loads(record.get("user_metadata") or "{}") or None

@@ -13,9 +13,9 @@ from tests.support.echo_worker import echo_worker
 from tests.support.rig import FAST, LIMITS, Rig
 from tests.support.xorl import Xorl
 
+from gradstream.api.names import Target
 from gradstream.api.parts import Parts
 from gradstream.api.xorl import kill
-from gradstream.api.xorl.models import Target
 from gradstream.api.xorl.submitting import submit
 from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.census import RedisCensus

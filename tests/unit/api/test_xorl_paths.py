@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gradstream.api.xorl.models import target
-from gradstream.api.xorl.paths import parse, parse_id, shown
+from gradstream.api.names import shown, target
+from gradstream.api.xorl.paths import parse, parse_id
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.ids import LOCAL_TENANT, TenantId
 

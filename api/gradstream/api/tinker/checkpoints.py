@@ -10,12 +10,13 @@ from pydantic import BaseModel, Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
+from gradstream.api.checkpoint_views import Checkpoint, checkpoint_view
 from gradstream.api.errors import require
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.query import PageQuery, Query, query, takes
-from gradstream.api.records import any_checkpoint_path, own_record
+from gradstream.api.records import Record, any_checkpoint_path, own_record
 from gradstream.api.storage import deletion
-from gradstream.api.tinker.views import Checkpoint, Cursor, Record, checkpoint_view
+from gradstream.api.tinker.views import Cursor
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.port import RecordKind

@@ -5,11 +5,11 @@ from pydantic import BaseModel
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.dialect import is_name
+from gradstream.api.names import target
 from gradstream.api.parts import parts_of
 from gradstream.api.query import ScopedPageQuery, ScopeQuery, query, takes
 from gradstream.api.records import own_record
 from gradstream.api.tinker.views import Cursor, TrainingRun, run_view
-from gradstream.api.xorl.models import target
 from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()

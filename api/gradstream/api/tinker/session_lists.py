@@ -11,9 +11,8 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.query import MAX_PAGE, Query, ScopedPageQuery, ScopeQuery, query, takes
-from gradstream.api.records import own_record
+from gradstream.api.records import Record, metadata_of, own_record, when
 from gradstream.api.tinker.session_search import CursorBody, SearchBody, SessionSummary, matches, summary
-from gradstream.api.tinker.views import Record, metadata, when
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.port import RecordKind
@@ -101,7 +100,7 @@ async def get_session(session_id: str, request: Request) -> Session:
     return Session(
         training_run_ids=list(runs.records),
         sampler_ids=list(samplers.records),
-        user_metadata=metadata(record),
+        user_metadata=metadata_of(record),
         display_name=record.get("display_name") or None,
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, Field
 
 from gradstream.api.body import Body
-from gradstream.api.tinker.views import Record, metadata, when
+from gradstream.api.records import Record, metadata_of, when
 
 Text = Annotated[str, Field(max_length=256)]
 
@@ -67,7 +67,7 @@ def matches(session_id: str, record: Record, asked: SearchBody) -> bool:
         return False
     if asked.project_ids is not None and record.get("project_id", "") not in asked.project_ids:
         return False
-    found = metadata(record) or {}
+    found = metadata_of(record) or {}
     if any(found.get(name) != value for name, value in asked.user_metadata.items()):
         return False
     status = status_of(record)
@@ -113,5 +113,5 @@ def summary(session_id: str, record: Record, *, num_checkpoints: int) -> Session
         status=status_of(record),
         checkpoints_count=num_checkpoints,
         display_name=record.get("display_name") or None,
-        user_metadata=metadata(record),
+        user_metadata=metadata_of(record),
     )

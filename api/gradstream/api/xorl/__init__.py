@@ -7,8 +7,8 @@ How to add a call:
 - Read a small body with `small_body(request, SomeBody)` of `api/body.py`, where SomeBody derives from `NamedBody` (bodies.py): it has
   model_id (session_id is another name for it; missing it is `default`), seq_id, and refuses fields that it does not know. The class
   variable IDLE names fields that clients send without meaning; they are dropped before the check.
-- `target_of(body, tenant=tenant_of(request))` (models.py) is the model meant: its name, the id under which the job log and the
-  records know it, and the tenant. Everything inside works with the id; everything a client reads shows the name.
+- `target_of(body, tenant=tenant_of(request))` (models.py) is the model meant, a `Target` of `api/names.py`: its name, the id under which the
+  job log and the records know it, and the tenant. Everything inside works with the id; everything a client reads shows the name.
 - `submit(parts, target, payload, seq_id=body.seq_id)` (submitting.py) puts a job behind everything that was accepted for the model
   before, and returns the future's id; `promised(target, future_id)` is the answer {request_id, model_id}. The server numbers the
   jobs. seq_id only tells a repetition of a request: the same number and payload, arrived before anybody polled that future. Where a

@@ -1,8 +1,8 @@
 """What a client hears whose model is not there."""
 
+from gradstream.api.names import Target, shown
 from gradstream.api.parts import Parts
-from gradstream.api.xorl.models import Target, unknown
-from gradstream.api.xorl.paths import shown
+from gradstream.api.xorl.models import unknown
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.joblog.port import RecordKind
 

@@ -10,13 +10,14 @@ from pydantic import BaseModel
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.catalog import base_model_name
+from gradstream.api.checkpoint_views import checkpoint_view
+from gradstream.api.names import Target, shown, target
 from gradstream.api.parts import Parts, parts_of
-from gradstream.api.records import own_record
+from gradstream.api.records import Record, own_record
 from gradstream.api.storage import deletion
-from gradstream.api.tinker.views import Record, checkpoint_view
 from gradstream.api.xorl.bodies import NamedBody
-from gradstream.api.xorl.models import Target, record_of, target, target_of
-from gradstream.api.xorl.paths import SAMPLER_WEIGHTS, WEIGHTS, CheckpointName, parse, parse_id, shown
+from gradstream.api.xorl.models import record_of, target_of
+from gradstream.api.xorl.paths import SAMPLER_WEIGHTS, WEIGHTS, CheckpointName, parse, parse_id
 from gradstream.shared.errors import Forbidden, UnknownModel
 from gradstream.shared.ids import DEFAULT_MODEL, INITIAL_CHECKPOINT
 from gradstream.shared.joblog.port import RecordKind

@@ -11,9 +11,10 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.catalog import check_base_model
 from gradstream.api.errors import require
+from gradstream.api.names import Target
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.xorl.bodies import NamedBody
-from gradstream.api.xorl.models import Target, is_over, record_of, target_of
+from gradstream.api.xorl.models import is_over, record_of, target_of
 from gradstream.api.xorl.specs import ModelSpec, StepDefaults, default_spec
 from gradstream.api.xorl.submitting import create, promised, submit
 from gradstream.shared import ids

@@ -11,9 +11,8 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, offloaded, small_body
 from gradstream.api.errors import http_error, response_of
 from gradstream.api.futures import Expired, Finished, Missing, Pending, QueueState, poll
+from gradstream.api.names import name_of, shown
 from gradstream.api.parts import Parts, parts_of
-from gradstream.api.xorl.models import name_of
-from gradstream.api.xorl.paths import shown
 from gradstream.api.xorl.results import outcome_json
 from gradstream.shared import codec, ids
 from gradstream.shared.errors import Unavailable, UnknownModel

@@ -13,10 +13,10 @@ from pydantic import BaseModel
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import documents, small_body
+from gradstream.api.names import Target, shown
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.xorl.bodies import NamedBody
-from gradstream.api.xorl.models import Target, is_over, target_of, unknown
-from gradstream.api.xorl.paths import shown
+from gradstream.api.xorl.models import is_over, target_of, unknown
 from gradstream.api.xorl.waiting import WAIT_S, outcome_of
 from gradstream.shared import codec
 from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel

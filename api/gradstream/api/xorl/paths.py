@@ -1,22 +1,18 @@
-"""Checkpoints as xorl clients name them: every spelling that there is, and the one that they are shown."""
+"""Checkpoints as xorl clients name them, in every spelling that there is."""
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from gradstream.api.dialect import is_name
-from gradstream.api.records import CHECKPOINT_KINDS
-from gradstream.api.xorl.models import Target, name_of, target
+from gradstream.api.names import SCHEME, Target, target
+from gradstream.api.records import CHECKPOINT_KINDS, STORED_SCHEME
 from gradstream.shared import ids
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.ids import ModelId
 
-SCHEME = "xorl://"
 WEIGHTS = "weights"
 SAMPLER_WEIGHTS = "sampler_weights"
-_STORED = "tinker://"
-_STORED_PATH = re.compile(r"tinker://([^/\s'\"]+)/([^/\s'\"]+)/([^/\s'\"]+)")
 # Where the worker puts checkpoints below the output directory: checkpoints/RUN/KIND/NAME, with + for the colons of RUN.
 _CHECKPOINTS = "checkpoints"
 
@@ -32,17 +28,7 @@ class CheckpointName:
     @property
     def uri(self) -> str:
         """Under which the records and the worker know it."""
-        return f"{_STORED}{self.model}/{self.kind}/{self.name}"
-
-
-def shown(text: str) -> str:
-    """The text with every stored URI in it written as xorl clients write it."""
-    return _STORED_PATH.sub(lambda found: f"{SCHEME}{_called(found[1])}/{found[2]}/{found[3]}", text)
-
-
-def _called(run: str) -> str:
-    """The name of a model that has one; ids of the tinker dialect, which have two colons, are left as they are."""
-    return name_of(run) if run.count(":") <= 1 else run
+        return f"{STORED_SCHEME}{self.model}/{self.kind}/{self.name}"
 
 
 def parse(text: str, *, of: Target, kind: str, field: str, output_dir: Path | None) -> CheckpointName:
@@ -79,7 +65,7 @@ def parse_id(text: str, *, of: Target, field: str) -> CheckpointName:
 
 def _parts(text: str, *, output_dir: Path | None) -> list[str] | None:
     """The parts between the slashes, for a path of the machine those below the output directory; None when there are none of use."""
-    for scheme in (SCHEME, _STORED):
+    for scheme in (SCHEME, STORED_SCHEME):
         if text.startswith(scheme):
             parts = text.removeprefix(scheme).split("/")
             return parts if len(parts) == 3 else None

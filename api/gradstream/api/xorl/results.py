@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from gradstream.api.xorl.models import name_of
-from gradstream.api.xorl.paths import shown
+from gradstream.api.names import name_of, shown
 from gradstream.shared.columns import Column
 from gradstream.shared.wire import (
     CreateModelDone,

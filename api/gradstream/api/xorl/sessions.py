@@ -8,10 +8,11 @@ from pydantic import BaseModel
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import documents, small_body
+from gradstream.api.names import target
 from gradstream.api.parts import parts_of
 from gradstream.api.xorl.bodies import NamedBody
 from gradstream.api.xorl.creation import CreateBody, made
-from gradstream.api.xorl.models import record_of, target, target_of
+from gradstream.api.xorl.models import record_of, target_of
 from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()

@@ -4,9 +4,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from gradstream.api.auth import tenant_of
+from gradstream.api.names import shown, target
 from gradstream.api.parts import Parts, parts_of
-from gradstream.api.xorl.models import target
-from gradstream.api.xorl.paths import shown
 from gradstream.api.xorl.submitting import submit
 from gradstream.api.xorl.waiting import WAIT_S, outcome_of
 from gradstream.shared.errors import EngineFailure, InvalidRequest, Unavailable, Unsupported

@@ -6,9 +6,9 @@ import msgspec
 from fastapi import Response
 
 from gradstream.api.budgets import check_model_room
+from gradstream.api.names import Target
 from gradstream.api.parts import Parts
 from gradstream.api.xorl.absence import missing
-from gradstream.api.xorl.models import Target
 from gradstream.api.xorl.specs import ModelSpec, default_spec
 from gradstream.shared import codec
 from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel

@@ -8,11 +8,12 @@ from pydantic import Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, offloaded, raw_body, small_body, typed
+from gradstream.api.names import Target, target
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.training_data import to_payload
 from gradstream.api.xorl.bodies import NamedBody
 from gradstream.api.xorl.data import ForwardInput, training_data
-from gradstream.api.xorl.models import Target, target, target_of
+from gradstream.api.xorl.models import target_of
 from gradstream.api.xorl.specs import StepDefaults
 from gradstream.api.xorl.submitting import Encoded, promised, submit
 from gradstream.shared import codec
