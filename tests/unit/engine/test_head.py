@@ -54,7 +54,7 @@ def test_values_and_gradients_equal_autograd_over_all_logits(driver: Driver, chu
     factors = []
     for part in passes.slices:
         assert part.weights is not None
-        pair = part.weights.pairs[base.head_site.index]
+        pair = part.weights.factors.pairs[base.head_site.index]
         a, b = pair.a.double().clone().requires_grad_(), pair.b.double().clone().requires_grad_()
         factors += [a, b]
         change = torch.zeros_like(truth)

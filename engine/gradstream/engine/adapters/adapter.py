@@ -9,6 +9,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from gradstream.engine.adapters.factors import Factors
 from gradstream.engine.adapters.initial import initial_weights, resolve_seed
 from gradstream.engine.adapters.layout import AdapterLayout, LoraPair, Site, layout_for
 from gradstream.engine.optim.state import new_state, state_parts
@@ -19,16 +20,14 @@ from gradstream.shared.wire import LoraSpec
 
 
 class LoraWeights(Protocol):
-    """What a forward pass needs of an adapter: flat fp32 weights, their layout and the scale alpha / rank."""
+    """What a pass needs of an adapter. layout: of a gradient, so of the trained factors. scale: alpha / rank. factors: all of them."""
 
     @property
     def layout(self) -> AdapterLayout: ...
     @property
-    def weights(self) -> Tensor: ...
-    @property
     def scale(self) -> float: ...
     @property
-    def pairs(self) -> dict[int, LoraPair]: ...
+    def factors(self) -> Factors: ...
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class FrozenAdapter:
     weights: Tensor
 
     @cached_property
-    def pairs(self) -> dict[int, LoraPair]:
-        return self.layout.pairs(self.weights)
+    def factors(self) -> Factors:
+        return Factors(self.layout, self.weights)
 
 
 class Adapter:
@@ -73,7 +72,7 @@ class Adapter:
         self.step = 0
         self.has_grad = False
         self.valid_tokens = 0
-        self.pairs = layout.pairs(weights)
+        self.factors = Factors(layout, weights)
 
     @property
     def exp_avg(self) -> Tensor:

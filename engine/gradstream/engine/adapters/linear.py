@@ -71,11 +71,12 @@ def _forward(
 
 
 def backward_patch(patch: Patch, *, grad_TO: Tensor, x_TI: Tensor, low_TR: Tensor) -> Tensor:
-    """Add the patch's gradient to its buffers; returns scale * grad b, [T, R], what x's gradient gets through a."""
+    """Add the gradient of the patch's trained ranks to its buffers; returns scale * grad b, [T, R], what x's gradient gets through a."""
     grad_low_TR = (grad_TO @ patch.weight.b).mul_(patch.scale)
     if patch.grad is not None:
-        _add_product(patch.grad.a, grad_low_TR.t(), x_TI, 1.0)
-        _add_product(patch.grad.b, grad_TO.t(), low_TR, patch.scale)
+        trained = slice(patch.frozen_rank, None)
+        _add_product(patch.grad.a, grad_low_TR[:, trained].t(), x_TI, 1.0)
+        _add_product(patch.grad.b, grad_TO.t(), low_TR[:, trained], patch.scale)
     return grad_low_TR
 
 

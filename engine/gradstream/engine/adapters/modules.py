@@ -123,9 +123,8 @@ class _Routes:
             for i, patch in enumerate(patches):
                 first, last = start + cuts[2 * i], start + cuts[2 * i + 1]
                 if first < last:
-                    parts.append(
-                        Patch(first, last, patch.scale, _expert(patch.weight, expert), _of(patch.grad, expert))
-                    )
+                    weight, grad = _expert(patch.weight, expert), _of(patch.grad, expert)
+                    parts.append(Patch(first, last, patch.scale, weight, grad, patch.frozen_rank))
         return parts
 
 

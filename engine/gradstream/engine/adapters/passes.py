@@ -17,7 +17,7 @@ from gradstream.engine.adapters.layout import LoraPair
 class AdapterSlice:
     """Tokens [start, end) of the row with one adapter; weights None is the bare base model.
 
-    grad: flat fp32 in the adapter's layout; the backward pass adds this slice's gradient to it. None: not trained in this pass.
+    grad: flat fp32 in weights.layout; the backward pass adds this slice's gradient to it. None: not trained in this pass.
     """
 
     start: int
@@ -30,7 +30,8 @@ class AdapterSlice:
 class Patch:
     """One slice at one site: its factors in the compute dtype and where their gradients are added.
 
-    column: where the site's columns begin in a product that is computed for several sites at once.
+    frozen_rank: how many of the weight's ranks, the first ones, get no gradient; grad has the others. column: where the site's columns
+    begin in a product that is computed for several sites at once.
     """
 
     start: int
@@ -38,6 +39,7 @@ class Patch:
     scale: float
     weight: LoraPair
     grad: LoraPair | None
+    frozen_rank: int = 0
     column: int = 0
 
     def of(self, y_TO: Tensor) -> Tensor:
@@ -73,12 +75,11 @@ class AdapterPass:
         return self._patches.get(site, _NONE)
 
     def _add(self, part: AdapterSlice, weights: LoraWeights, compute_dtype: torch.dtype) -> None:
-        is_cast = weights.weights.dtype != compute_dtype
-        pairs = weights.layout.pairs(weights.weights.to(compute_dtype)) if is_cast else weights.pairs
+        factors = weights.factors
         grads = weights.layout.pairs(part.grad) if part.grad is not None else None
-        for site, pair in pairs.items():
+        for site, pair in factors.pairs_in(compute_dtype).items():
             grad = grads[site] if grads is not None else None
-            patch = Patch(part.start, part.end, weights.scale, pair, grad)
+            patch = Patch(part.start, part.end, weights.scale, pair, grad, factors.frozen_rank)
             self._patches.setdefault(site, []).append(patch)
 
 
