@@ -61,6 +61,7 @@ class FlatModel:
         self.optim = new_state(state_parts(optimizer, self.layout, weights_dtype=dtype), device=CPU)
         self.reduction: Reduction = reduction
         self.step = 0
+        self.optim_began = 0
         self.has_grad = False
         self.valid_tokens = 0
         self.num_syncs = 0

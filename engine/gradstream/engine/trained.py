@@ -76,8 +76,9 @@ class TrainedModel(Protocol):
     """A model that an optimizer changes.
 
     weights: the master weights, flat [P], fp32 (bf16 where the engine keeps no master). grad: flat fp32 [P]. optim: the optimizer's
-    tensors by name, as `optim.state.state_parts` describes them. These stay the same objects for life. step: updates made. has_grad:
-    something was accumulated since the last one. valid_tokens: the tokens with a target that were accumulated with it.
+    tensors by name, as `optim.state.state_parts` describes them. These stay the same objects for life. step: updates made; optim_began:
+    after how many of them the optimizer's state last began with zeros. has_grad: something was accumulated since the last one.
+    valid_tokens: the tokens with a target that were accumulated with it.
     """
 
     owner: Owner
@@ -87,6 +88,7 @@ class TrainedModel(Protocol):
     optimizer: OptimizerSpec
     reduction: Reduction
     step: int
+    optim_began: int
     has_grad: bool
     valid_tokens: int
 

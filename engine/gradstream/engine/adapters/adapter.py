@@ -70,6 +70,7 @@ class Adapter:
         self.optim = new_state(state_parts(self.optimizer, layout), device=weights.device)
         self.reduction = training.reduction
         self.step = 0
+        self.optim_began = 0
         self.has_grad = False
         self.valid_tokens = 0
         self.factors = Factors(layout, weights)

@@ -36,6 +36,7 @@ class FullModel:
         parts = state_parts(self.optimizer, flat.layout, weights_dtype=self.weights.dtype)
         self.optim = new_state(parts, device=flat.weights.device)
         self.step = 0
+        self.optim_began = 0
         self.has_grad = False
         self.valid_tokens = 0
         self.is_asleep = False

@@ -26,7 +26,7 @@ def adam_update(step: Step, values: Values) -> None:
         [values.state[EXP_AVG_SQ]],
         [],
         # The fused kernel counts from what was before, and wants the count beside the weights.
-        [torch.tensor(float(step.number - 1), device=values.weights.device)],
+        [torch.tensor(float(step.age - 1), device=values.weights.device)],
         fused=True,
         amsgrad=False,
         beta1=adam.beta1,

@@ -45,6 +45,11 @@ class Step:
     noise: Noise
 
     @property
+    def age(self) -> int:
+        """The number of this update, from 1, since the optimizer's state began."""
+        return self.number - self.model.optim_began
+
+    @property
     def lr(self) -> float:
         """The learning rate in force."""
         return self.adam.learning_rate * self.multiplier

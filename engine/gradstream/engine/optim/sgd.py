@@ -48,7 +48,7 @@ def _update(step: Step, values: Values) -> None:
     if spec.momentum:
         momentum = values.state[_MOMENTUM]
         # As in torch, the first gradient is not dampened.
-        damping = 0.0 if step.number == 1 else spec.dampening
+        damping = 0.0 if step.age == 1 else spec.dampening
         momentum.mul_(spec.momentum).add_(direction, alpha=1 - damping)
         direction = direction.add(momentum, alpha=spec.momentum) if spec.nesterov else momentum
     values.weights.add_(direction, alpha=-step.lr)
