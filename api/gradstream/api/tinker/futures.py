@@ -1,20 +1,18 @@
 """retrieve_future: the long poll."""
 
-from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
 from fastapi import APIRouter, Request, Response
-from starlette.background import BackgroundTask
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import PROTOBUF, Body, documents, offloaded, small_body
-from gradstream.api.errors import http_error, response_of
+from gradstream.api.errors import response_of
 from gradstream.api.futures import Expired, Finished, Missing, Pending, poll
 from gradstream.api.parts import Parts, parts_of
+from gradstream.api.retrieving import delivered, json_answer, no_longer_kept, no_such_future, try_again
 from gradstream.api.tinker.results import Rendered, render
 from gradstream.shared import codec, ids
-from gradstream.shared.errors import Unavailable, UnknownModel
+from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import FutureId
 from gradstream.shared.wire import Failed
 
@@ -39,7 +37,7 @@ async def retrieve_future(request: Request) -> Response:
     parts = parts_of(request)
     body = await small_body(request, RetrieveFutureBody)
     if not ids.is_valid_future_id(body.request_id):
-        return _missing(body)
+        return no_such_future(body.request_id)
     future_id = FutureId(body.request_id)
     try:
         answer = await poll(parts, future_id, tenant=tenant_of(request))
@@ -48,52 +46,32 @@ async def retrieve_future(request: Request) -> Response:
     match answer:
         case Finished(outcome=outcome):
             return await _finished(parts, request, body, outcome)
-        case Pending(state=state, reason=reason):
-            return _json(
-                {"type": "try_again", "request_id": future_id, "queue_state": state, "queue_state_reason": reason},
-                status=408,
-            )
+        case Pending():
+            return try_again(future_id, answer, status=408)
         case Missing():
-            return _missing(body)
+            return no_such_future(body.request_id)
         case Expired():
-            return http_error(410, code="expired", detail=f"request_id: the result of {future_id!r} is no longer kept")
-
-
-def _missing(body: RetrieveFutureBody) -> Response:
-    return response_of(UnknownModel(f"request_id: there is no future {body.request_id[:80]!r}"))
+            return no_longer_kept(future_id)
 
 
 async def _finished(parts: Parts, request: Request, body: RetrieveFutureBody, stored: bytes) -> Response:
     future_id = FutureId(body.request_id)
     outcome = codec.decode_outcome(stored)
-    delivered = BackgroundTask(_note_delivery, parts, future_id)
     if isinstance(outcome, Failed):
-        return _json(
-            {"error": outcome.message, "category": outcome.category, "code": outcome.code}, background=delivered
+        return json_answer(
+            {"error": outcome.message, "category": outcome.category, "code": outcome.code},
+            background=delivered(parts, future_id),
         )
     accepts_protobuf = PROTOBUF in request.headers.get("accept", "")
     rendered: Rendered = await offloaded(
         lambda: render(outcome, accepts_protobuf=accepts_protobuf), size_bytes=len(stored)
     )
     if body.allow_metadata_only and len(rendered.content) > parts.config.inline_result_bytes:
-        return _json(
+        return json_answer(
             {
                 "status": "complete_metadata",
                 "request_id": future_id,
                 "response_payload_size": len(rendered.content),
             }
         )
-    return Response(rendered.content, media_type=rendered.media_type, background=delivered)
-
-
-async def _note_delivery(parts: Parts, future_id: FutureId) -> None:
-    """After the answer was sent: with the queue away the result only lives longer."""
-    with suppress(Unavailable):
-        await parts.intake.mark_delivered(future_id)
-
-
-# Any: small free-form JSON answers.
-def _json(content: dict[str, Any], *, status: int = 200, background: BackgroundTask | None = None) -> Response:
-    return Response(
-        msgspec.json.encode(content), status_code=status, media_type="application/json", background=background
-    )
+    return Response(rendered.content, media_type=rendered.media_type, background=delivered(parts, future_id))

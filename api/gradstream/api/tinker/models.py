@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.budgets import check_model_room
 from gradstream.api.catalog import check_base_model
 from gradstream.api.errors import require
+from gradstream.api.model_info import ModelInfo, model_info
 from gradstream.api.ordered import Promise
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import open_session, own_record, text_metadata
@@ -57,25 +58,6 @@ class CreateModelBody(Body):
 class ModelBody(Body):
     model_id: str
     type: Literal["get_info", "unload_model"] | None = None
-
-
-class ModelData(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    arch: str
-    model_name: str
-    tokenizer_id: str
-
-
-class ModelInfo(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    type: str = "get_info"
-    model_id: str
-    model_data: ModelData
-    is_lora: bool
-    lora_rank: int | None
-    model_name: str
 
 
 @router.post("/create_model", openapi_extra=documents(CreateModelBody))
@@ -185,15 +167,7 @@ async def get_info(request: Request) -> ModelInfo:
     body = await small_body(request, ModelBody)
     record = await own_record(parts, RecordKind.MODEL, body.model_id, tenant=tenant_of(request), field="model_id")
     card = await parts.catalog.card()
-    name = record.get("base_model") or card.model_name
-    rank = record.get("rank", "")
-    return ModelInfo(
-        model_id=body.model_id,
-        model_data=ModelData(arch=card.architecture, model_name=name, tokenizer_id=card.tokenizer_id),
-        is_lora=True,
-        lora_rank=int(rank) if rank else None,
-        model_name=name,
-    )
+    return model_info(record, card, model_id=body.model_id, tokenizer_id=card.tokenizer_id)
 
 
 @router.post("/unload_model", openapi_extra=documents(ModelBody))

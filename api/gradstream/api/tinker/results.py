@@ -1,12 +1,12 @@
 """Outcomes as the tinker wire shows them: protobuf for forward_backward and sample, JSON for everything and for older SDKs."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from gradstream.api.outcome_json import datum_objects, result_bytes
 from gradstream.api.tinker.proto import wire_pb2
 from gradstream.api.tinker.sampling_results import sample_json, sample_proto
 from gradstream.shared.columns import Column
@@ -53,7 +53,7 @@ def render(done: Done, *, accepts_protobuf: bool) -> Rendered:
         )
     if accepts_protobuf and isinstance(done, SampleDone):
         return Rendered(content=sample_proto(done).SerializeToString(deterministic=True), media_type=PROTOBUF)
-    return Rendered(content=_json_bytes(_json_result(done)), media_type=JSON)
+    return Rendered(content=result_bytes(_json_result(done), of=done), media_type=JSON)
 
 
 def _forward_backward_proto(done: ForwardBackwardDone) -> wire_pb2.ForwardBackwardOutput:
@@ -89,7 +89,7 @@ def _json_result(done: Done) -> dict[str, Any]:
         case ForwardBackwardDone():
             return {
                 "loss_fn_output_type": _OUTPUT_TYPE,
-                "loss_fn_outputs": _json_outputs(done.outputs),
+                "loss_fn_outputs": datum_objects(done.outputs),
                 "metrics": done.metrics,
             }
         case OptimStepDone():
@@ -106,33 +106,3 @@ def _json_result(done: Done) -> dict[str, Any]:
             return sample_json(done)
         case RestoreSnapshotDone():
             raise TypeError("the gang's own job was taken for a client's")
-
-
-def _json_outputs(outputs: Mapping[str, Column]) -> list[dict[str, Any]]:
-    """One object per datum: name -> {data, dtype, shape}, with the two dtypes that JSON clients know."""
-    num_datums = max((column.num_datums for column in outputs.values()), default=0)
-    datums: list[dict[str, Any]] = [{} for _ in range(num_datums)]
-    for name, column in outputs.items():
-        dtype = "float32" if column.dtype in {"float32", "float64"} else "int64"
-        for datum, array in zip(datums, column.arrays(), strict=True):
-            datum[name] = {"data": array.ravel().tolist(), "dtype": dtype, "shape": list(array.shape)}
-    return datums
-
-
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    """JSON of a result. A metric or log-probability that is not finite keeps its value, as NaN or Infinity, which the SDK reads."""
-    if _holds_nonfinite(value):
-        return json.dumps(value).encode()
-    return msgspec.json.encode(value)
-
-
-def _holds_nonfinite(value: object) -> bool:
-    if isinstance(value, float):
-        return not np.isfinite(value)
-    if isinstance(value, dict):
-        return any(_holds_nonfinite(item) for item in value.values())
-    if isinstance(value, list):
-        if value and all(type(item) is float for item in value):
-            return not bool(np.isfinite(value).all())
-        return any(_holds_nonfinite(item) for item in value if isinstance(item, list | dict | float))
-    return False

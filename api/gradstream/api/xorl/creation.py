@@ -5,12 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.catalog import check_base_model
 from gradstream.api.errors import require
+from gradstream.api.model_info import ModelInfo, base_name, model_info
 from gradstream.api.names import Target
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.xorl.bodies import NamedBody
@@ -70,25 +71,6 @@ class CreateBody(NamedBody):
 
 class ModelBody(NamedBody):
     IDLE: ClassVar[frozenset[str]] = frozenset({"type"})
-
-
-class ModelData(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    arch: str
-    model_name: str
-    tokenizer_id: str
-
-
-class ModelInfo(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    type: str = "get_info"
-    model_id: str
-    model_data: ModelData
-    is_lora: bool
-    lora_rank: int | None
-    model_name: str
 
 
 @router.post("/api/v1/create_model", openapi_extra=documents(CreateBody))
@@ -245,14 +227,8 @@ async def get_info(request: Request) -> ModelInfo:
     meant = target_of(await small_body(request, ModelBody), tenant=tenant_of(request))
     record = await record_of(parts, meant)
     card = await parts.catalog.card()
-    name = record.get("base_model") or card.model_name
-    return ModelInfo(
-        model_id=meant.name,
-        model_data=ModelData(arch=card.architecture, model_name=name, tokenizer_id=tokenizer_name(card, name)),
-        is_lora=card.is_lora,
-        lora_rank=int(record["rank"]) if record.get("rank") else None,
-        model_name=name,
-    )
+    tokenizer_id = tokenizer_name(card, base_name(record, card))
+    return model_info(record, card, model_id=meant.name, tokenizer_id=tokenizer_id)
 
 
 def tokenizer_name(card: EngineCard, name: str) -> str:

@@ -1,27 +1,22 @@
 """retrieve_future: the long poll."""
 
-from contextlib import suppress
-from typing import Any
-
-import msgspec
 from fastapi import APIRouter, Request, Response
-from starlette.background import BackgroundTask
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, offloaded, small_body
-from gradstream.api.errors import http_error, response_of
 from gradstream.api.futures import Expired, Finished, Missing, Pending, QueueState, poll
 from gradstream.api.names import name_of, shown
 from gradstream.api.parts import Parts, parts_of
+from gradstream.api.retrieving import delivered, json_answer, no_longer_kept, no_such_future, try_again
 from gradstream.api.xorl.results import outcome_json
 from gradstream.shared import codec, ids
-from gradstream.shared.errors import Unavailable, UnknownModel
+from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.wire import Failed
 
 router = APIRouter()
-_RECOVERING = "the queue cannot be reached now; ask again"
+_RECOVERING = Pending(state=QueueState.PAUSED_CAPACITY, reason="the queue cannot be reached now; ask again")
 
 
 class RetrieveBody(Body):
@@ -42,31 +37,23 @@ async def retrieve_future(request: Request) -> Response:
     parts, tenant = parts_of(request), tenant_of(request)
     body = await small_body(request, RetrieveBody)
     if not ids.is_valid_future_id(body.request_id):
-        return _missing(body)
+        return no_such_future(body.request_id)
     future_id = FutureId(body.request_id)
     try:
         await parts.intake.note_polled(future_id, tenant=tenant)
         answer = await poll(parts, future_id, tenant=tenant)
     except Unavailable:
         # A 5xx would be repeated without a pause.
-        return _try_again(future_id, QueueState.PAUSED_CAPACITY, _RECOVERING)
+        return try_again(future_id, _RECOVERING)
     match answer:
         case Finished(outcome=outcome):
             return await _finished(parts, future_id, outcome)
-        case Pending(state=state, reason=reason):
-            return _try_again(future_id, state, reason)
+        case Pending():
+            return try_again(future_id, answer)
         case Missing():
-            return _missing(body)
+            return no_such_future(body.request_id)
         case Expired():
             return await _expired(parts, future_id, tenant=tenant)
-
-
-def _try_again(future_id: FutureId, state: QueueState, reason: str | None) -> Response:
-    return _json({"type": "try_again", "request_id": future_id, "queue_state": state, "queue_state_reason": reason})
-
-
-def _missing(body: RetrieveBody) -> Response:
-    return response_of(UnknownModel(f"request_id: there is no future {body.request_id[:80]!r}"))
 
 
 async def _expired(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Response:
@@ -75,19 +62,18 @@ async def _expired(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Re
     record = await parts.intake.record(RecordKind.MODEL, model) or {}
     state = record.get("state") if record.get("tenant") == tenant else None
     if state == "ready" and record.get("made_at", "0") == seq:
-        return _json({"type": "create_model", "model_id": name_of(model)})
+        return json_answer({"type": "create_model", "model_id": name_of(model)})
     if state == "unloaded" and record.get("ended_at") == seq:
-        return _json({"type": "unload_model", "model_id": name_of(model)})
-    return http_error(410, code="expired", detail=f"request_id: the result of {future_id!r} is no longer kept")
+        return json_answer({"type": "unload_model", "model_id": name_of(model)})
+    return no_longer_kept(future_id)
 
 
 async def _finished(parts: Parts, future_id: FutureId, stored: bytes) -> Response:
     outcome = codec.decode_outcome(stored)
-    delivered = BackgroundTask(_note_delivery, parts, future_id)
     if isinstance(outcome, Failed):
-        return _json(_failure(outcome), background=delivered)
+        return json_answer(_failure(outcome), background=delivered(parts, future_id))
     content = await offloaded(lambda: outcome_json(outcome), size_bytes=len(stored))
-    return Response(content, media_type="application/json", background=delivered)
+    return Response(content, media_type="application/json", background=delivered(parts, future_id))
 
 
 # The HTTP status that a failure would have, where clients look for it in the text.
@@ -99,14 +85,3 @@ def _failure(outcome: Failed) -> dict[str, str]:
     message = shown(outcome.message)
     text = message if status is None else f"{status}: {message}"
     return {"error": text, "category": outcome.category, "code": outcome.code}
-
-
-async def _note_delivery(parts: Parts, future_id: FutureId) -> None:
-    """After the answer was sent: with the queue away the result only lives longer."""
-    with suppress(Unavailable):
-        await parts.intake.mark_delivered(future_id)
-
-
-# Any: small free-form JSON answers.
-def _json(content: dict[str, Any], *, background: BackgroundTask | None = None) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json", background=background)
