@@ -17,7 +17,7 @@ SOURCES := api engine shared worker
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-durability bench-disk-log docs golden proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-durability bench-disk-log bench-edge docs golden proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench-durability: setup ## measure what each durability setting costs, and recov
 
 bench-disk-log: setup ## measure what an append to the log on disk costs, and reading it
 	$(BIN)/python -m bench.disk_log
+
+bench-edge: setup ## measure the HTTP edge: submits, decoding, parked polls, a burst of large bodies
+	$(BIN)/python -m bench.edge
 
 proto: setup ## write the protobuf modules from their .proto files
 	$(BIN)/python tools/generate_proto.py
