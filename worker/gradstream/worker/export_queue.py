@@ -6,13 +6,14 @@ from pathlib import Path
 import redis
 import structlog
 from rq import Queue
-from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from gradstream.shared.exports import OPEN, QUEUE, ExportState
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.port import RecordKind
+from gradstream.worker.rq_queue import json_queue, put_once
 
 # By name: who puts it on the queue does not import the engine.
 _TASK = "gradstream.worker.exports.make_export"
@@ -27,8 +28,8 @@ _log = structlog.get_logger(__name__)
 
 
 def export_queue(engine: str, connection: "redis.Redis") -> Queue:
-    """The engine's queue of exports. JSON only: nothing on it is unpickled."""
-    return Queue(f"gradstream-{engine}-{QUEUE}", connection=connection, serializer=JSONSerializer)
+    """The engine's queue of exports."""
+    return json_queue(f"gradstream-{engine}-{QUEUE}", connection)
 
 
 def order_exports(queue: Queue, census: RedisCensus, *, settings_file: Path) -> int:
@@ -45,7 +46,15 @@ def order_exports(queue: Queue, census: RedisCensus, *, settings_file: Path) -> 
             census.change(RecordKind.EXPORT, export, {"state": ExportState.FAILED, "error": error})
             _log.error("export_given_up", export_id=export, num_starts=record["num_starts"])
             continue
-        num_put += _put(queue, export, settings_file=settings_file)
+        num_put += put_once(
+            queue,
+            _TASK,
+            str(settings_file),
+            export,
+            job_id=_job_id(queue, export),
+            timeout_s=_TIMEOUT_S,
+            failure_ttl_s=_FAILURE_TTL_S,
+        )
     return num_put
 
 
@@ -73,22 +82,6 @@ def _is_at_work(queue: Queue, export: str) -> bool:
         return True
     _remove(queue, job.id)
     return False
-
-
-def _put(queue: Queue, export: str, *, settings_file: Path) -> bool:
-    try:
-        queue.enqueue_call(
-            _TASK,
-            args=(str(settings_file), export),
-            job_id=_job_id(queue, export),
-            timeout=_TIMEOUT_S,
-            result_ttl=0,
-            failure_ttl=_FAILURE_TTL_S,
-            unique=True,
-        )
-    except DuplicateJobError:
-        return False
-    return True
 
 
 def _remove(queue: Queue, job_id: str) -> None:

@@ -15,7 +15,6 @@ import redis
 import structlog
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
-from rq.exceptions import DuplicateJobError
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
@@ -27,6 +26,7 @@ from gradstream.shared.telemetry.log import setup_logging
 from gradstream.worker import sidejobs
 from gradstream.worker.export_queue import export_queue, order_exports
 from gradstream.worker.parts import redis_url
+from gradstream.worker.rq_queue import json_queue, put_once
 
 TICK_S = 5.0
 _LATE_S = 6 * TICK_S
@@ -57,8 +57,8 @@ TASKS = (
 
 
 def queue_for(engine: str, connection: "redis.Redis") -> Queue:
-    """The engine's own queue. JSON only: nothing on it is unpickled."""
-    return Queue(f"gradstream-{engine}", connection=connection, serializer=JSONSerializer)
+    """The engine's own queue."""
+    return json_queue(f"gradstream-{engine}", connection)
 
 
 def enqueue(queue: Queue, task: Task, *, settings_file: Path, awake_ms: int) -> bool:
@@ -66,19 +66,15 @@ def enqueue(queue: Queue, task: Task, *, settings_file: Path, awake_ms: int) -> 
 
     awake_ms: since when, in wall time, clients could reach the server without a pause.
     """
-    try:
-        queue.enqueue_call(
-            task.function,
-            args=(str(settings_file), awake_ms),
-            job_id=f"{queue.name}-{task.name}",
-            timeout=_TASK_TIMEOUT_S,
-            result_ttl=0,
-            failure_ttl=_FAILURE_TTL_S,
-            unique=True,
-        )
-    except DuplicateJobError:
-        return False
-    return True
+    return put_once(
+        queue,
+        task.function,
+        str(settings_file),
+        awake_ms,
+        job_id=f"{queue.name}-{task.name}",
+        timeout_s=_TASK_TIMEOUT_S,
+        failure_ttl_s=_FAILURE_TTL_S,
+    )
 
 
 class ExportOrders:
