@@ -5,15 +5,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import hiredis
 import redis.asyncio
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from gradstream.shared.joblog.lua import LuaScript
 
 Value = str | bytes | int | float
+# Its name, then its arguments.
 Command = tuple[Value, ...]
-# Replies are as varied as the commands; each caller knows its own.
+# Replies are as varied as the commands; each caller knows its own. redis-py's connections have no types.
 Reply = Any
+_Connection = Any
 
 _MAX_IN_FLIGHT = 4
 
@@ -91,9 +94,35 @@ class CommandBatcher:
                 call.replies.set_result(group)
 
     async def _execute(self, calls: list[_Call]) -> list[list[Reply]]:
-        async with self._client.pipeline(transaction=False) as pipe:
-            for call in calls:
-                for command in call.commands:
-                    pipe.execute_command(*command)
-            flat = iter(await pipe.execute(raise_on_error=False))
-        return [[next(flat) for _ in call.commands] for call in calls]
+        """The replies to all commands of calls, sent as one; errors of Redis stand among them.
+
+        redis-py's own pipeline does the same. It packs in Python, one argument after the other, which was a third of what a submission
+        cost.
+        """
+        pool: Any = self._client.connection_pool
+        connection: _Connection = await pool.get_connection()
+
+        async def on_failure(_error: Exception) -> None:
+            await connection.disconnect()
+
+        try:
+            replies: list[list[Reply]] = await connection.retry.call_with_retry(
+                lambda: self._exchange(connection, calls), on_failure
+            )
+            return replies
+        finally:
+            await pool.release(connection)
+
+    async def _exchange(self, connection: _Connection, calls: list[_Call]) -> list[list[Reply]]:
+        await connection.send_packed_command(
+            [hiredis.pack_command(command) for call in calls for command in call.commands]
+        )
+        return [[await self._reply(connection, command) for command in call.commands] for call in calls]
+
+    async def _reply(self, connection: _Connection, command: Command) -> Reply:
+        name = command[0]
+        assert isinstance(name, str)
+        try:
+            return await self._client.parse_response(connection, name)
+        except ResponseError as error:
+            return error
