@@ -75,6 +75,7 @@ class EngineConfig:
     lora_target_modules: what adapters change whose client names no modules, None for all that its switches allow.
     enable_self_test: a training pass on random tokens before anything is served. log_gradient_norms, log_router_stats: events at
     level DEBUG after every forward_backward; nothing is computed for them while that level is off.
+    max_active_adapters: on the device; adapter_host_memory_bytes: of the others' states in host memory, the rest is in files.
     """
 
     model_path: Path
@@ -111,3 +112,5 @@ class EngineConfig:
     enable_self_test: bool = False
     log_gradient_norms: bool = False
     log_router_stats: bool = False
+    max_active_adapters: int = 64
+    adapter_host_memory_bytes: int = 4 << 30

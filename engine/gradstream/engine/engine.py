@@ -18,8 +18,10 @@ from gradstream.engine.ops.registry import OPS, OpJob
 from gradstream.engine.ops.sample import sample
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.registry import import_siblings
+from gradstream.engine.residency.files import PARKED, remove_left
 from gradstream.engine.self_test import self_test
-from gradstream.engine.snapshot.state import ModelState, capture
+from gradstream.engine.snapshot.capture import capture
+from gradstream.engine.snapshot.state import ModelState
 from gradstream.engine.state import EngineState
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.codec import decode_payload
@@ -53,6 +55,7 @@ class Engine:
         else:
             master_dtype(config, base)
         devices = device_names(config, comm)
+        remove_left(config.output_dir / PARKED)
         engine = cls(EngineState(config=config, comm=comm, base=base, start=start, devices=devices))
         if config.enable_self_test:
             self_test(engine.state)
@@ -84,8 +87,8 @@ class Engine:
         )
 
     def models(self) -> dict[ModelId, TenantId]:
-        """The models in memory, and whose they are."""
-        return {model_id: adapter.tenant for model_id, adapter in self.state.models.items()}
+        """The models that are held, and whose they are."""
+        return self.state.models.tenants()
 
     def capture(self, model_ids: Iterable[ModelId]) -> list[ModelState]:
         """Copies of these models for a snapshot; not collective. Raises UnknownModel when one is not here."""
@@ -126,7 +129,8 @@ class Engine:
             return []
         kinds = {type(job.payload) for job in jobs}
         assert len(kinds) == 1, f"a batch mixes {sorted(kind.__name__ for kind in kinds)}"
-        outcomes = OPS[kinds.pop()](self.state, jobs)
+        with self.state.models.batch([ModelId(job.job.owner) for job in jobs]):
+            outcomes = OPS[kinds.pop()](self.state, jobs)
         assert len(outcomes) == len(jobs)
         return outcomes
 

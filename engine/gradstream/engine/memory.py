@@ -1,27 +1,57 @@
 """A device without room for a job, as that job's own failure."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.errors import OutOfMemory
 
+# How torch's allocator for host memory begins what it says; it has no exception of its own.
+_NO_HOST_MEMORY = "DefaultCPUAllocator"
+_FEWER = (
+    "send fewer or shorter datums, or start the server with a smaller sample_packing_sequence_len, enable_gradient_checkpointing or "
+    "enable_activation_offload"
+)
+_IDLE = "start the server with a smaller max_active_adapters or max_lora_rank"
+
 
 @contextmanager
-def memory_as_failure(comm: Comm, *, what: str) -> Iterator[None]:
+def memory_as_failure(comm: Comm, *, what: str, help_: str = _FEWER) -> Iterator[None]:
     """Raise OutOfMemory, naming the work by what, in the place of torch's error; the caller puts back what the work had changed.
 
-    With several ranks torch's own error goes on and ends the process: the other ranks wait for this one in a collective.
+    Collective at the end of the block, in which nothing else may be: a rank that had no room tells the others, and all of them
+    raise. Whatever else the block raises ends the process, and so the other ranks' wait. help_: what may help.
     """
+    reason = None
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        if comm.size > 1:
+    except (RuntimeError, MemoryError) as error:
+        reason = _no_room(error)
+        if reason is None:
             raise
-        reason = str(error).strip().partition(". ")[0]
-        raise OutOfMemory(
-            f"{what}: the device has no room for it, and nothing was changed ({reason}); send fewer or shorter datums, or start the server "
-            "with a smaller sample_packing_sequence_len, enable_gradient_checkpointing or enable_activation_offload"
-        ) from None
+    if _is_anywhere(comm, reason is not None):
+        told = "on another rank" if reason is None else reason
+        raise OutOfMemory(f"{what}: the device has no room for it, and nothing was changed ({told}); {help_}")
+
+
+def room_for_adapter(comm: Comm, *, what: str) -> AbstractContextManager[None]:
+    """The same for an adapter that comes to the device."""
+    return memory_as_failure(comm, what=what, help_=_IDLE)
+
+
+def _no_room(error: RuntimeError | MemoryError) -> str | None:
+    """The first sentence of an error for want of memory; None for another error."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_HOST_MEMORY in text:
+        return text.partition(". ")[0]
+    return None
+
+
+def _is_anywhere(comm: Comm, is_here: bool) -> bool:
+    if comm.size == 1:
+        return is_here
+    # On the CPU: a device without room may have none for this either.
+    flag = torch.tensor([int(is_here)])
+    return bool(comm.all_reduce_sum_(flag).item())

@@ -4,6 +4,7 @@ Legend: N tokens of one job, C candidates (targets) per token, P parameters of a
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from gradstream.engine.datums import Datums
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.packing import assign, pack
 from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.prefixes import find_prefixes
 from gradstream.engine.rows import JobTensors, run_row
 from gradstream.shared.wire import Plan
 
@@ -32,32 +34,52 @@ class AdapterWork:
     is_backward: bool
 
 
-def run_adapters(base: BaseModel, comm: Comm, work: Sequence[AdapterWork], plan: Plan) -> list[JobTensors]:
-    """Several jobs of several adapters in common rows; collective."""
+def run_adapters(
+    base: BaseModel,
+    comm: Comm,
+    work: Sequence[AdapterWork],
+    plan: Plan,
+    *,
+    computing: AbstractContextManager[None] | None = None,
+) -> list[JobTensors]:
+    """Several jobs of several adapters in common rows; collective.
+
+    computing: entered while this rank computes its share, in which nothing is collective.
+    """
     # In which order the ranks are added up may depend on where a number lies in the buffer: an isolated job has one of its own.
     num_together = 1 if plan.isolate_jobs else len(work)
     buffers: list[Tensor] = []
     tensors: list[JobTensors] = []
-    for first in range(0, len(work), num_together):
-        buffer, own = _allocate(work[first : first + num_together], base.device)
-        buffers.append(buffer)
-        tensors += own
-    _run_rows(base, comm, tensors, plan)
+    with nullcontext() if computing is None else computing:
+        for first in range(0, len(work), num_together):
+            buffer, own = _allocate(work[first : first + num_together], base.device)
+            buffers.append(buffer)
+            tensors += own
+        _run_rows(base, comm, tensors, plan)
     # What a rank did not compute is zero in its buffer, so the sum is the whole.
     for buffer in buffers:
         comm.all_reduce_sum_(buffer)
     return tensors
 
 
-def run_full(base: BaseModel, comm: Comm, datums: Datums, grad: Tensor | None, plan: Plan) -> JobTensors:
+def run_full(
+    base: BaseModel,
+    comm: Comm,
+    datums: Datums,
+    grad: Tensor | None,
+    plan: Plan,
+    *,
+    computing: AbstractContextManager[None] | None = None,
+) -> JobTensors:
     """One job on the base model's own weights; collective. grad: flat fp32 [P] that its gradient is added to, None for a forward.
 
-    What grad held on all ranks is summed too, so only one of them may hold what was accumulated before.
+    What grad held on all ranks is summed too, so only one of them may hold what was accumulated before. computing: as of `run_adapters`.
     """
     num_outputs = datums.num_tokens * datums.num_candidates
-    outputs = torch.zeros(2, num_outputs, dtype=torch.float32, device=base.device)
-    tensors = _job_tensors(None, datums, grad=grad, logprobs=outputs[0], elementwise=outputs[1])
-    _run_rows(base, comm, [tensors], plan)
+    with nullcontext() if computing is None else computing:
+        outputs = torch.zeros(2, num_outputs, dtype=torch.float32, device=base.device)
+        tensors = _job_tensors(None, datums, grad=grad, logprobs=outputs[0], elementwise=outputs[1])
+        _run_rows(base, comm, [tensors], plan)
     comm.all_reduce_sum_(outputs)
     if grad is not None:
         comm.all_reduce_sum_(grad)
@@ -65,12 +87,15 @@ def run_full(base: BaseModel, comm: Comm, datums: Datums, grad: Tensor | None, p
 
 
 def _run_rows(base: BaseModel, comm: Comm, tensors: Sequence[JobTensors], plan: Plan) -> None:
+    shared_from = plan.shared_prompt_tokens
+    paths = [find_prefixes(job.datums.tokens_N, job.datums.lengths, min_tokens=shared_from) for job in tensors]
     rows = pack(
         [job.datums.lengths for job in tensors],
         budget_tokens=plan.row_budget_tokens,
         num_ranks=comm.size,
         isolate_jobs=plan.isolate_jobs,
         packing=plan.packing,
+        paths=paths,
     )
     ranks = assign(rows, num_ranks=comm.size, isolate_jobs=plan.isolate_jobs)
     for row, rank in zip(rows, ranks, strict=True):

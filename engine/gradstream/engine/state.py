@@ -7,20 +7,24 @@ from gradstream.engine.checkpoint.budget import DiskBudget
 from gradstream.engine.checkpoint.drafts import Drafts
 from gradstream.engine.checkpoint.start import Start
 from gradstream.engine.config import EngineConfig
+from gradstream.engine.memory import room_for_adapter
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.models.flat import FlatParameters
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.residency.files import PARKED, ParkingPlace
+from gradstream.engine.residency.parked import ParkedModel
+from gradstream.engine.residency.table import Bounds, ModelTable
 from gradstream.engine.sampler.decoding import Decoding
 from gradstream.engine.sampler.store import SamplerStore
-from gradstream.shared.errors import InvalidRequest, UnknownModel, Unsupported
+from gradstream.shared.errors import InvalidRequest, OutOfMemory, UnknownModel, Unsupported
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import Job
 
 
 @dataclass(slots=True, kw_only=True)
 class EngineState:
-    """The same on every rank after every batch. models: the trainable ones by id. samplers: frozen adapters.
+    """The same on every rank after every batch. models: the trainable ones by id, on the device or not. samplers: frozen adapters.
     decoding: the samples that are running; they hold their own frozen adapters.
 
     disk is asked on rank 0 only, where saves are written. drafts: where rank 0 prepares them; None in a process that no other succeeds.
@@ -31,15 +35,20 @@ class EngineState:
     config: EngineConfig
     comm: Comm
     base: BaseModel
-    models: dict[ModelId, Adapter | FullModel] = field(default_factory=dict)
     samplers: SamplerStore = field(default_factory=SamplerStore)
     drafts: Drafts | None = None
     start: Start | None = None
     devices: str | None = None
+    models: ModelTable = field(init=False)
     decoding: Decoding = field(init=False)
     disk: DiskBudget = field(init=False)
 
     def __post_init__(self) -> None:
+        self.models = ModelTable(
+            device=self.base.device,
+            bounds=Bounds(max_active=self.config.max_active_adapters, host_bytes=self.config.adapter_host_memory_bytes),
+            place=ParkingPlace(self.config.output_dir / PARKED),
+        )
         self.decoding = Decoding(base=self.base, rank=self.comm.rank, num_ranks=self.comm.size)
         self.disk = DiskBudget(self.config.output_dir, limit_bytes=self.config.storage_limit_bytes)
 
@@ -54,21 +63,26 @@ class EngineState:
         limit = self.config.max_context_tokens
         return self.base.facts.max_position if limit is None else min(limit, self.base.facts.max_position)
 
-    def held(self, job: Job) -> Adapter | FullModel:
-        """The model that a job belongs to, asleep or not; raises UnknownModel when it is not here, or is another tenant's."""
-        model = self.models.get(ModelId(job.owner))
+    def held(self, job: Job) -> Adapter | FullModel | ParkedModel:
+        """The model that a job belongs to, wherever it is; raises UnknownModel when it is not here, or is another tenant's."""
+        model = self.models.peek(ModelId(job.owner))
         if model is None or model.tenant != job.tenant:
             raise UnknownModel(f"model {job.owner} is not held by this engine; it was never created, or was unloaded")
         return model
 
     def model(self, job: Job) -> Adapter | FullModel:
-        """The same for work that needs the model on the device; raises also InvalidRequest when it is asleep."""
+        """The same for work that needs the model on the device, where it stays until the batch is over; collective.
+
+        Raises also InvalidRequest when it is asleep, and OutOfMemory, on every rank, when one has no room for it.
+        """
         model = self.held(job)
         if isinstance(model, FullModel) and model.is_asleep:
             raise InvalidRequest(
                 f"model {job.owner} is asleep in host memory; call /wake_up, then repeat this {job.op}"
             )
-        return model
+        if isinstance(model, ParkedModel):
+            self._bring(model.model_id, what=job.op)
+        return self.models[model.model_id]
 
     def adapter(self, job: Job) -> Adapter:
         """The same for what only adapters can do; raises also Unsupported on a server that trains full weights."""
@@ -78,6 +92,21 @@ class EngineState:
                 f"{job.op}: this server trains the full weights of its model, and this is for adapters only"
             )
         return model
+
+    def _bring(self, model_id: ModelId, *, what: str) -> None:
+        """Bring a model to the device; if need be all others that are not in use leave it."""
+        try:
+            with room_for_adapter(self.comm, what=what):
+                self.models.bring(model_id)
+        except OutOfMemory:
+            # On every rank alike, also where there was room: the same models are on every rank's device.
+            self.models.shed()
+            try:
+                with room_for_adapter(self.comm, what=what):
+                    self.models.bring(model_id)
+            except OutOfMemory:
+                self.models.shed()
+                raise
 
     @property
     def flat(self) -> FlatParameters:

@@ -37,7 +37,8 @@ def restore(adapter: Adapter, content: AdapterContent) -> None:
 
     A state that is there must be of an optimizer like the adapter's, as `load_content` has checked.
     """
-    device = adapter.weights.device
+    # From host memory: the device may have no room for a second copy.
+    device = torch.device("cpu")
     adapter.weights.copy_(to_tensor(content.weights, device=device))
     for name, tensor in adapter.optim.items():
         if content.has_optimizer:

@@ -8,6 +8,7 @@ from gradstream.engine.checkpoint.begin import begin
 from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint
 from gradstream.engine.checkpoint.save import SaveOrder
 from gradstream.engine.checkpoint.shared import save
+from gradstream.engine.memory import room_for_adapter
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.models.reread import reread
 from gradstream.engine.numerics import master_dtype
@@ -28,7 +29,7 @@ def create_model(state: EngineState, job: OpJob[CreateModel]) -> CreateModelDone
 
     Raises InvalidRequest for another base model, a rank or alpha out of bounds, nothing to train, an optimizer that cannot
     be, a taken id, a second full-weight model, or a checkpoint to start from that does not fit; Unsupported for the kind of model that
-    this engine does not train; StorageFailure when weights cannot be read, or with StorageLimit when the first checkpoint cannot be
+    this engine does not train; OutOfMemory; StorageFailure when weights cannot be read, or with StorageLimit when the first checkpoint cannot be
     written.
     """
     model_id = ModelId(job.job.owner)
@@ -75,14 +76,17 @@ def _adapter(state: EngineState, owner: Owner, payload: CreateModel) -> Adapter:
         )
     _check_spec(state, owner.spec)
     spec = with_modules(state.base.sites, owner.spec, state.config.lora_target_modules)
-    return new_adapter(
-        replace(owner, spec=spec),
-        base_sites=state.base.sites,
-        lora_alpha=state.config.lora_alpha,
-        engine_seed=state.config.seed,
-        device=state.base.device,
-        training=_training(state, payload),
-    )
+    training = _training(state, payload)
+    state.models.make_room()
+    with room_for_adapter(state.comm, what="create_model"):
+        return new_adapter(
+            replace(owner, spec=spec),
+            base_sites=state.base.sites,
+            lora_alpha=state.config.lora_alpha,
+            engine_seed=state.config.seed,
+            device=state.base.device,
+            training=training,
+        )
 
 
 def _check_spec(state: EngineState, spec: LoraSpec) -> None:

@@ -4,6 +4,7 @@ Legend: N tokens of one job, C candidates (targets) per token.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 from torch import Tensor
@@ -76,10 +77,17 @@ def _datums(state: EngineState, model: TrainedModel, payload: ForwardBackward) -
 def _run_adapters(
     state: EngineState, work: Sequence[AdapterWork], plan: Plan
 ) -> Sequence[ForwardBackwardDone | Failed]:
-    """Jobs that share rows, so what has no room fails all of them; collective."""
+    """Jobs that share rows, so what has no room fails all of them; collective.
+
+    Before that, adapters that this batch does not use leave the device, and it is tried once more.
+    """
     try:
-        with memory_as_failure(state.comm, what="forward_backward"):
-            tensors = run_adapters(state.base, state.comm, work, plan)
+        try:
+            tensors = run_adapters(state.base, state.comm, work, plan, computing=_computing(state))
+        except OutOfMemory:
+            if not state.models.shed():
+                raise
+            tensors = run_adapters(state.base, state.comm, work, plan, computing=_computing(state))
     except OutOfMemory as error:
         return [Failed.of(error)] * len(work)
     return [_finish(state, one.adapter, job_tensors) for one, job_tensors in zip(work, tensors, strict=True)]
@@ -112,10 +120,14 @@ def _try_full(
     state: EngineState, model: FullModel, datums: Datums, grad: Tensor | None, plan: Plan, *, before: Undo | None = None
 ) -> ForwardBackwardDone | Failed:
     try:
-        with memory_as_failure(state.comm, what="forward_backward"):
-            return _finish(state, model, run_full(state.base, state.comm, datums, grad, plan), before=before)
+        job = run_full(state.base, state.comm, datums, grad, plan, computing=_computing(state))
     except OutOfMemory as error:
         return Failed.of(error)
+    return _finish(state, model, job, before=before)
+
+
+def _computing(state: EngineState) -> AbstractContextManager[None]:
+    return memory_as_failure(state.comm, what="forward_backward")
 
 
 def _finish(

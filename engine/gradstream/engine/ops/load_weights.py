@@ -5,6 +5,7 @@ from gradstream.engine.checkpoint.full_load import FullOrder, load_full
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.checkpoint.shared import load
 from gradstream.engine.checkpoint.snapshot import restore
+from gradstream.engine.memory import room_for_adapter
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.state import EngineState
@@ -20,7 +21,7 @@ def load_weights(state: EngineState, job: OpJob[LoadWeights]) -> LoadWeightsDone
     """Load in place, or make the model when the payload says create.
 
     Without the optimizer its moments and step start fresh; the accumulated gradient is gone either way. Sampler weights may be
-    loaded too, without an optimizer. Raises UnknownModel (model or checkpoint), InvalidRequest, StorageFailure.
+    loaded too, without an optimizer. Raises UnknownModel (model or checkpoint), InvalidRequest, OutOfMemory, StorageFailure.
     """
     model = _create(state, job) if job.payload.create else _load_in_place(state, job)
     return LoadWeightsDone(path=job.payload.path, model_id=model.model_id)
@@ -50,14 +51,18 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
         spec=content.manifest.adapter,
         user_metadata=job.payload.user_metadata,
     )
-    model = new_adapter(
-        owner,
-        base_sites=state.base.sites,
-        lora_alpha=state.config.lora_alpha,
-        engine_seed=state.config.seed,
-        device=state.base.device,
-        training=Training(optimizer=content.manifest.optimizer if content.has_optimizer else state.config.optimizer),
-    )
+    state.models.make_room()
+    with room_for_adapter(state.comm, what="load_weights"):
+        model = new_adapter(
+            owner,
+            base_sites=state.base.sites,
+            lora_alpha=state.config.lora_alpha,
+            engine_seed=state.config.seed,
+            device=state.base.device,
+            training=Training(
+                optimizer=content.manifest.optimizer if content.has_optimizer else state.config.optimizer
+            ),
+        )
     restore(model, content)
     state.models[model.model_id] = model
     return model

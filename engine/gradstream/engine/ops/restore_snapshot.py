@@ -9,7 +9,6 @@ from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout, layout_for
 from gradstream.engine.checkpoint.snapshot import to_bytes, to_tensor
 from gradstream.engine.finite import fits
-from gradstream.engine.models.full import FullModel
 from gradstream.engine.ops.registry import OPS, OpJob, each
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.snapshot.cut import Cut, ModelEntry
@@ -35,7 +34,7 @@ def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> Restore
     payload = job.payload
     store = SnapshotStore(Path(payload.directory))
     cut = _find(state, store, payload)
-    restored: dict[ModelId, Adapter | FullModel] = {}
+    restored = state.models.empty()
     failed: dict[ModelId, str] = {}
     for model_id, entry in cut.models.items():
         what = f"snapshot {cut.name}: model {model_id}"
@@ -48,10 +47,10 @@ def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> Restore
             restored[model_id] = restore_full(state, store, cut, model_id)
         else:
             restored[model_id] = _restore(state, store, cut, model_id, layout)
-    state.models = restored if payload.drop_others else state.models | restored
-    models = [
-        RestoredModel(model_id=model_id, tenant=model.tenant, step=model.step) for model_id, model in restored.items()
-    ]
+    steps = {model_id: cut.models[model_id].step for model_id in restored}
+    tenants = restored.tenants()
+    state.models.take(restored, drop_others=payload.drop_others)
+    models = [RestoredModel(model_id=model_id, tenant=tenants[model_id], step=step) for model_id, step in steps.items()]
     return RestoreSnapshotDone(models=models, failed=failed)
 
 

@@ -53,7 +53,7 @@ def restore_full(state: EngineState, store: SnapshotStore, cut: Cut, model_id: M
     on_leader(state.comm, work)
     state.flat.move(state.flat.device)
     # Two of this size may not fit into memory at a time.
-    state.models = {}
+    state.models.clear()
     model = FullModel(
         owner=owner_of(model_id, entry),
         flat=state.flat,

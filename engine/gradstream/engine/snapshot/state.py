@@ -1,6 +1,6 @@
 """One model's training state in host memory, apart from the engine that goes on training it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,9 +10,8 @@ from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.snapshot.cut import ModelEntry, ModelKind
-from gradstream.engine.state import EngineState
 from gradstream.engine.trained import Owner, Reduction, TrainedModel, Training
-from gradstream.shared.errors import StorageFailure, UnknownModel
+from gradstream.shared.errors import StorageFailure
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import OptimizerSpec
 
@@ -52,22 +51,8 @@ class ModelState:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def capture(state: EngineState, model_ids: Iterable[ModelId]) -> list[ModelState]:
-    """Copies of these models as they are now, in this order; not collective, and to be called between batches.
-
-    Raises UnknownModel, naming the model, when one is not held by this engine.
-    """
-    return [_copy(_held(state, model_id)) for model_id in model_ids]
-
-
-def _held(state: EngineState, model_id: ModelId) -> Adapter | FullModel:
-    model = state.models.get(model_id)
-    if model is None:
-        raise UnknownModel(f"model {model_id} is not held by this engine, so it cannot be copied")
-    return model
-
-
-def _copy(model: Adapter | FullModel) -> ModelState:
+def copy_of(model: Adapter | FullModel) -> ModelState:
+    """A copy of the model as it is now, between two batches."""
     tensors = {WEIGHTS: model.weights, **model.optim}
     if model.has_grad:
         tensors[GRAD] = model.grad

@@ -14,7 +14,7 @@ from tests.support.engine_builders import (
 )
 from tests.support.snapshots import assert_same_state, restore, snapshot
 
-from gradstream.engine.snapshot.state import capture
+from gradstream.engine.snapshot.capture import capture
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.wire import RestoredModel, RestoreSnapshotDone
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from gradstream.engine.snapshot.state import capture
+from gradstream.engine.snapshot.capture import capture
 from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.port import BatchId
 from gradstream.worker.disklog.log import DiskLog

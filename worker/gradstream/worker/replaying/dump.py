@@ -13,7 +13,8 @@ from gradstream.engine.checkpoint.peft_format import write_tensors
 from gradstream.engine.engine import Engine
 from gradstream.engine.files import storage_errors
 from gradstream.engine.optim.state import named_state, state_parts
-from gradstream.engine.snapshot.state import GRAD, WEIGHTS, ModelState, capture
+from gradstream.engine.snapshot.capture import capture
+from gradstream.engine.snapshot.state import GRAD, WEIGHTS, ModelState
 from gradstream.shared import codec
 from gradstream.shared.ids import FutureId, ModelId
 from gradstream.shared.wire import ForwardBackwardDone, Outcome
