@@ -17,6 +17,7 @@ from gradstream.shared.activity import last_active_ms
 from gradstream.shared.errors import GradstreamError, SequenceConflict, UnknownModel
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId, TenantId
 from gradstream.shared.joblog.port import RecordKind, Submission
+from gradstream.shared.model_record import Dialect, ModelState, dialect_of, num_open_jobs
 from gradstream.shared.wire import SaveWeights
 from gradstream.worker.sweeps import Parts, unload_of
 
@@ -41,7 +42,8 @@ async def sweep_idle(parts: Parts, *, idle_s: float, awake_ms: int) -> int:
     """
     num_jobs = 0
     for model, record in list(parts.census.records(RecordKind.MODEL)):
-        if record.get("dialect") == "xorl" and record.get("state") == "ready" and not _has_open_jobs(record):
+        is_idle = record.get("state") == ModelState.READY and not num_open_jobs(record)
+        if is_idle and dialect_of(record) is Dialect.XORL:
             limit_ms = parts.now_ms - int(1000 * idle_s)
             try:
                 num_jobs += await _sweep(parts, ModelId(model), record, limit_ms=limit_ms, awake_ms=awake_ms)
@@ -105,7 +107,3 @@ async def _unload(parts: Parts, model: ModelId, record: Mapping[str, str], *, ne
         return False
     _log.info("idle_model_unloading", model_id=model)
     return True
-
-
-def _has_open_jobs(record: Mapping[str, str]) -> bool:
-    return int(record.get("queued", "0")) + int(record.get("held", "0")) > 0

@@ -13,6 +13,7 @@ from gradstream.shared import ids
 from gradstream.shared.activity import ACTIVITY
 from gradstream.shared.ids import SamplerId
 from gradstream.shared.joblog.port import RecordKind, RecordWrite
+from gradstream.shared.model_record import ModelState
 from gradstream.shared.wire import (
     CopyCheckpointDone,
     CreateModelDone,
@@ -89,13 +90,13 @@ def record_writes(executed: Executed) -> list[RecordWrite]:
     job, outcome = executed.job, executed.outcome
     match outcome:
         case CreateModelDone(path=str(path)):
-            return [_model(job, {"state": "ready", "last_checkpoint": path}), _checkpoint(path, executed)]
+            return [_model(job, {"state": ModelState.READY, "last_checkpoint": path}), _checkpoint(path, executed)]
         case CreateModelDone() | LoadWeightsDone() if is_creator(job):
-            return [_model(job, {"state": "ready"})]
+            return [_model(job, {"state": ModelState.READY})]
         case Failed(message=message) if is_creator(job) or job.op == _COPY:
             return [_not_made(job, message)]
         case UnloadModelDone():
-            return [_model(job, {"state": "unloaded"})]
+            return [_model(job, {"state": ModelState.UNLOADED})]
         case (
             SaveWeightsDone(path=path)
             | SaveForSamplerDone(path=str(path))
@@ -124,7 +125,7 @@ def _not_made(job: Job, message: str) -> RecordWrite:
     """What becomes of the model that a job was to make: a copy's run, which was there for the copy alone, is gone."""
     if job.op == _COPY:
         return RecordWrite(kind=RecordKind.MODEL, record_id=job.owner, fields=None)
-    return _model(job, {"state": "failed", "error": message})
+    return _model(job, {"state": ModelState.FAILED, "error": message})
 
 
 def _last(executed: Executed, path: str) -> list[RecordWrite]:
@@ -132,7 +133,7 @@ def _last(executed: Executed, path: str) -> list[RecordWrite]:
     job = executed.job
     match executed.outcome:
         case CopyCheckpointDone():
-            return [_model(job, {"state": "unloaded", **_last_copy(executed)})]
+            return [_model(job, {"state": ModelState.UNLOADED, **_last_copy(executed)})]
         case SaveWeightsDone():
             return [_model(job, {"last_checkpoint": path})]
         case SaveForSamplerDone():

@@ -4,6 +4,7 @@ import structlog
 
 from gradstream.engine.checkpoint.manifest import Manifest
 from gradstream.shared.joblog.port import RecordKind
+from gradstream.shared.model_record import ModelState
 from gradstream.worker.records import checkpoint_fields
 from gradstream.worker.sweeps import Parts
 
@@ -39,7 +40,7 @@ def _model_fields(manifest: Manifest) -> dict[str, str]:
     return {
         **{name: saved[name] for name in kept},
         "session": session,
-        "state": "unloaded",
+        "state": ModelState.UNLOADED,
         "next_seq": "0",
         "applied": "-1",
         "scanned": "1",

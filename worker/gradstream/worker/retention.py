@@ -6,11 +6,12 @@ from collections.abc import Mapping
 import structlog
 
 from gradstream.shared.joblog.port import RecordKind
+from gradstream.shared.model_record import BROKEN_STATES, ModelState
 from gradstream.worker.sweeps import Parts, session_of
 
 # Long enough to look at a run after a holiday.
 RETENTION_S = 14 * 24 * 3600.0
-_OVER = frozenset({"unloaded", "failed", "lost"})
+_OVER = BROKEN_STATES | {ModelState.UNLOADED}
 
 _log = structlog.get_logger(__name__)
 

@@ -16,10 +16,9 @@ from gradstream.shared.errors import QueueFull, UnknownModel
 from gradstream.shared.ids import UNLOAD_SEQ, ModelId, SamplerId, TenantId
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.port import Intake, RecordKind, Submission
+from gradstream.shared.model_record import OPEN_STATES, Dialect, dialect_of, num_open_jobs
 from gradstream.shared.wire import UnloadModel
 from gradstream.worker.storage import Storage
-
-_IN_MEMORY = frozenset({"creating", "ready"})
 
 _log = structlog.get_logger(__name__)
 
@@ -95,7 +94,7 @@ def activity_by_session(models: Iterable[Mapping[str, str]]) -> dict[str, Activi
         before = found.get(session, Activity())
         found[session] = Activity(
             used_ms=max(before.used_ms, int(fields.get("used_ms", "0"))),
-            has_open_jobs=before.has_open_jobs or int(fields.get("queued", "0")) + int(fields.get("held", "0")) > 0,
+            has_open_jobs=before.has_open_jobs or num_open_jobs(fields) > 0,
         )
     return found
 
@@ -104,7 +103,7 @@ async def _unload_models(parts: Parts, models: Mapping[str, Mapping[str, str]], 
     """Submit the unloads of the sessions' models; the sessions of which one was refused."""
     refused: set[str] = set()
     for model, fields in models.items():
-        if fields.get("session", "") in sessions and fields.get("state") in _IN_MEMORY:
+        if fields.get("session", "") in sessions and fields.get("state") in OPEN_STATES:
             try:
                 receipt = await parts.intake.submit(unload_of(ModelId(model), fields))
             except UnknownModel:
@@ -120,7 +119,7 @@ async def _unload_models(parts: Parts, models: Mapping[str, Mapping[str, str]], 
 
 def unload_of(model: ModelId, fields: Mapping[str, str]) -> Submission:
     """The unload of a model with this record: one of its ordered jobs where the server numbers those, else beside them."""
-    is_numbered = fields.get("dialect") == "xorl"
+    is_numbered = dialect_of(fields) is Dialect.XORL
     return Submission(
         owner=model,
         seq=None if is_numbered else UNLOAD_SEQ,

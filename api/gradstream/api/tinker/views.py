@@ -10,9 +10,7 @@ from gradstream.api.parts import Parts
 from gradstream.api.records import Record, metadata_of, when
 from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.port import RecordKind
-
-# A model in one of these states takes no more training, and its state is gone without having been dropped on purpose.
-_CORRUPTED = frozenset({"lost", "failed"})
+from gradstream.shared.model_record import BROKEN_STATES, Dialect, dialect_of
 
 
 class Cursor(BaseModel):
@@ -42,11 +40,11 @@ async def run_view(parts: Parts, run: str, record: Record, *, tenant: TenantId) 
     """A model's record for a client, also after the model left the gang's memory."""
     rank = record.get("rank")
     return TrainingRun(
-        training_run_id=name_of(run) if record.get("dialect") == "xorl" else run,
+        training_run_id=name_of(run) if dialect_of(record) is Dialect.XORL else run,
         base_model=record.get("base_model", ""),
         model_owner=tenant,
         is_lora=record.get("rank") != "",
-        corrupted=record.get("state") in _CORRUPTED,
+        corrupted=record.get("state") in BROKEN_STATES,
         lora_rank=int(rank) if rank else None,
         last_request_time=when(record.get("used_ms") or record["created_ms"]),
         last_checkpoint=await _last(parts, record.get("last_checkpoint"), tenant=tenant),

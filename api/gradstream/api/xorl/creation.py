@@ -15,7 +15,7 @@ from gradstream.api.model_info import ModelInfo, base_name, model_info
 from gradstream.api.names import Target
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.xorl.bodies import NamedBody
-from gradstream.api.xorl.models import is_over, record_of, target_of
+from gradstream.api.xorl.models import record_of, target_of
 from gradstream.api.xorl.specs import ModelSpec, StepDefaults, default_spec
 from gradstream.api.xorl.submitting import create, promised, submit
 from gradstream.shared import ids
@@ -23,6 +23,7 @@ from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest, Unavailable, UnknownModel, Unsupported
 from gradstream.shared.hyperparameters import check_alpha, check_fits, check_optimizer_numbers
 from gradstream.shared.ids import DEFAULT_MODEL, FutureId
+from gradstream.shared.model_record import is_over, is_unloading
 from gradstream.shared.wire import LoraSpec, OptimizerSpec, UnloadModel
 
 router = APIRouter()
@@ -246,6 +247,6 @@ async def unload_model(request: Request) -> Response:
     body = await small_body(request, ModelBody)
     meant = target_of(body, tenant=tenant_of(request))
     record = await record_of(parts, meant)
-    if record.get("tail") == "gone" and "ended_at" in record:
+    if is_unloading(record) and "ended_at" in record:
         return promised(meant, ids.future_id(meant.model, int(record["ended_at"])))
     return promised(meant, await submit(parts, meant, UnloadModel(), seq_id=body.seq_id))

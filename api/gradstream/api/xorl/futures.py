@@ -13,6 +13,7 @@ from gradstream.shared import codec, ids
 from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.joblog.port import RecordKind
+from gradstream.shared.model_record import ModelState
 from gradstream.shared.wire import Failed
 
 router = APIRouter()
@@ -61,9 +62,9 @@ async def _expired(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Re
     model, _, seq = future_id.rpartition(":")
     record = await parts.intake.record(RecordKind.MODEL, model) or {}
     state = record.get("state") if record.get("tenant") == tenant else None
-    if state == "ready" and record.get("made_at", "0") == seq:
+    if state == ModelState.READY and record.get("made_at", "0") == seq:
         return json_answer({"type": "create_model", "model_id": name_of(model)})
-    if state == "unloaded" and record.get("ended_at") == seq:
+    if state == ModelState.UNLOADED and record.get("ended_at") == seq:
         return json_answer({"type": "unload_model", "model_id": name_of(model)})
     return no_longer_kept(future_id)
 

@@ -10,14 +10,12 @@ from gradstream.api.names import name_of
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.query import MAX_PAGE
 from gradstream.api.records import Record
-from gradstream.api.xorl.models import is_over
 from gradstream.shared.activity import last_active_ms
 from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.port import RecordKind
+from gradstream.shared.model_record import BROKEN_STATES, Dialect, ModelState, dialect_of, is_over, num_open_jobs
 
 router = APIRouter()
-_BROKEN = frozenset({"failed", "lost"})
-_DIALECT = "xorl"
 
 
 class SessionActivity(BaseModel):
@@ -70,7 +68,8 @@ async def _loaded(parts: Parts, tenant: TenantId) -> AsyncIterator[tuple[str, Re
     while True:
         page = await parts.intake.list_tenant(RecordKind.MODEL, tenant, offset=offset, limit=MAX_PAGE)
         for model, record in page.records.items():
-            if record.get("dialect") == _DIALECT and record.get("state") not in _BROKEN and not is_over(record):
+            is_ours = dialect_of(record) is Dialect.XORL
+            if is_ours and record.get("state") not in BROKEN_STATES and not is_over(record):
                 yield model, record
         offset += MAX_PAGE
         if offset >= page.total:
@@ -81,8 +80,8 @@ def _activity(record: Record, now_ms: int) -> SessionActivity:
     last_ms = last_active_ms(record)
     return SessionActivity(
         # Made again behind an unload that is not executed yet, or just was.
-        state="creating" if record["state"] == "unloaded" else record["state"],
+        state=ModelState.CREATING if record["state"] == ModelState.UNLOADED else record["state"],
         last_active=last_ms / 1000,
         idle_s=max(0, now_ms - last_ms) / 1000,
-        open_jobs=int(record.get("queued", "0")) + int(record.get("held", "0")),
+        open_jobs=num_open_jobs(record),
     )

@@ -16,12 +16,13 @@ from gradstream.api.body import documents, small_body
 from gradstream.api.names import Target, shown
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.xorl.bodies import NamedBody
-from gradstream.api.xorl.models import is_over, target_of, unknown
+from gradstream.api.xorl.models import target_of, unknown
 from gradstream.api.xorl.waiting import WAIT_S, outcome_of
 from gradstream.shared import codec
 from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel
 from gradstream.shared.ids import FutureId, future_id
 from gradstream.shared.joblog.port import RecordKind, Submission
+from gradstream.shared.model_record import BROKEN_STATES, is_over
 from gradstream.shared.wire import Failed, Payload, ResetModel, SaveWeights, SaveWeightsDone, UnloadModel
 
 router = APIRouter()
@@ -88,7 +89,7 @@ async def _kill(parts: Parts, meant: Target, body: KillBody, *, deadline_s: floa
     progress = _progress(record, body)
     if is_over(record):
         return await _killed_before(parts, meant, progress, record, deadline_s=deadline_s)
-    if record.get("state") in {"failed", "lost"}:
+    if record.get("state") in BROKEN_STATES:
         return SessionKilled(success=True, message=_NOTHING)
     next_seq = int(record.get("next_seq", "0"))
     if progress is None or progress.next_seq != next_seq:

@@ -23,12 +23,6 @@ async def record_of(parts: Parts, target: Target) -> Mapping[str, str]:
     return record
 
 
-def is_over(record: Mapping[str, str]) -> bool:
-    """True when everything that the model has accepted ends with its unload, whether or not that was executed yet."""
-    tail = record.get("tail")
-    return tail == "gone" or (not tail and record.get("state") == "unloaded")
-
-
 def unknown(target: Target) -> UnknownModel:
     """The error that says that there is no such model."""
     return UnknownModel(f"model_id: there is no model {target.name!r}; create it with create_model")

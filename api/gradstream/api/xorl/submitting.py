@@ -14,6 +14,7 @@ from gradstream.shared import codec
 from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel
 from gradstream.shared.ids import INITIAL_CHECKPOINT, FutureId
 from gradstream.shared.joblog.port import RecordKind, Submission
+from gradstream.shared.model_record import Dialect
 from gradstream.shared.wire import Payload
 
 # The first look may only find out since when the gang leads that leads now; the second one then counts.
@@ -98,7 +99,7 @@ async def create(parts: Parts, target: Target, spec: ModelSpec, *, seq_id: int |
         retry_key="" if seq_id is None else str(seq_id),
         model_record={
             **spec.record(),
-            "dialect": "xorl",
+            "dialect": Dialect.XORL,
             "name": target.name,
             "session": target.model,
             "tenant": target.tenant,

@@ -14,6 +14,7 @@ from gradstream.shared import codec, ids
 from gradstream.shared.ids import RETRY_LANE, FutureId, ModelId, OwnerId, SamplerId
 from gradstream.shared.joblog.keys import next_seq_field
 from gradstream.shared.joblog.port import Intake, Receipt, RecordKind, Submission
+from gradstream.shared.model_record import OPEN_STATES
 from gradstream.worker.dead import DeadLetters, Letter
 
 _IN_ORDER = frozenset(
@@ -97,7 +98,7 @@ async def _model_target(letters: DeadLetters, letter: Letter, intake: Intake, *,
         raise CannotRetry(
             f"model {model} is gone, so its {letter.op} cannot be repeated; `dead drop` removes the letter"
         )
-    if (state := record.get("state")) not in {"ready", "creating"}:
+    if (state := record.get("state")) not in OPEN_STATES:
         raise CannotRetry(f"model {model} is {state}, so it takes no jobs any more; `dead drop` removes the letter")
     target = _Target(owner=model, seq=int(record.get(next_seq_field(_FIRST_SEQ), _FIRST_SEQ)), ordered=True)
     if letter.retried_as not in {None, target.future_id}:
