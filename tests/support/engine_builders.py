@@ -62,6 +62,7 @@ class Driver:
         self.row_budget_tokens = row_budget_tokens
         self.isolate_jobs = False
         self.packing: Packing = "sequential"
+        self.shared_prompt_tokens = 0
         self._number = 0
         self._seqs: dict[str, int] = {}
 
@@ -75,6 +76,7 @@ class Driver:
             row_budget_tokens=self.row_budget_tokens,
             isolate_jobs=self.isolate_jobs,
             packing=self.packing,
+            shared_prompt_tokens=self.shared_prompt_tokens,
         )
         outcomes = self.engine.execute(Batch(number=self._number, epoch=1, plan=plan, jobs=jobs))
         return [outcomes[job.future_id] for job in jobs]

@@ -1,4 +1,4 @@
-"""Which sequences share a row, and which rank runs which row; pure functions of lengths."""
+"""Which sequences share a row, and which rank runs which row; pure functions of lengths and common prefixes."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,24 +6,26 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """A datum of a job, both counted in submission order."""
-
-    job: int
-    datum: int
-    length: int
+from gradstream.engine.bundles import Bundle, Placement, bundle, num_computed, num_shared
+from gradstream.engine.layout import Layout, lay_out
+from gradstream.engine.prefixes import Path, Piece
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Sequences that lie end to end in one forward pass, in submission order; some between them may lie in other rows."""
+    """Sequences that lie end to end in one forward pass, in submission order; some between them may lie in other rows.
+
+    layout: what is computed for them where some tokens serve several; None where each token serves one.
+    """
 
     placements: tuple[Placement, ...]
+    layout: Layout | None = None
 
     @property
     def num_tokens(self) -> int:
+        """How many are computed."""
+        if self.layout is not None:
+            return self.layout.num_tokens
         return sum(placement.length for placement in self.placements)
 
 
@@ -37,64 +39,82 @@ def pack(
     num_ranks: int = 1,
     isolate_jobs: bool = False,
     packing: Packing = "sequential",
+    paths: Sequence[Sequence[Path] | None] | None = None,
 ) -> list[Row]:
     """Rows of at most budget_tokens from the datum lengths of each job; a longer datum has a row of its own.
 
     sequential keeps the order: rows filled one after the other give back all datums job by job. best_fit takes the longest datums
     first, and puts each into the row that has the least room left for it. With several ranks the budget is lowered to an equal
     share, so that each rank gets work. isolate_jobs: the rows of each job are those that it would have alone.
+
+    paths: the pieces of each job's datums (`prefixes.find_prefixes`), None where nothing is shared. Datums that share tokens go into
+    a row together, as one item in the place of the first, as far as the budget reaches; a row's tokens are those that are computed.
     """
     if budget_tokens < 1:
         raise ValueError(f"budget_tokens is {budget_tokens}; it must be at least 1")
-    groups = [{job: one} for job, one in enumerate(lengths)] if isolate_jobs else [dict(enumerate(lengths))]
+    jobs = {job: _job_paths(own, None if paths is None else paths[job]) for job, own in enumerate(lengths)}
+    groups = [{job: own} for job, own in jobs.items()] if isolate_jobs else [jobs]
     fill = _sequential if packing == "sequential" else _best_fit
-    return [row for group in groups for row in fill(_placements(group), _budget(group, budget_tokens, num_ranks))]
-
-
-def _placements(lengths: Mapping[int, Sequence[int]]) -> list[Placement]:
-    return [
-        Placement(job=job, datum=datum, length=length)
-        for job, own in lengths.items()
-        for datum, length in enumerate(own)
-    ]
-
-
-def _budget(lengths: Mapping[int, Sequence[int]], budget_tokens: int, num_ranks: int) -> int:
-    total = sum(map(sum, lengths.values()))
-    return min(budget_tokens, -(-total // num_ranks)) if num_ranks > 1 else budget_tokens
-
-
-def _sequential(placements: Sequence[Placement], budget: int) -> list[Row]:
-    rows: list[Row] = []
-    open_row: list[Placement] = []
-    used = 0
-    for placement in placements:
-        if open_row and used + placement.length > budget:
-            rows.append(Row(tuple(open_row)))
-            open_row, used = [], 0
-        open_row.append(placement)
-        used += placement.length
-    if open_row:
-        rows.append(Row(tuple(open_row)))
+    rows = []
+    for group in groups:
+        budget = _budget(group, budget_tokens, num_ranks)
+        bundles = [part for job, own in group.items() for part in bundle(job, own, budget)]
+        rows += [_row(own, jobs) for own in fill(bundles, budget)]
     return rows
 
 
-def _best_fit(placements: Sequence[Placement], budget: int) -> list[Row]:
-    """Rows in the order of their longest datums. Of equal lengths the earlier datum comes first, of equal rooms the earlier row."""
-    filled: list[list[Placement]] = []
+def _job_paths(lengths: Sequence[int], paths: Sequence[Path] | None) -> Sequence[Path]:
+    return [(Piece(datum, 0, length),) for datum, length in enumerate(lengths)] if paths is None else paths
+
+
+def _budget(jobs: Mapping[int, Sequence[Path]], budget_tokens: int, num_ranks: int) -> int:
+    if num_ranks == 1:
+        return budget_tokens
+    # Datums that share tokens are computed on several ranks only with these tokens on each.
+    total = sum(map(num_computed, jobs.values())) + (num_ranks - 1) * max(map(num_shared, jobs.values()))
+    return min(budget_tokens, -(-total // num_ranks))
+
+
+def _row(bundles: Sequence[Bundle], jobs: Mapping[int, Sequence[Path]]) -> Row:
+    items = sorted(
+        ((placement, number) for number, part in enumerate(bundles) for placement in part.placements),
+        key=lambda item: (item[0].job, item[0].datum),
+    )
+    placements = tuple(placement for placement, _ in items)
+    if len(bundles) == len(placements):
+        return Row(placements)
+    by_job = groupby(items, key=lambda item: item[0].job)
+    return Row(placements, lay_out([(number, jobs[job][one.datum]) for one, number in own] for job, own in by_job))
+
+
+def _sequential(bundles: Sequence[Bundle], budget: int) -> list[list[Bundle]]:
+    rows: list[list[Bundle]] = []
+    used = 0
+    for part in bundles:
+        if not rows or used + part.num_tokens > budget:
+            rows.append([])
+            used = 0
+        rows[-1].append(part)
+        used += part.num_tokens
+    return rows
+
+
+def _best_fit(bundles: Sequence[Bundle], budget: int) -> list[list[Bundle]]:
+    """Rows in the order of their longest bundles. Of equal lengths the earlier one comes first, of equal rooms the earlier row."""
+    filled: list[list[Bundle]] = []
     rooms: list[tuple[int, int]] = []  # what is left of each row that is not full, and the row; ascending
     # Sorting is stable, so equal lengths keep their order.
-    for placement in sorted(placements, key=lambda placement: -placement.length):
-        place = bisect_left(rooms, (placement.length, 0))
+    for part in sorted(bundles, key=lambda part: -part.num_tokens):
+        place = bisect_left(rooms, (part.num_tokens, 0))
         if place == len(rooms):
             left, row = budget, len(filled)
             filled.append([])
         else:
             left, row = rooms.pop(place)
-        filled[row].append(placement)
-        if left > placement.length:
-            insort(rooms, (left - placement.length, row))
-    return [Row(tuple(sorted(row, key=lambda placement: (placement.job, placement.datum)))) for row in filled]
+        filled[row].append(part)
+        if left > part.num_tokens:
+            insort(rooms, (left - part.num_tokens, row))
+    return filled
 
 
 def assign(rows: Sequence[Row], *, num_ranks: int, isolate_jobs: bool = False) -> list[int]:

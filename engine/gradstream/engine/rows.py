@@ -1,6 +1,7 @@
 """One packed row through the model: log-probabilities, losses and gradients.
 
-Legend: T tokens of the row, C candidates (targets) per token, N tokens of one job.
+Legend: T tokens that are computed, E tokens of the row's datums (the same, unless some are shared), C candidates (targets) per token, W
+columns of the head, N tokens of one job.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from gradstream.engine.losses._base import LossArguments, LossResult
 from gradstream.engine.losses._valid import evaluate_valid
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.packing import Row
+from gradstream.engine.places import Places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class JobTensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Span:
-    """Datums of a job that follow one another: their tokens in the row, [start, end), and among the job's own, [first, last)."""
+    """Datums of a job that follow one another: their tokens among the row's E, [start, end), and among the job's own, [first, last)."""
 
     job: JobTensors
     start: int
@@ -57,42 +59,53 @@ def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
     """
     spans = _spans(row, jobs)
     is_training = any(span.job.grad is not None for span in spans)
-    adapters = _adapters(base, spans)
-    context = base.packed([placement.length for placement in row.placements])
+    adapters = _adapters(base, spans, row)
+    targets_EC = _targets(spans)
     tokens_T = torch.cat([span.job.tokens_N[span.first : span.last] for span in spans])
+    places = None
+    if row.layout is None:
+        context = base.packed([placement.length for placement in row.placements])
+    else:
+        context = base.packed(row.layout.lengths, row.layout.parents)
+        places = Places(row.layout, num_candidates=targets_EC.shape[1], device=base.device)
+        tokens_T = tokens_T[places.source_T]
     with torch.set_grad_enabled(is_training):
         hidden_TD = base.hidden(tokens_T, context.segments.positions, attention=context, adapters=adapters)
 
     own_grad = spans[0].job.grad
     head = Head(base, hidden_TD, adapters, weight_grad_VD=base.head_grad(own_grad))
-    logprobs_TC = head.logprobs(_targets(spans), keep=is_training)
-    grad_TC = torch.zeros_like(logprobs_TC)
+    if places is None:
+        logprobs_EC = head.logprobs(targets_EC, keep=is_training)
+    else:
+        logprobs_EC = places.collect(head.logprobs(places.spread(targets_EC), keep=is_training))
+    grad_EC = torch.zeros_like(logprobs_EC)
     for span in spans:
         width = span.job.datums.num_candidates
-        logprobs_NC = _of_valid(span, logprobs_TC[span.start : span.end, :width])
+        logprobs_NC = _of_valid(span, logprobs_EC[span.start : span.end, :width])
         result = _loss(span, logprobs_NC)
         span.job.logprobs_NC[span.first : span.last] = logprobs_NC
         span.job.elementwise_NC[span.first : span.last] = result.elementwise_TC
         # A loss that is not finite fails its job; its gradient is never used.
         if result.grad_TC is not None and bool(result.elementwise_TC.isfinite().all()):
-            grad_TC[span.start : span.end, :width] = result.grad_TC
-    if is_training and bool(grad_TC.any()):
-        grad_hidden_TD = head.backward(grad_TC)
+            grad_EC[span.start : span.end, :width] = result.grad_TC
+    if is_training and bool(grad_EC.any()):
+        grad_hidden_TD = head.backward(grad_EC if places is None else places.spread(grad_EC))
         if hidden_TD.requires_grad:
             with base.collecting(own_grad):
                 torch.autograd.backward(hidden_TD, grad_hidden_TD)
 
 
-def _adapters(base: BaseModel, spans: Sequence[_Span]) -> AdapterPass | None:
+def _adapters(base: BaseModel, spans: Sequence[_Span], row: Row) -> AdapterPass | None:
     """The adapters of the row; None where the base model's own weights are trained."""
     if base.flat is not None:
         assert all(span.job is spans[0].job for span in spans)
         return None
     slices = []
-    for _, group in groupby(spans, key=lambda span: id(span.job)):
+    for number, (_, group) in enumerate(groupby(spans, key=lambda span: id(span.job))):
         own = list(group)
         job = own[0].job
-        slices.append(AdapterSlice(start=own[0].start, end=own[-1].end, weights=job.adapter, grad=job.grad))
+        start, end = (own[0].start, own[-1].end) if row.layout is None else row.layout.bounds[number]
+        slices.append(AdapterSlice(start=start, end=end, weights=job.adapter, grad=job.grad))
     return AdapterPass(slices, compute_dtype=base.compute_dtype)
 
 
@@ -112,7 +125,7 @@ def _spans(row: Row, jobs: Sequence[JobTensors]) -> list[_Span]:
 
 
 def _targets(spans: Sequence[_Span]) -> Tensor:
-    """int64 [T, C] for the widest job; narrower ones repeat token 0, which nobody reads."""
+    """int64 [E, C] for the widest job; narrower ones repeat token 0, which nobody reads."""
     width = max(span.job.datums.num_candidates for span in spans)
     parts_NC = [
         torch.nn.functional.pad(

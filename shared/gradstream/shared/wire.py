@@ -420,14 +420,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which jobs run together, in execution order, and the packing decisions that change floating-point bits.
 
     kind is the op that every job of the batch shares. row_budget_tokens bounds one forward pass; the rows that follow from it are
-    a pure function of (jobs, row_budget_tokens, isolate_jobs), so a replay with the same plan packs alike. isolate_jobs: no row holds
-    datums of two jobs, so that a job's bits do not depend on what else was waiting.
+    a pure function of the jobs and the plan, so a replay with the same plan packs alike. isolate_jobs: no row holds datums of two
+    jobs, so that a job's bits do not depend on what else was waiting.
 
     A `sample` batch lets its jobs, which may be none, join the samples that are running, and continues all of those by at most
     num_steps tokens; 0 continues them to their ends. The plan of a commit names the samples that ended, with num_steps 0: a sample's
     answer depends on nothing but its job, so a replay of that plan gives the same ones.
 
     packing: sequential fills one row after the other in submission order; best_fit puts each datum, longest first, where the least room is left.
+
+    shared_prompt_tokens: datums of a job that begin with the same tokens, as many or more, have these computed once; 0: each for itself.
     """
 
     kind: str
@@ -436,6 +438,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     num_steps: int = 0
     isolate_jobs: bool = False
     packing: Literal["sequential", "best_fit"] = "sequential"
+    shared_prompt_tokens: int = 0
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

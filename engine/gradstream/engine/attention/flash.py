@@ -44,13 +44,14 @@ class FlashPackage:
         return ",".join(sorted({f"{name}-{importlib.metadata.version(name)}" for name in names}))
 
     def run(self, q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, segments: Segments, scaling: float) -> Tensor:
-        """out_THK; half precision only."""
+        """out_THK; half precision only. The last query of a segment is aligned with its last key."""
+        if segments.key_index is not None:
+            k_GTK, v_GTK = (heads.index_select(1, segments.key_index) for heads in (k_GTK, v_GTK))
         q_THK, k_TGK, v_TGK = (heads.transpose(0, 1).contiguous() for heads in (q_HTK, k_GTK, v_GTK))
-        longest = max(segments.lengths)
         # Later versions find the longest segment themselves.
         options: dict[str, object] = {}
         if "max_seqlen_q" in self._parameters:
-            options |= {"max_seqlen_q": longest, "max_seqlen_k": longest}
+            options |= {"max_seqlen_q": max(segments.lengths), "max_seqlen_k": max(segments.key_lengths)}
         # Else the blocks of a gradient are added up in the order in which they are done.
         if "deterministic" in self._parameters:
             options["deterministic"] = True
@@ -59,7 +60,7 @@ class FlashPackage:
             k_TGK,
             v_TGK,
             cu_seqlens_q=segments.offsets,
-            cu_seqlens_k=segments.offsets,
+            cu_seqlens_k=segments.key_offsets,
             softmax_scale=scaling,
             causal=True,
             **options,

@@ -20,7 +20,8 @@ def reference_attention(q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, segments: S
     ids_T = segments.ids
     num_tokens = segments.num_tokens
     is_causal_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=ids_T.device).tril()
-    allowed_TT = is_causal_TT & (ids_T[:, None] == ids_T[None, :])
+    is_own_TT = is_causal_TT & (ids_T[:, None] == ids_T[None, :])
+    allowed_TT = is_own_TT | segments.sees[ids_T[:, None], ids_T[None, :]]
     probs_HTT = scores_HTT.masked_fill(~allowed_TT, float("-inf")).softmax(dim=-1)
     return (probs_HTT @ v_HTK.to(compute)).to(q_HTK.dtype).transpose(0, 1)
 

@@ -1,6 +1,7 @@
-"""One scaled_dot_product_attention call for each distinct segment length.
+"""One scaled_dot_product_attention call for each distinct segment length, or for each of a parent's children.
 
-Legend: T tokens of the row, S segments of a group, N their length, H query heads, G key heads, K head size.
+Legend: T tokens of the row, S segments of a group, N their length, M tokens that the last of them sees, H query heads, G key heads, K head
+size.
 """
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradstream.engine.attention.registry import ATTENTION, AttentionBackend
-from gradstream.engine.attention.segments import EqualLengths, Segments
+from gradstream.engine.attention.segments import MASK_ROWS, EqualLengths, Segments
 
 
 def segment_sdpa(q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, segments: Segments, scaling: float) -> Tensor:
@@ -16,15 +17,52 @@ def segment_sdpa(q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, segments: Segments
     is_grouped = q_HTK.shape[0] != k_GTK.shape[0]
     outs_THK = []
     for group in segments.groups:
-        q_SHNK, k_SGNK, v_SGNK = (_pick(heads, group) for heads in (q_HTK, k_GTK, v_GTK))
-        out_SHNK = F.scaled_dot_product_attention(
-            q_SHNK, k_SGNK, v_SGNK, is_causal=True, scale=scaling, enable_gqa=is_grouped
-        )
+        if group.context:
+            out_SHNK = _after_context(q_HTK, k_GTK, v_GTK, group, segments, scaling)
+        else:
+            q_SHNK, k_SGNK, v_SGNK = (_pick(heads, group) for heads in (q_HTK, k_GTK, v_GTK))
+            out_SHNK = F.scaled_dot_product_attention(
+                q_SHNK, k_SGNK, v_SGNK, is_causal=True, scale=scaling, enable_gqa=is_grouped
+            )
         outs_THK.append(out_SHNK.transpose(1, 2).flatten(0, 1))
     if len(outs_THK) == 1 and segments.ungroup is None:
         return outs_THK[0]
     out_THK = torch.cat(outs_THK)
     return out_THK if segments.ungroup is None else out_THK.index_select(0, segments.ungroup)
+
+
+def _after_context(
+    q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, group: EqualLengths, segments: Segments, scaling: float
+) -> Tensor:
+    """out_SHNK of segments that continue another one: in blocks of queries, each with the keys up to its last token."""
+    q_SHNK = _pick(q_HTK, group)
+    k_SGMK, v_SGMK = (_with_context(heads, group) for heads in (k_GTK, v_GTK))
+    repeats = q_HTK.shape[0] // k_GTK.shape[0]
+    if repeats > 1 and q_HTK.is_cuda:
+        # The CUDA kernels that take a mask know no grouped heads.
+        k_SGMK, v_SGMK = (heads.repeat_interleave(repeats, dim=1) for heads in (k_SGMK, v_SGMK))
+        repeats = 1
+    outs = []
+    for start in range(0, group.length, MASK_ROWS):
+        end = min(start + MASK_ROWS, group.length)
+        num_keys = group.num_context + end
+        out = F.scaled_dot_product_attention(
+            q_SHNK[:, :, start:end],
+            k_SGMK[:, :, :num_keys],
+            v_SGMK[:, :, :num_keys],
+            attn_mask=segments.causal_mask(end - start, num_keys),
+            scale=scaling,
+            enable_gqa=repeats > 1,
+        )
+        outs.append(out)
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+
+
+def _with_context(x_GTK: Tensor, group: EqualLengths) -> Tensor:
+    """What the group's segments see, [S, G, M, K]: their common ancestors, and then each itself."""
+    own_SGNK = _pick(x_GTK, group)
+    before = [x_GTK[:, start:end].expand(group.num_segments, -1, -1, -1) for start, end in group.context]
+    return torch.cat([*before, own_SGNK], dim=2)
 
 
 def _pick(x_HTK: Tensor, group: EqualLengths) -> Tensor:

@@ -9,24 +9,42 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+# Queries that are masked at a time where there are keys before them: what lies after the last of them is not computed.
+MASK_ROWS = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EqualLengths:
-    """All segments of one length. index_T: their token positions in the row, segment after segment."""
+    """All segments of one length that continue the same one. index_T: their token positions in the row, segment after segment.
+
+    context: the tokens [start, end) of what they continue, from its beginning; empty where they continue nothing.
+    """
 
     length: int
     num_segments: int
     start: int
     is_contiguous: bool
     index_T: Tensor
+    context: tuple[tuple[int, int], ...]
+
+    @property
+    def num_context(self) -> int:
+        return sum(end - start for start, end in self.context)
 
 
 class Segments:
-    """Sequences that lie end to end in one row; a token attends to itself and to earlier tokens of its own segment only."""
+    """Sequences that lie end to end in one row; a token attends to itself and to earlier tokens of its own segment only.
 
-    def __init__(self, lengths: list[int], *, device: torch.device) -> None:
+    A segment may continue an earlier one, its parent, as several may: its tokens also see all of that one and of what it continues.
+    """
+
+    def __init__(self, lengths: list[int], *, device: torch.device, parents: list[int] | None = None) -> None:
+        """parents: the number of each segment's parent, -1 for none; None where none has one."""
         if not lengths or min(lengths) < 1:
             raise ValueError(f"lengths {lengths} must be one or more positive counts")
+        self.parents = [-1] * len(lengths) if parents is None else parents
+        if len(self.parents) != len(lengths) or any(not -1 <= own < at for at, own in enumerate(self.parents)):
+            raise ValueError(f"parents {parents} must name an earlier segment, or -1, for each of {len(lengths)}")
         self.lengths = lengths
         self.device = device
         self.num_tokens = sum(lengths)
@@ -37,16 +55,84 @@ class Segments:
         ends = torch.tensor(self.lengths).cumsum(0).tolist()
         return [end - length for end, length in zip(ends, self.lengths, strict=True)]
 
+    @property
+    def is_shared(self) -> bool:
+        """True if a segment continues another."""
+        return max(self.parents) >= 0
+
+    @cached_property
+    def contexts(self) -> list[tuple[tuple[int, int], ...]]:
+        """For each segment the tokens [start, end) of its ancestors, the first one first."""
+        contexts: list[tuple[tuple[int, int], ...]] = []
+        for parent in self.parents:
+            if parent < 0:
+                contexts.append(())
+            else:
+                start = self.starts[parent]
+                contexts.append((*contexts[parent], (start, start + self.lengths[parent])))
+        return contexts
+
+    @cached_property
+    def key_lengths(self) -> list[int]:
+        """Tokens that each segment's last token sees."""
+        return [
+            length + sum(end - start for start, end in context)
+            for length, context in zip(self.lengths, self.contexts, strict=True)
+        ]
+
     @cached_property
     def positions(self) -> Tensor:
-        """int64 [T]: each token's position within its segment."""
-        return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
+        """int64 [T]: each token's position within its sequence, ancestors included."""
+        parts = zip(self.key_lengths, self.lengths, strict=True)
+        return torch.cat([torch.arange(end - length, end) for end, length in parts]).to(self.device)
+
+    @cached_property
+    def key_offsets(self) -> Tensor:
+        """int32 [segments + 1]: cumulative ends of key_lengths, starting with 0."""
+        return _cumulative(self.key_lengths).to(self.device)
+
+    @cached_property
+    def key_index(self) -> Tensor | None:
+        """int64 [sum of key_lengths]: what each segment sees, its ancestors and then itself; None where that is the row itself."""
+        if not self.is_shared:
+            return None
+        own = zip(self.contexts, self.starts, self.lengths, strict=True)
+        ranges = [part for context, start, length in own for part in (*context, (start, start + length))]
+        return torch.cat([torch.arange(start, end) for start, end in ranges]).to(self.device)
+
+    @cached_property
+    def sees(self) -> Tensor:
+        """bool [segments, segments]: which whole segments, not itself, a segment's tokens see."""
+        sees = torch.zeros(len(self.lengths), len(self.lengths), dtype=torch.bool)
+        for number, parent in enumerate(self.parents):
+            if parent >= 0:
+                sees[number] = sees[parent]
+                sees[number, parent] = True
+        return sees.to(self.device)
+
+    def causal_mask(self, num_queries: int, num_keys: int) -> Tensor:
+        """bool [num_queries, num_keys] of the last tokens of a sequence: which keys each of them sees.
+
+        A view of one mask for all of the row; num_queries at most MASK_ROWS.
+        """
+        rows = self._mask_rows
+        before = self._mask.shape[1] - rows - (num_keys - num_queries)
+        return self._mask[:num_queries, before : before + num_keys]
+
+    @cached_property
+    def _mask_rows(self) -> int:
+        return min(MASK_ROWS, max(self.lengths))
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        most = max(self.key_lengths)
+        is_seen = torch.ones(self._mask_rows, most + self._mask_rows, dtype=torch.bool, device=self.device)
+        return is_seen.tril(most)
 
     @cached_property
     def offsets(self) -> Tensor:
         """int32 [segments + 1]: cumulative ends, starting with 0."""
-        lengths = torch.tensor([0, *self.lengths], dtype=torch.int32)
-        return lengths.cumsum(0, dtype=torch.int32).to(self.device)
+        return _cumulative(self.lengths).to(self.device)
 
     @cached_property
     def ids(self) -> Tensor:
@@ -56,12 +142,12 @@ class Segments:
 
     @cached_property
     def groups(self) -> list[EqualLengths]:
-        """One entry per distinct length, in order of first appearance."""
-        by_length: dict[int, list[int]] = {}
-        for start, length in zip(self.starts, self.lengths, strict=True):
-            by_length.setdefault(length, []).append(start)
+        """One entry per distinct length and parent, in order of first appearance."""
+        by_length: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
+        for start, length, context in zip(self.starts, self.lengths, self.contexts, strict=True):
+            by_length.setdefault((length, context), []).append(start)
         groups = []
-        for length, starts in by_length.items():
+        for (length, context), starts in by_length.items():
             index_T = (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()
             groups.append(
                 EqualLengths(
@@ -70,6 +156,7 @@ class Segments:
                     start=starts[0],
                     is_contiguous=starts[-1] - starts[0] == length * (len(starts) - 1),
                     index_T=index_T.to(self.device),
+                    context=context,
                 )
             )
         return groups
@@ -82,3 +169,7 @@ class Segments:
         inverse_T[order_T] = torch.arange(self.num_tokens, device=self.device)
         is_identity = bool((inverse_T == torch.arange(self.num_tokens, device=self.device)).all())
         return None if is_identity else inverse_T
+
+
+def _cumulative(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)

@@ -29,8 +29,10 @@ _PARAMETERS = frozenset(inspect.signature(_VARLEN).parameters) if _VARLEN is not
 
 
 def varlen_attention(q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, segments: Segments, scaling: float) -> Tensor:
-    """out_THK; half precision only."""
+    """out_THK; half precision only. The last query of a segment is aligned with its last key, as in flash attention since 2.1."""
     assert _VARLEN is not None
+    if segments.key_index is not None:
+        k_GTK, v_GTK = (heads.index_select(1, segments.key_index) for heads in (k_GTK, v_GTK))
     q_THK, k_TGK, v_TGK = (heads.transpose(0, 1) for heads in (q_HTK, k_GTK, v_GTK))
     options: dict[str, object] = {"scale": scaling}
     # torch 2.10 says is_causal, later versions a window whose right side is 0.
@@ -44,8 +46,8 @@ def varlen_attention(q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, segments: Segm
         else:
             repeats = q_THK.shape[1] // k_TGK.shape[1]
             k_TGK, v_TGK = (heads.repeat_interleave(repeats, dim=1) for heads in (k_TGK, v_TGK))
-    longest = max(segments.lengths)
-    return _VARLEN(q_THK, k_TGK, v_TGK, segments.offsets, segments.offsets, longest, longest, **options)
+    longest = max(segments.lengths), max(segments.key_lengths)
+    return _VARLEN(q_THK, k_TGK, v_TGK, segments.offsets, segments.key_offsets, *longest, **options)
 
 
 def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -98,9 +98,9 @@ class BaseModel:
     def vocab_size(self) -> int:
         return self.facts.vocab_size
 
-    def packed(self, lengths: list[int]) -> PackedContext:
-        """The attention context of sequences that lie end to end."""
-        return PackedContext(Segments(lengths, device=self.device), self.packed_attention)
+    def packed(self, lengths: list[int], parents: list[int] | None = None) -> PackedContext:
+        """The attention context of sequences that lie end to end. parents: the earlier ones that they continue (`Segments`)."""
+        return PackedContext(Segments(lengths, device=self.device, parents=parents), self.packed_attention)
 
     def adapter_pass(self, slices: Sequence[tuple[int, int, LoraWeights | None]]) -> AdapterPass:
         """A pass that trains nothing, from (start, end, LoraWeights or None) in token order."""
