@@ -16,6 +16,7 @@ from gradstream.engine.datums import Datums
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.packing import assign, pack
 from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.prefixes import find_prefixes
 from gradstream.engine.rows import JobTensors, run_row
 from gradstream.shared.wire import Plan
 
@@ -86,12 +87,15 @@ def run_full(
 
 
 def _run_rows(base: BaseModel, comm: Comm, tensors: Sequence[JobTensors], plan: Plan) -> None:
+    shared_from = plan.shared_prompt_tokens
+    paths = [find_prefixes(job.datums.tokens_N, job.datums.lengths, min_tokens=shared_from) for job in tensors]
     rows = pack(
         [job.datums.lengths for job in tensors],
         budget_tokens=plan.row_budget_tokens,
         num_ranks=comm.size,
         isolate_jobs=plan.isolate_jobs,
         packing=plan.packing,
+        paths=paths,
     )
     ranks = assign(rows, num_ranks=comm.size, isolate_jobs=plan.isolate_jobs)
     for row, rank in zip(rows, ranks, strict=True):
