@@ -66,6 +66,7 @@ LEAD = [
     ("max_queued_bytes", 10, "read_ahead_bytes", 40),
     ("max_models_per_tenant", 3, "max_models_per_tenant", 3),
     ("max_job_deaths", 5, "max_job_deaths", 5),
+    ("shared_prompt_tokens", 7, "limits.shared_prompt_tokens", 7),
     ("worker_connection_timeout", 9.0, "acquire_timeout_s", 9.0),
     ("operation_timeout_s", 9.0, "operation_timeout_s", 9.0),
     ("recovery", "tolerant", "durability.mode", "tolerant"),
@@ -89,6 +90,7 @@ pytestmark = pytest.mark.config_field(
 )  # fmt: skip
 
 
+    "max_active_adapters", "adapter_host_memory", "shared_prompt_tokens",
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     given = {"model_path": str(MODEL), "enable_lora": True, "output_dir": str(tmp_path), "redis_url": "redis://h"}

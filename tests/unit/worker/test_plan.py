@@ -84,6 +84,15 @@ def test_plans_of_passes_say_how_rows_are_filled(op, packing):
     assert turn.plan.packing == packing
 
 
+@pytest.mark.config_field("shared_prompt_tokens")
+@pytest.mark.parametrize(("op", "tokens"), [("forward_backward", 9), ("forward", 9), ("sample", 0), ("optim_step", 0)])
+def test_plans_of_passes_say_from_what_length_prompts_are_shared(op, tokens):
+    limits = Limits(batch_tokens=9, batch_jobs=9, row_budget_tokens=9, shared_prompt_tokens=9)
+    turn = next_turn(queues(job("a", 1, op)), limits=limits)
+    assert turn is not None
+    assert turn.plan.shared_prompt_tokens == tokens
+
+
 def test_training_and_sampling_alternate_while_both_wait():
     jobs = [job("a", 1, "forward_backward"), job("s", 1, "sample")]
     assert planned(*jobs, last_lane=Lane.TRAIN) == ["s:1"]

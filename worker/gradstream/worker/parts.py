@@ -155,6 +155,7 @@ def lead_options(settings: Settings) -> LeadOptions:
         max_models_per_tenant=settings.max_models_per_tenant,
         durability=durability(settings),
         max_job_deaths=settings.max_job_deaths,
+            shared_prompt_tokens=settings.shared_prompt_tokens,
         acquire_timeout_s=settings.worker_connection_timeout,
         operation_timeout_s=settings.operation_timeout_s,
     )

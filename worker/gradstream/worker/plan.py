@@ -43,8 +43,8 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. is_strict: one owner a batch,
-    and rows of one job each. packing: how rows are filled.
+    """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. batch_models: owners of jobs of training. is_strict: one owner a batch,
+    and rows of one job each. packing: how rows are filled. shared_prompt_tokens: see Plan.
 
     running_jobs, running_tokens: of all samples that run at a time; one alone may exceed them. slice_steps: tokens by which a slice
     continues each of them while another job waits, long_slice_steps while none does.
@@ -56,6 +56,7 @@ class Limits:
     packing: Literal["sequential", "best_fit"] = "sequential"
     is_strict: bool = False
     running_jobs: int = 64
+    shared_prompt_tokens: int = 0
     running_tokens: int = 131_072
     slice_steps: int = 16
     long_slice_steps: int = 32
@@ -129,6 +130,7 @@ def _batch(
         packing=limits.packing if lead.op in _PACKED else "sequential",
     )
     return Turn(plan=plan, num_taken=num_taken, lane=lane_of(lead.op), tenant=lead.tenant)
+        shared_prompt_tokens=limits.shared_prompt_tokens if lead.op in _PACKED else 0,
 
 
 def _slice(joining: Turn | None, waiting: Mapping[OwnerId, Sequence[Job]], limits: Limits) -> Turn:

@@ -308,6 +308,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             description="Seconds of training after which a snapshot is due; a recovery repeats about that much, more when "
+    shared_prompt_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Datums of one request that begin with the same tokens, this many or more, have them computed once; losses and "
+            "gradients are the same up to rounding. 0 = each for itself.",
+        ),
+    ] = 32
             "writing snapshots takes longer or fails.",
         ),
     ] = 60.0
