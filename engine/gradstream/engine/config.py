@@ -58,6 +58,18 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Merging:
+    """When adapters' factors are frozen and fresh ones begin: after every interval of a model's updates, 0 for never.
+
+    resets_optimizer: its state begins anew too. max_rank: of an adapter with all that was merged; a merge beyond it fails.
+    """
+
+    interval: int = 0
+    resets_optimizer: bool = False
+    max_rank: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Settings of one engine; the same on every rank.
 
@@ -72,7 +84,7 @@ class EngineConfig:
     optimizer: of models whose creation names none. max_row_tokens: the longest datum. schedule: of every model's learning rate, None to
     take the clients' as they are. ckpt_manager: the format of full-weight checkpoints. load_checkpoint_path: a checkpoint's directory
     or URI, which the full-weight model, or the adapter that need not be made, begins with; empty for none.
-    lora_target_modules: what adapters change whose client names no modules, None for all that its switches allow.
+    lora_target_modules: what adapters change whose client names no modules, None for all that its switches allow. merging: of adapters.
     enable_self_test: a training pass on random tokens before anything is served. log_gradient_norms, log_router_stats: events at
     level DEBUG after every forward_backward; nothing is computed for them while that level is off.
     max_active_adapters: on the device; adapter_host_memory_bytes: of the others' states in host memory, the rest is in files.
@@ -109,6 +121,7 @@ class EngineConfig:
     load_checkpoint_path: str = ""
     max_row_tokens: int = 8192
     lora_target_modules: tuple[str, ...] | None = None
+    merging: Merging = field(default_factory=Merging)
     enable_self_test: bool = False
     log_gradient_norms: bool = False
     log_router_stats: bool = False

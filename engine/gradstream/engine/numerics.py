@@ -127,6 +127,8 @@ def learning_facts(config: EngineConfig) -> dict[str, str]:
         facts["optimizer"] = msgspec.json.encode(config.optimizer).decode()
     if config.schedule is not None:
         facts["schedule"] = msgspec.json.encode(config.schedule).decode()
+    if config.merging.interval:
+        facts["merging"] = msgspec.json.encode(config.merging).decode()
     return facts
 
 

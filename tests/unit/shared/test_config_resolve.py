@@ -79,7 +79,7 @@ def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> 
         ("enable_reentrant", True, "enable_reentrant: true is a kind of gradient checkpointing; set enable_gradient_checkpointing: true, or use false"),
         ("freeze_router", False, "freeze_router: false trains routers, and adapters have no place there; use true, or enable_lora: false"),
         ("enable_activation_offload", True, "enable_activation_offload: true moves activations to CPU memory, and on a CPU they are there; use false"),
-        ("merge_lora_interval", 10, "merge_lora_interval: 10 asks to fold adapters into the model while they train, which does not exist yet: the adapters of all clients share that model; use 0"),
+        ("reset_optimizer_on_merge", True, "reset_optimizer_on_merge: true belongs to merge_lora_interval, which is 0; use false, or set it"),
         ("device", "cuda", "device: 'cuda' needs an NVIDIA GPU and a torch built for it; use cpu or auto"),
         ("load_checkpoint_path", "else/where", "load_checkpoint_path: else/where has no manifest.json; it must be a checkpoint's directory, or a URI of the form tinker://MODEL/weights/NAME or xorl://MODEL/weights/NAME"),
         ("load_checkpoint_path", "xorl://m/sampler_weights/n", "load_checkpoint_path: xorl://m/sampler_weights/n has no manifest.json; it must be a checkpoint's directory, or a URI of the form tinker://MODEL/weights/NAME or xorl://MODEL/weights/NAME"),

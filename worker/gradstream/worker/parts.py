@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from gradstream.engine.checkpoint.start import place_of
-from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Numerics
+from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Merging, Numerics
 from gradstream.engine.optim.schedule import Decay, Schedule
 from gradstream.shared.config import Settings
 from gradstream.shared.wire import OptimizerSpec
@@ -66,6 +66,11 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         max_row_tokens=settings.sample_packing_sequence_len,
         optimizer=optimizer_spec(settings),
         schedule=_schedule(settings),
+        merging=Merging(
+            interval=settings.merge_lora_interval,
+            resets_optimizer=settings.reset_optimizer_on_merge,
+            max_rank=settings.max_merged_lora_rank,
+        ),
         lora_target_modules=_tuple(settings.lora_target_modules),
         enable_self_test=settings.enable_self_test,
         log_gradient_norms=settings.log_gradient_norms,

@@ -46,8 +46,11 @@ class FrozenAdapter:
 class Adapter:
     """A trainable adapter, a `TrainedModel`. weights and grad are flat fp32 [layout.num_params], optim the optimizer's tensors.
 
-    All tensors stay the same objects for life. step counts optimizer updates. has_grad says that something was accumulated since the
+    These tensors stay the same objects for life. step counts optimizer updates. has_grad says that something was accumulated since the
     last one, of valid_tokens tokens. Restoring a checkpoint copies into the tensors and sets step and has_grad.
+
+    factors: what passes compute with. Before the first merge (see adapters.merging) these are the weights themselves; afterwards they
+    hold what was merged, and behind it a copy of the weights, which `sync` brings up to date.
     """
 
     def __init__(
@@ -108,12 +111,46 @@ class Adapter:
         self.has_grad = False
         self.valid_tokens = 0
 
+    def reset_optimizer(self) -> None:
+        """Its state as before the first update."""
+        for tensor in self.optim.values():
+            tensor.zero_()
+        self.optim_began = self.step
+
+    @property
+    def num_merges(self) -> int:
+        return self.factors.frozen_rank // self.layout.rank
+
+    def stack(self) -> Tensor | None:
+        """A flat copy of the factors that were merged, in the layout of their rank; None when there are none."""
+        frozen_rank = self.factors.frozen_rank
+        return self.factors.flat(0, frozen_rank) if frozen_rank else None
+
+    @torch.no_grad()
+    def take(self, factors: Factors) -> None:
+        """Compute with these factors and train the last ones of them; they may be elsewhere than the weights.
+
+        When the device has no room for them torch.OutOfMemoryError is raised, with the adapter as it was.
+        """
+        frozen_rank, rank = factors.frozen_rank, factors.layout.rank
+        assert rank == frozen_rank + self.layout.rank
+        if not frozen_rank:
+            self.weights.copy_(factors.weights)
+            self.factors = Factors(self.layout, self.weights)
+            return
+        held = Factors(factors.layout, factors.weights.to(self.weights.device), frozen_rank)
+        self.weights.copy_(held.flat(frozen_rank, rank))
+        self.factors = held
+
+    @torch.no_grad()
     def sync(self) -> None:
-        """Nothing: forward passes read the weights themselves."""
+        """Copy the weights to where passes read them, if that is elsewhere."""
+        if self.factors.frozen_rank:
+            self.factors.put(self.layout.pairs(self.weights), first=self.factors.frozen_rank)
 
     def frozen(self) -> FrozenAdapter:
-        """A copy of the weights as they are now."""
-        return FrozenAdapter(layout=self.layout, scale=self.scale, weights=self.weights.clone())
+        """A copy of all factors as they are now."""
+        return FrozenAdapter(layout=self.factors.layout, scale=self.scale, weights=self.factors.weights.clone())
 
 
 def scale_of(spec: LoraSpec, *, lora_alpha: float) -> float:

@@ -3,6 +3,7 @@
 Legend: R rank of all factors, F that of the frozen ones, I in features, O out features.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,12 @@ class Factors:
     weights: Tensor
     frozen_rank: int = 0
 
+    @classmethod
+    def empty(cls, layout: AdapterLayout, *, frozen_rank: int, device: torch.device) -> "Factors":
+        """Unwritten ones. layout: of all of them."""
+        weights = torch.empty(layout.num_params, dtype=torch.float32, device=device)
+        return cls(layout, weights, frozen_rank)
+
     @cached_property
     def pairs(self) -> dict[int, LoraPair]:
         """Views into the weights, by site index."""
@@ -31,3 +38,29 @@ class Factors:
     def pairs_in(self, dtype: torch.dtype) -> dict[int, LoraPair]:
         """The factors of each site in a dtype, by site index; the weights themselves where it is theirs."""
         return self.pairs if self.weights.dtype == dtype else self.layout.pairs(self.weights.to(dtype))
+
+    def put(self, pairs: Mapping[int, LoraPair], *, first: int) -> None:
+        """Copy factors of each site in, as the ranks from first on."""
+        for site, (a, b) in pairs.items():
+            own = self.pairs[site]
+            own.a.narrow(-2, first, a.shape[-2]).copy_(a)
+            own.b.narrow(-1, first, b.shape[-1]).copy_(b)
+
+    def flat(self, first: int, last: int) -> Tensor:
+        """A flat copy of the ranks first .. last, in the layout of that rank."""
+        layout = self.layout.of_rank(last - first)
+        copied = Factors.empty(layout, frozen_rank=0, device=self.weights.device)
+        for site, (a, b) in copied.pairs.items():
+            own = self.pairs[site]
+            a.copy_(own.a.narrow(-2, first, layout.rank))
+            b.copy_(own.b.narrow(-1, first, layout.rank))
+        return copied.weights
+
+
+def joined(layout: AdapterLayout, stack: Tensor, weights: Tensor) -> Factors:
+    """Frozen factors, flat in the layout of a multiple of the rank, before trained ones, flat in layout; copies of both."""
+    frozen = layout.of_rank(layout.rank * (stack.numel() // layout.num_params))
+    factors = Factors.empty(layout.of_rank(frozen.rank + layout.rank), frozen_rank=frozen.rank, device=weights.device)
+    factors.put(frozen.pairs(stack), first=0)
+    factors.put(layout.pairs(weights), first=frozen.rank)
+    return factors

@@ -16,6 +16,11 @@ def resolve_seed(seed: int | None, *, engine_seed: int, model_id: ModelId) -> in
     return _hash(f"{engine_seed}:{model_id}") if seed is None else seed
 
 
+def merge_seed(seed: int, number: int) -> int:
+    """Of the factors that are drawn at an adapter's merge number, from 1. seed: the adapter's."""
+    return _hash(f"{seed}:merge:{number}")
+
+
 def initial_weights(layout: AdapterLayout, *, seed: int) -> Tensor:
     """Flat fp32 CPU weights: a uniform in +-1/sqrt(in features), as nn.Linear and peft draw it; b zero.
 

@@ -109,6 +109,10 @@ class AdapterLayout:
         lines = [f"{tensor.name} {'x'.join(map(str, tensor.shape))}\n" for tensor in self.tensors]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+    def of_rank(self, rank: int) -> "AdapterLayout":
+        """The same sites with another rank."""
+        return AdapterLayout(sites=self.sites, rank=rank)
+
     def pairs(self, flat: Tensor) -> dict[int, LoraPair]:
         """Views into a flat tensor [num_params], by site index."""
         views = [part.view(shape) for part, shape in zip(torch.split(flat, self.sizes), self.shapes, strict=True)]

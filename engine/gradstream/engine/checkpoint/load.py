@@ -14,6 +14,7 @@ from gradstream.engine.checkpoint.peft_format import read_peft, read_tensors
 from gradstream.engine.checkpoint.save import OPTIMIZER_FILE
 from gradstream.engine.checkpoint.snapshot import AdapterContent, to_bytes
 from gradstream.engine.checkpoint.start import Start
+from gradstream.engine.config import Merging
 from gradstream.engine.optim._base import StatePart
 from gradstream.engine.optim.state import named_state, new_state, state_parts
 from gradstream.shared.errors import InvalidRequest, UnknownModel
@@ -26,7 +27,7 @@ from gradstream.shared.wire import LoraSpec, OptimizerSpec
 class LoadOrder:
     """Which checkpoint for whom. base_models: every name of the base model that runs here, the main one first.
 
-    tenant None: whosever it is. expected is the spec that the checkpoint must have, None for any; optimizer the one that its state must be of, if that is loaded.
+    max_merged_rank: of an adapter with all that was merged. tenant None: whosever it is. expected is the spec that the checkpoint must have, None for any; optimizer the one that its state must be of, if that is loaded.
     """
 
     location: Location | Start
@@ -34,6 +35,7 @@ class LoadOrder:
     base_models: Sequence[str]
     base_sites: Sequence[Site]
     max_lora_rank: int
+    max_merged_rank: int = Merging().max_rank
     with_optimizer: bool = False
     expected: LoraSpec | None = None
     optimizer: OptimizerSpec | None = None
@@ -51,7 +53,7 @@ def load_content(order: LoadOrder, output_dir: Path) -> AdapterContent:
     lora = _check_fit(manifest, order, source=source)
     verify(directory, manifest, source=source)
     layout = layout_for(order.base_sites, lora)
-    weights = read_peft(directory, layout, source=source)
+    weights = read_peft(directory, layout.of_rank(manifest.stored_rank), source=source)
     if not order.with_optimizer:
         return AdapterContent(manifest=manifest, weights=to_bytes(weights))
     if order.optimizer is not None:
@@ -98,6 +100,11 @@ def _check_fit(manifest: Manifest, order: LoadOrder, *, source: str) -> LoraSpec
     if lora.rank > order.max_lora_rank:
         raise InvalidRequest(
             f"checkpoint {source} has LoRA rank {lora.rank}; this server allows up to {order.max_lora_rank}"
+        )
+    if manifest.num_merges and manifest.stored_rank > order.max_merged_rank:
+        raise InvalidRequest(
+            f"checkpoint {source} has LoRA rank {manifest.stored_rank} with its {manifest.num_merges} merges; this server allows up to "
+            f"{order.max_merged_rank} (max_merged_lora_rank)"
         )
     if order.expected is not None and _shape(lora) != _shape(order.expected):
         raise InvalidRequest(

@@ -45,7 +45,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     source: the URI it was saved as. job: the future of the job that saved it. model: the id of the model it was saved from.
     lora, of an adapter, has its seed set, and scale is what b @ a is multiplied by; full is of full weights. step: optimizer steps the
-    model had taken, by optimizer.
+    model had taken, by optimizer, whose state began with zeros after optim_began of them. num_merges: how often an adapter's factors were
+    put aside (`adapters.merging`); the files have these first, and then those that lora tells of.
     created_ms: milliseconds since the Unix epoch. files: by path below the directory.
     """
 
@@ -66,10 +67,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     user_metadata: dict[str, str] | None = None
     optimizer: OptimizerSpec = OptimizerSpec()
     full: FullFacts | None = None
+    num_merges: int = 0
+    optim_began: int = 0
+
+    @property
+    def stored_rank(self) -> int:
+        """The rank of the adapter in the files, with everything that was merged; raises InvalidRequest when these are full weights."""
+        return self.adapter.rank * (self.num_merges + 1)
 
     @property
     def adapter(self) -> LoraSpec:
-        """The spec of an adapter; raises InvalidRequest when these are full weights."""
+        """The spec of an adapter as it is trained; raises InvalidRequest when these are full weights."""
         if self.lora is None:
             raise InvalidRequest(f"checkpoint {self.source} holds full weights, and this is for LoRA adapters only")
         return self.lora

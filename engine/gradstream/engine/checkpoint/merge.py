@@ -99,7 +99,7 @@ def _new_directory(out: Path) -> Iterator[Path]:
 
 def _pairs(checkpoint_dir: Path, config_dir: Path, manifest: Manifest) -> list[tuple[Site, LoraPair]]:
     """Every site of the adapter with its factors in float32."""
-    layout = layout_for(base_sites(config_dir), manifest.adapter)
+    layout = layout_for(base_sites(config_dir), manifest.adapter).of_rank(manifest.stored_rank)
     flat = read_peft(checkpoint_dir, layout, source=str(checkpoint_dir))
     views = layout.named_views(flat)
     return [(site, views[site.name]) for site in layout.sites]

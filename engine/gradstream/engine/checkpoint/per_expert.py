@@ -31,7 +31,7 @@ def export_per_expert(checkpoint_dir: Path, out: Path) -> Path:
     """
     source = str(checkpoint_dir)
     manifest = read_manifest(checkpoint_dir, source=source)
-    rank = manifest.adapter.rank
+    rank = manifest.stored_rank
     verify(checkpoint_dir, manifest, source=source)
     tensors = per_expert(read_tensors(checkpoint_dir / WEIGHTS_FILE, source=source), rank=rank)
     try:

@@ -53,6 +53,7 @@ class Facts:
     lora: LoraSpec | None = None
     scale: float = 1.0
     full: FullFacts | None = None
+    num_merges: int = 0
 
 
 class Content(Protocol):
@@ -75,17 +76,22 @@ class AdapterFiles:
 
     @property
     def facts(self) -> Facts:
-        return Facts(has_optimizer=self.order.is_training, lora=self.model.spec, scale=self.model.scale)
+        return Facts(
+            has_optimizer=self.order.is_training,
+            lora=self.model.spec,
+            scale=self.model.scale,
+            num_merges=self.model.num_merges,
+        )
 
     def size_bytes(self) -> int:
-        layout = self.model.layout
-        return save_size_bytes(
-            layout, state=state_parts(self.model.optimizer, layout) if self.order.is_training else ()
-        )
+        adapter = self.model
+        state = state_parts(adapter.optimizer, adapter.layout) if self.order.is_training else ()
+        return save_size_bytes(adapter.factors.layout, state=state)
 
     def write(self, draft: Path) -> None:
         adapter = self.model
-        write_peft(draft, adapter.layout, adapter.weights, scale=adapter.scale, base_model=self.order.base_model)
+        factors = adapter.factors
+        write_peft(draft, factors.layout, factors.weights, scale=adapter.scale, base_model=self.order.base_model)
         if self.order.is_training:
             _write_optimizer(adapter, draft / OPTIMIZER_FILE)
 
@@ -165,6 +171,8 @@ def _write(content: Content, order: SaveOrder, draft: Path, *, clock: Clock) -> 
         user_metadata=order.user_metadata,
         optimizer=model.optimizer,
         full=facts.full,
+        num_merges=facts.num_merges,
+        optim_began=model.optim_began,
     )
     write_manifest(draft, manifest)
     return manifest

@@ -50,6 +50,7 @@ def load(
         base_models=state.base_names,
         base_sites=state.base.sites,
         max_lora_rank=state.config.max_lora_rank,
+        max_merged_rank=state.config.merging.max_rank,
         with_optimizer=with_optimizer,
         expected=expected,
         optimizer=optimizer,
@@ -65,7 +66,7 @@ def load_frozen(state: EngineState, location: Location, *, tenant: TenantId) -> 
     """A checkpoint's adapter for sampling. Raises like `load_content`."""
     content = load(state, location, tenant=tenant)
     return FrozenAdapter(
-        layout=layout_for(state.base.sites, content.manifest.adapter),
+        layout=layout_for(state.base.sites, content.manifest.adapter).of_rank(content.manifest.stored_rank),
         scale=content.manifest.scale,
         weights=to_tensor(content.weights, device=state.base.device),
     )

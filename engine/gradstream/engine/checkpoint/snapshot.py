@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.adapters.factors import Factors
 from gradstream.engine.checkpoint.manifest import Manifest
 
 
 class AdapterContent(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint that was read. weights: float32, flat, in the layout of manifest.lora, native byte order.
+    """A checkpoint that was read. weights: float32, flat, in the layout of manifest.lora with its stored_rank, native byte order.
 
     optim: the tensors of manifest.optimizer by name, as `state_parts` describes them, if has_optimizer; empty when they were not asked for.
     """
@@ -38,13 +39,16 @@ def restore(adapter: Adapter, content: AdapterContent) -> None:
     A state that is there must be of an optimizer like the adapter's, as `load_content` has checked.
     """
     # From host memory: the device may have no room for a second copy.
-    device = torch.device("cpu")
-    adapter.weights.copy_(to_tensor(content.weights, device=device))
+    device, manifest = torch.device("cpu"), content.manifest
+    layout = adapter.layout.of_rank(manifest.stored_rank)
+    frozen_rank = layout.rank - adapter.layout.rank
+    adapter.take(Factors(layout, to_tensor(content.weights, device=device), frozen_rank))
     for name, tensor in adapter.optim.items():
         if content.has_optimizer:
             tensor.copy_(to_tensor(content.optim[name], device=device, dtype=tensor.dtype))
         else:
             tensor.zero_()
-    adapter.step = content.manifest.step if content.has_optimizer else 0
-    adapter.scale = content.manifest.scale
+    adapter.step = manifest.step if content.has_optimizer else 0
+    adapter.optim_began = manifest.optim_began if content.has_optimizer else 0
+    adapter.scale = manifest.scale
     adapter.clear_grad()

@@ -94,6 +94,12 @@ def _check_spec(state: EngineState, spec: LoraSpec) -> None:
         raise InvalidRequest(f"lora.rank: {spec.rank} is not within 1 to {state.config.max_lora_rank}")
     if spec.alpha is not None:
         check_alpha(spec.alpha, rank=spec.rank, field="lora.alpha")
+    merging = state.config.merging
+    if merging.interval and 2 * spec.rank > merging.max_rank:
+        raise InvalidRequest(
+            f"lora.rank: {spec.rank} has no room for a merge, which makes it {2 * spec.rank} (merge_lora_interval: {merging.interval}, "
+            f"max_merged_lora_rank: {merging.max_rank}); use {merging.max_rank // 2} or less"
+        )
 
 
 def _full(state: EngineState, owner: Owner, payload: CreateModel) -> FullModel:

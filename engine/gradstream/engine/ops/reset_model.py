@@ -1,6 +1,7 @@
 """A model begins again: its optimizer, and its weights if that is asked for."""
 
 from gradstream.engine.adapters.adapter import Adapter, scale_of
+from gradstream.engine.adapters.factors import Factors
 from gradstream.engine.adapters.initial import initial_weights
 from gradstream.engine.checkpoint.begin import begin
 from gradstream.engine.models.full import FullModel
@@ -23,12 +24,13 @@ def reset_model(state: EngineState, job: OpJob[ResetModel]) -> ResetModelDone:
     for tensor in model.optim.values():
         tensor.zero_()
     model.step = 0
+    model.optim_began = 0
     model.clear_grad()
     return ResetModelDone(model_id=model.model_id)
 
 
 def _begin_again(state: EngineState, model: Adapter | FullModel) -> None:
-    """The base model's weights; or those of a fresh adapter of this spec, and its scale."""
+    """The base model's weights; or those of a fresh adapter of this spec, with nothing merged, and its scale."""
     if isinstance(model, FullModel):
         reread(state)
         model.take_flat()
@@ -36,5 +38,5 @@ def _begin_again(state: EngineState, model: Adapter | FullModel) -> None:
         return
     spec = model.spec
     assert spec.seed is not None, "an adapter's spec has its seed resolved"
-    model.weights.copy_(initial_weights(model.layout, seed=spec.seed))
+    model.take(Factors(model.layout, initial_weights(model.layout, seed=spec.seed)))
     model.scale = scale_of(spec, lora_alpha=state.config.lora_alpha)

@@ -63,7 +63,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     directory: below the store. files: by name in the directory, one a rank that wrote. tensors: by name, what the files hold
     together. spec, scale: of a "lora" model; spec has its seed resolved. layout_digest: of the flat tensors' layout. step: optimizer steps taken. has_grad: there
     is a tensor `grad` with what was accumulated since the last one, of valid_tokens tokens. The tensors besides `weights` and `grad` are
-    the state of optimizer. is_asleep: of a "full" model, that it was in host memory.
+    the state of optimizer, which began with zeros after optim_began steps, and `stack`: what was merged of an adapter. is_asleep: of a "full" model, that it was in host memory.
     """
 
     directory: str
@@ -82,6 +82,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     reduction: Literal["sum", "token_mean"] = "sum"
     valid_tokens: int = 0
     is_asleep: bool = False
+    optim_began: int = 0
 
     @property
     def size_bytes(self) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.adapters.factors import Factors, joined
 from gradstream.engine.adapters.layout import AdapterLayout
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.snapshot.cut import ModelEntry, ModelKind
@@ -19,6 +20,7 @@ WEIGHTS = "weights"
 EXP_AVG = "exp_avg"
 EXP_AVG_SQ = "exp_avg_sq"
 GRAD = "grad"
+STACK = "stack"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,7 @@ class ModelState:
     """A copy of one model between two batches; it shares no memory with the model.
 
     owner.spec, of an adapter, has its seed resolved. tensors, on the CPU: weights, grad only if has_grad, both flat [num_params] in the model's layout,
-    and the state of its optimizer by name. layout_digest: the digest of that layout.
+    the state of its optimizer by name, and stack: what was merged of an adapter, in the layout of its rank. layout_digest: the digest of that layout.
     """
 
     owner: Owner
@@ -40,6 +42,7 @@ class ModelState:
     reduction: Reduction = "sum"
     valid_tokens: int = 0
     is_asleep: bool = False
+    optim_began: int = 0
 
     @property
     def model_id(self) -> ModelId:
@@ -56,6 +59,9 @@ def copy_of(model: Adapter | FullModel) -> ModelState:
     tensors = {WEIGHTS: model.weights, **model.optim}
     if model.has_grad:
         tensors[GRAD] = model.grad
+    stack = model.stack() if isinstance(model, Adapter) else None
+    if stack is not None:
+        tensors[STACK] = stack
     return ModelState(
         owner=model.owner,
         scale=1.0 if isinstance(model, FullModel) else model.scale,
@@ -67,6 +73,7 @@ def copy_of(model: Adapter | FullModel) -> ModelState:
         reduction=model.reduction,
         valid_tokens=model.valid_tokens,
         is_asleep=isinstance(model, FullModel) and model.is_asleep,
+        optim_began=model.optim_began,
         tensors={name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()},
     )
 
@@ -85,7 +92,7 @@ def owner_of(model_id: ModelId, entry: ModelEntry) -> Owner:
 def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device) -> Adapter:
     """A trainable adapter with exactly the contents of a "lora" model; layout has the model's layout_digest.
 
-    Raises StorageFailure when its tensors are not those of its optimizer.
+    Raises StorageFailure when its tensors are not those of its optimizer or its layout.
     """
     assert model.kind == "lora"
     assert model.layout_digest == layout.digest
@@ -97,12 +104,22 @@ def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device
         training=Training(optimizer=model.optimizer, reduction=model.reduction),
     )
     put_state(adapter, model.tensors)
+    if STACK in model.tensors:
+        adapter.take(_with_stack(adapter, model.tensors[STACK]))
     if model.has_grad:
         adapter.grad.copy_(model.tensors[GRAD])
     adapter.step = model.step
+    adapter.optim_began = model.optim_began
     adapter.has_grad = model.has_grad
     adapter.valid_tokens = model.valid_tokens
     return adapter
+
+
+def _with_stack(adapter: Adapter, stack: Tensor) -> Factors:
+    """What was merged before the adapter's weights; raises StorageFailure when it is not of the adapter's sites."""
+    if not stack.numel() or stack.numel() % adapter.layout.num_params:
+        raise StorageFailure(f"the snapshot of model {adapter.model_id} does not hold {STACK!r} as its layout needs it")
+    return joined(adapter.layout, stack.to(adapter.weights.device), adapter.weights)
 
 
 def put_state(model: TrainedModel, tensors: Mapping[str, Tensor]) -> None:

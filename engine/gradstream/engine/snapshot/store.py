@@ -129,6 +129,7 @@ class SnapshotStore:
             reduction=entry.reduction,
             valid_tokens=entry.valid_tokens,
             is_asleep=entry.is_asleep,
+            optim_began=entry.optim_began,
             tensors=read_shards(self.directory / entry.directory, entry.files, entry.tensors),
             kind=entry.kind,
         )
@@ -208,6 +209,7 @@ class SnapshotStore:
             reduction=state.reduction,
             valid_tokens=state.valid_tokens,
             is_asleep=state.is_asleep,
+            optim_began=state.optim_began,
         )
 
     def _withdraw(self, head: CutHead, model_ids: Iterable[ModelId]) -> None:

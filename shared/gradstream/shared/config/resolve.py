@@ -66,6 +66,7 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
     problems += memory_problems(settings, changes)
     _check_pairs(settings, problems)
     _check_master(settings, changes, problems)
+    _check_merging(settings, problems)
     _check_precision(settings, changes, problems)
     problems += access_problems(settings)
     if problems:
@@ -254,6 +255,33 @@ def _check_master(settings: Settings, changes: dict[str, object], problems: list
         problems.append(Problem("", "master_dtype: bf16 is of full-weight training, and enable_lora is true; use fp32"))
     elif not changes.get("enable_mixed_precision", settings.enable_mixed_precision):
         problems.append(Problem("", "master_dtype: bf16 needs enable_mixed_precision: true; use fp32"))
+
+
+def _check_merging(settings: Settings, problems: list[Problem]) -> None:
+    """Merges are of adapters, and what belongs to them means nothing without."""
+    interval = settings.merge_lora_interval
+    if interval and not settings.enable_lora:
+        problems.append(
+            Problem(
+                "",
+                f"merge_lora_interval: {interval} merges LoRA adapters, and enable_lora is false, which trains the full weights themselves; "
+                "use 0",
+            )
+        )
+    if settings.reset_optimizer_on_merge and not interval:
+        problems.append(
+            Problem(
+                "", "reset_optimizer_on_merge: true belongs to merge_lora_interval, which is 0; use false, or set it"
+            )
+        )
+    if interval and settings.max_merged_lora_rank < 2 * settings.lora_rank:
+        problems.append(
+            Problem(
+                "",
+                f"max_merged_lora_rank: {settings.max_merged_lora_rank} has no room for one merge of lora_rank: {settings.lora_rank}; use "
+                f"{2 * settings.lora_rank} or more",
+            )
+        )
 
 
 def _check_pairs(settings: Settings, problems: list[Problem]) -> None:

@@ -215,9 +215,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     quant_group_size: Annotated[int, Meta(ge=1, description="Weights that share one scale.")] = 16
     qlora_exclude_modules: Annotated[list[str] | None, Meta(description="Modules that stay unquantized.")] = None
     merge_lora_interval: Annotated[
-        int, Meta(ge=0, description="Merge adapters into the base every N steps. 0 = never.")
+        int,
+        Meta(
+            ge=0,
+            description="ReLoRA: after every N steps of a model its factors are frozen beside the shared weights, and fresh ones are trained. 0 = never.",
+        ),
     ] = 0
-    reset_optimizer_on_merge: Annotated[bool, Meta(description="Start the optimizer afresh after a merge.")] = False
+    reset_optimizer_on_merge: Annotated[
+        bool, Meta(description="Begin the optimizer's state anew after a merge (merge_lora_interval).")
+    ] = False
+    max_merged_lora_rank: Annotated[
+        int,
+        Meta(
+            ge=2,
+            description="Highest rank of an adapter with all that was merged; a step whose merge exceeds it fails.",
+        ),
+    ] = 1024
     freeze_router: Annotated[bool, Meta(description="Leave expert routers untrained.")] = True
 
     output_dir: Annotated[
@@ -247,6 +260,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_models_per_tenant: Annotated[int, Meta(ge=1, description="Models of one tenant that are loaded at a time.")] = (
         256
     )
+    max_active_adapters: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="LoRA models on the device at a time, and of one batch. Those used least recently rest in host memory and come back "
+            "when they are needed; results do not depend on it.",
+        ),
+    ] = 64
+    adapter_host_memory: Annotated[
+        int,
+        Meta(
+            ge=0,
+            extra=SIZE,
+            description="What resting LoRA models may take of each rank's host memory; the others rest in files below output_dir.",
+        ),
+    ] = 4 * _GB
     max_samplers_per_tenant: Annotated[
         int, Meta(ge=1, description="Samplers of one tenant; those of ended sessions are removed.")
     ] = 100_000
@@ -279,6 +308,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "leaves the least room, which takes fewer rows where lengths differ."
         ),
     ] = "sequential"
+    shared_prompt_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Datums of one request that begin with the same tokens, this many or more, have them computed once; losses and "
+            "gradients are the same up to rounding. 0 = each for itself.",
+        ),
+    ] = 32
     batch_budget_tokens: Annotated[
         Annotated[int, Meta(ge=16)] | None,
         Meta(description="Tokens of one batch of jobs. null = sample_packing_sequence_len."),
@@ -308,14 +345,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             description="Seconds of training after which a snapshot is due; a recovery repeats about that much, more when "
-    shared_prompt_tokens: Annotated[
-        int,
-        Meta(
-            ge=0,
-            description="Datums of one request that begin with the same tokens, this many or more, have them computed once; losses and "
-            "gradients are the same up to rounding. 0 = each for itself.",
-        ),
-    ] = 32
             "writing snapshots takes longer or fails.",
         ),
     ] = 60.0

@@ -23,7 +23,6 @@ _FSDP = "belongs to FSDP2 sharding, which does not exist yet"
 _DEEPEP = "belongs to DeepEP, which does not exist yet"
 _PIPELINE = "belongs to pipeline parallelism, which does not exist yet"
 _QLORA = "belongs to quantized training, which does not exist yet"
-_MERGE = "asks to fold adapters into the model while they train, which does not exist yet: the adapters of all clients share that model"
 _COMPILED = "asks for a compiled kernel, and this machine has no compiler for it (a C++ compiler; on GPUs the package triton too)"
 
 # Fields that have one value today, whatever the machine.
@@ -54,8 +53,6 @@ _EVERYWHERE: dict[str, Only] = {
     "quant_format": Only(("nvfp4",), _QLORA),
     "quant_group_size": Only((16,), _QLORA),
     "qlora_exclude_modules": Only((None,), _QLORA),
-    "merge_lora_interval": Only((0,), _MERGE),
-    "reset_optimizer_on_merge": Only((False,), _MERGE),
 }
 
 _ON_CPU: dict[str, Only] = {

@@ -127,6 +127,8 @@ def test_the_manifest_says_what_was_saved(dense, tmp_path):
         "user_metadata": {"a": "b"},
         "optimizer": {},
         "full": None,
+        "num_merges": 0,
+        "optim_began": 0,
     }
 
 

@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from gradstream.engine.attention.choose import can_attend
-from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Numerics
+from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Merging, Numerics
 from gradstream.engine.numerics import resolve_dtype
 from gradstream.engine.optim.schedule import Schedule
 from gradstream.shared.wire import OptimizerSpec
@@ -41,7 +41,7 @@ def num_ranks(fingerprint: str) -> int:
 
 def adopted(config: EngineConfig, logged: str) -> EngineConfig:
     """config with everything that can be chosen as the log's engine had it: threads, attention, dtype, lora_alpha, seed,
-    numerics, compiled units, what is trained, and by which optimizer and schedule.
+    numerics, compiled units, what is trained, by which optimizer and schedule, and when adapters are merged.
 
     The number of threads may exceed the cores of this machine: results depend on it, and not on the cores.
     """
@@ -91,6 +91,7 @@ def _memory(was: Mapping[str, str], here: Memory) -> Memory:
 class _Learning(TypedDict, total=False):
     optimizer: OptimizerSpec
     schedule: Schedule | None
+    merging: Merging
 
 
 def _learning(was: Mapping[str, str]) -> _Learning:
@@ -101,6 +102,7 @@ def _learning(was: Mapping[str, str]) -> _Learning:
         return {
             "optimizer": msgspec.json.decode(was.get("optimizer", "{}"), type=OptimizerSpec),
             "schedule": msgspec.json.decode(was.get("schedule", "null"), type=Schedule | None),
+            "merging": msgspec.json.decode(was.get("merging", "{}"), type=Merging),
         }
     except msgspec.DecodeError:
         return {}
