@@ -52,6 +52,8 @@ ENGINE = [
     ("lora_target_modules", ["q_proj"], "lora_target_modules", ("q_proj",)),
     ("log_gradient_norms", False, "log_gradient_norms", False),
     ("log_router_stats", False, "log_router_stats", False),
+    ("max_active_adapters", 3, "max_active_adapters", 3),
+    ("adapter_host_memory", 3, "adapter_host_memory_bytes", 3),
 ]
 LEAD = [
     ("output_dir", "/else", "durability.joblog", Path("/else/joblog/main")),
@@ -60,13 +62,14 @@ LEAD = [
     ("num_ranks", 2, "limits.running_jobs", 128),
     ("batch_budget_tokens", 99, "limits.batch_tokens", 99),
     ("batch_max_jobs", 3, "limits.batch_jobs", 3),
+    ("max_active_adapters", 3, "limits.batch_models", 3),
     ("batch_isolation", "strict", "limits.is_strict", True),
     ("enable_packing", False, "limits.row_budget_tokens", 1),
     ("sample_packing_strategy", "best_fit", "limits.packing", "best_fit"),
+    ("shared_prompt_tokens", 7, "limits.shared_prompt_tokens", 7),
     ("max_queued_bytes", 10, "read_ahead_bytes", 40),
     ("max_models_per_tenant", 3, "max_models_per_tenant", 3),
     ("max_job_deaths", 5, "max_job_deaths", 5),
-    ("shared_prompt_tokens", 7, "limits.shared_prompt_tokens", 7),
     ("worker_connection_timeout", 9.0, "acquire_timeout_s", 9.0),
     ("operation_timeout_s", 9.0, "operation_timeout_s", 9.0),
     ("recovery", "tolerant", "durability.mode", "tolerant"),
@@ -87,10 +90,10 @@ pytestmark = pytest.mark.config_field(
     "max_models_per_tenant", "max_job_deaths", "worker_connection_timeout", "operation_timeout_s", "recovery",
     "recovery_tolerance", "snapshot_replay_budget_s", "snapshot_idle_s", "snapshots_kept", "joblog_sync",
     "joblog_segment_bytes", "joblog_retention_bytes", "joblog_retention_s", "load_weights_mode",
+    "max_active_adapters", "adapter_host_memory", "shared_prompt_tokens",
 )  # fmt: skip
 
 
-    "max_active_adapters", "adapter_host_memory", "shared_prompt_tokens",
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     given = {"model_path": str(MODEL), "enable_lora": True, "output_dir": str(tmp_path), "redis_url": "redis://h"}

@@ -1,6 +1,7 @@
 """Which jobs form the next batch."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,19 @@ def test_forward_backwards_of_several_models_share_a_batch_up_to_their_barriers(
         job("b", 1, "forward_backward", num_tokens=10),
     ]
     assert planned(*jobs) == ["a:1", "a:2", "b:1"]
+
+
+@pytest.mark.parametrize("op", ["forward_backward", "forward", "optim_step"])
+def test_a_batch_of_training_has_no_more_models_than_fit_on_the_device(op):
+    jobs = [job(model, seq, op, num_tokens=1) for seq in (1, 2) for model in "abc"]
+    chosen = planned(*jobs, limits=replace(LIMITS, batch_models=2))
+    assert {future.partition(":")[0] for future in chosen} == {"a", "b"}
+    assert len(chosen) == (2 if op == "optim_step" else 4)
+
+
+def test_samples_of_many_models_share_a_batch_as_they_need_no_training_state():
+    jobs = [job(model, 1, "sample", num_tokens=1) for model in "abc"]
+    assert len(planned(*jobs, limits=replace(LIMITS, batch_models=2))) == 3
 
 
 def test_optim_steps_of_several_models_share_a_batch_one_each():

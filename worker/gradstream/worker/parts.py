@@ -76,6 +76,8 @@ def engine_config(settings: Settings, *, model_path: Path) -> EngineConfig:
         log_gradient_norms=settings.log_gradient_norms,
         log_router_stats=settings.log_router_stats,
         ckpt_manager=settings.ckpt_manager,
+        max_active_adapters=settings.max_active_adapters,
+        adapter_host_memory_bytes=settings.adapter_host_memory,
         load_checkpoint_path=_start(settings),
     )
 
@@ -149,9 +151,11 @@ def lead_options(settings: Settings) -> LeadOptions:
         limits=Limits(
             batch_tokens=settings.batch_budget_tokens or settings.sample_packing_sequence_len,
             batch_jobs=settings.batch_max_jobs,
+            batch_models=settings.max_active_adapters,
             row_budget_tokens=row_budget_tokens(settings),
             is_strict=settings.batch_isolation == "strict",
             packing=settings.sample_packing_strategy,
+            shared_prompt_tokens=settings.shared_prompt_tokens,
             running_jobs=RUNNING_JOBS_PER_RANK * settings.num_ranks,
             running_tokens=RUNNING_TOKENS_PER_RANK * settings.num_ranks,
         ),
@@ -160,7 +164,6 @@ def lead_options(settings: Settings) -> LeadOptions:
         max_models_per_tenant=settings.max_models_per_tenant,
         durability=durability(settings),
         max_job_deaths=settings.max_job_deaths,
-            shared_prompt_tokens=settings.shared_prompt_tokens,
         acquire_timeout_s=settings.worker_connection_timeout,
         operation_timeout_s=settings.operation_timeout_s,
     )

@@ -3,6 +3,7 @@
 The rules:
 - A batch holds jobs of one op. forward_backward, forward and sample take several jobs of several owners; optim_step takes one
   job each of several owners; every other op runs alone.
+- A batch of training holds jobs of a bounded number of owners: as many as have their models on the device at a time.
 - Jobs of one owner are taken from the front of its queue, so its order never changes.
 - Tenants come in turn, and within a tenant its owners, so that many models get their tenant no more turns than one does. The
   tenant that led a batch of the lane least recently leads this one: its first owner decides the op and always gets its first job in.
@@ -43,8 +44,8 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. batch_models: owners of jobs of training. is_strict: one owner a batch,
-    and rows of one job each. packing: how rows are filled. shared_prompt_tokens: see Plan.
+    """Bounds of one batch. batch_tokens is exceeded only by a batch of a single job. batch_models: owners of one batch of training.
+    is_strict: one owner a batch, and rows of one job each. packing: how rows are filled. shared_prompt_tokens: see Plan.
 
     running_jobs, running_tokens: of all samples that run at a time; one alone may exceed them. slice_steps: tokens by which a slice
     continues each of them while another job waits, long_slice_steps while none does.
@@ -53,10 +54,11 @@ class Limits:
     batch_tokens: int
     batch_jobs: int
     row_budget_tokens: int
+    batch_models: int = 64
     packing: Literal["sequential", "best_fit"] = "sequential"
+    shared_prompt_tokens: int = 0
     is_strict: bool = False
     running_jobs: int = 64
-    shared_prompt_tokens: int = 0
     running_tokens: int = 131_072
     slice_steps: int = 16
     long_slice_steps: int = 32
@@ -128,9 +130,9 @@ def _batch(
         row_budget_tokens=limits.row_budget_tokens,
         isolate_jobs=limits.is_strict,
         packing=limits.packing if lead.op in _PACKED else "sequential",
+        shared_prompt_tokens=limits.shared_prompt_tokens if lead.op in _PACKED else 0,
     )
     return Turn(plan=plan, num_taken=num_taken, lane=lane_of(lead.op), tenant=lead.tenant)
-        shared_prompt_tokens=limits.shared_prompt_tokens if lead.op in _PACKED else 0,
 
 
 def _slice(joining: Turn | None, waiting: Mapping[OwnerId, Sequence[Job]], limits: Limits) -> Turn:
@@ -210,14 +212,19 @@ def _fill(
     num_taken = dict.fromkeys(waiting, 0)
     total_tokens = total_jobs = 0
     heap = _shares(waiting)
+    num_models = 0
+    max_models = limits.batch_models if lane_of(op) is Lane.TRAIN else limits.batch_jobs
     while heap and total_jobs < limits.batch_jobs:
         tenant = heapq.heappop(heap)
         share = heapq.heappop(tenant.owners)
         job = _at(waiting[share.owner], num_taken[share.owner])
         if job is not None and job.op == op and job.future_id not in suspects:
             cost = _cost(job)
-            if not total_jobs or total_tokens + cost <= limits.batch_tokens:
+            is_new = not num_taken[share.owner]
+            has_room = not total_jobs or total_tokens + cost <= limits.batch_tokens
+            if has_room and num_models + is_new <= max_models:
                 num_taken[share.owner] += 1
+                num_models += is_new
                 total_jobs += 1
                 total_tokens += cost
                 tenant.num_tokens += cost
