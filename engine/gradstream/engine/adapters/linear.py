@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradstream.engine.adapters.passes import Patch
+from gradstream.engine.products import LinearProduct
 
 
 class Block(NamedTuple):
-    """Tokens [start, end) that go through one frozen weight [O, I]."""
+    """Tokens [start, end) that go through one frozen weight [O, I]. product: how, where they are all tokens."""
 
     start: int
     end: int
     weight_OI: Tensor
+    product: LinearProduct = F.linear
 
 
 class Groups(NamedTuple):
@@ -55,10 +57,10 @@ def _forward(
         if bias_O is not None:
             y_TO += bias_O
     elif len(blocks) == 1:
-        y_TO = F.linear(x_TI, blocks[0].weight_OI, bias_O)
+        y_TO = blocks[0].product(x_TI, blocks[0].weight_OI, bias_O)
     else:
         y_TO = x_TI.new_empty(x_TI.shape[0], blocks[0].weight_OI.shape[0])
-        for start, end, weight_OI in blocks:
+        for start, end, weight_OI, _ in blocks:
             torch.mm(x_TI[start:end], weight_OI.t(), out=y_TO[start:end])
         if bias_O is not None:
             y_TO += bias_O
@@ -130,6 +132,6 @@ def _through_blocks(grad_TO: Tensor, blocks: Sequence[Block] | Groups) -> Tensor
     if len(blocks) == 1:
         return grad_TO @ blocks[0].weight_OI
     grad_TI = grad_TO.new_empty(grad_TO.shape[0], blocks[0].weight_OI.shape[1])
-    for start, end, weight_OI in blocks:
+    for start, end, weight_OI, _ in blocks:
         torch.mm(grad_TO[start:end], weight_OI, out=grad_TI[start:end])
     return grad_TI

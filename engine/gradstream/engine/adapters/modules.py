@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from gradstream.engine.adapters.layout import LoraPair, Site
 from gradstream.engine.adapters.linear import Block, Groups, lora_linear
 from gradstream.engine.adapters.passes import AdapterPass, Patch
+from gradstream.engine.products import LinearProduct
 
 
 @dataclass(slots=True)
 class PassSlot:
-    """Where a base model's modules find the adapters of the running pass; one per base model, set by BaseModel.hidden."""
+    """Where a base model's modules find the adapters of the running pass; one per base model, set by BaseModel.hidden.
+
+    product: how frozen weights are multiplied in it.
+    """
 
     current: AdapterPass | None = None
+    product: LinearProduct = nn.functional.linear
 
 
 class AdaptedLinear(nn.Module):
@@ -40,7 +45,8 @@ class AdaptedLinear(nn.Module):
             return nn.functional.linear(x, self.weight, self.bias)
         patches = adapters.patches(self.site_index)
         anchor = adapters.anchor if adapters.is_training else None
-        return lora_linear(x, [Block(0, x.shape[-2], self.weight)], self.bias, patches, anchor)
+        block = Block(0, x.shape[-2], self.weight, self.slot.product)
+        return lora_linear(x, [block], self.bias, patches, anchor)
 
 
 class AdaptedExperts(nn.Module):

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradstream.engine.adapters.adapter import LoraWeights
@@ -22,6 +23,7 @@ from gradstream.engine.config import Numerics
 from gradstream.engine.models.expert_loads import ExpertLoads
 from gradstream.engine.models.flat import FlatParameters
 from gradstream.engine.models.offload import ActivationOffload
+from gradstream.engine.products import LinearProduct
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +122,21 @@ class BaseModel:
         return None if self.flat is None or grad is None else self.flat.head_grad(grad)
 
     def hidden(
-        self, tokens_T: Tensor, positions_T: Tensor, *, attention: AttentionContext, adapters: AdapterPass | None
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        *,
+        attention: AttentionContext,
+        adapters: AdapterPass | None,
+        product: LinearProduct = F.linear,
     ) -> Tensor:
-        """hidden_TD after the final norm, of one row. Gradients flow when grad mode is on and adapters or own weights train."""
+        """hidden_TD after the final norm, of one row. Gradients flow when grad mode is on and adapters or own weights train.
+
+        product: of the weights that adapters add to, in a pass without gradients.
+        """
         assert self._slot.current is None, "a pass is already running on this model"
         self._slot.current = adapters
+        self._slot.product = product
         offload = self._offload if torch.is_grad_enabled() else None
         try:
             with (
@@ -139,5 +151,6 @@ class BaseModel:
                 )
         finally:
             self._slot.current = None
+            self._slot.product = F.linear
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD

@@ -82,7 +82,8 @@ class _AdaptedProduct:
             return F.linear(x, self._weight_OI, self._bias_O)
         patches = [replace(patch, column=column) for site, column in self._sites for patch in adapters.patches(site)]
         anchor = adapters.anchor if adapters.is_training else None
-        return lora_linear(x, [Block(0, x.shape[-2], self._weight_OI)], self._bias_O, patches, anchor)
+        block = Block(0, x.shape[-2], self._weight_OI, self._slot.product)
+        return lora_linear(x, [block], self._bias_O, patches, anchor)
 
 
 def join_rows(parameters: Sequence[Tensor]) -> Tensor:
