@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from gradstream.shared.ids import UNLOAD_SEQ, lane_of
+from gradstream.shared.ids import UNLOAD_SEQ, future_parts, lane_of
 from gradstream.shared.joblog.keys import Keys
 
 _TERMINAL = ("done", "failed")
@@ -130,8 +130,8 @@ def _disorder(ledger: Ledger) -> list[str]:
     last: dict[tuple[str, int], int] = {}
     for batch in ledger.batches:
         for future_id in batch.future_ids:
-            owner, _, text = future_id.rpartition(":")
-            seq = int(text)
+            job = future_parts(future_id)
+            owner, seq = job.owner, job.seq
             if ":train:" not in owner or seq >= UNLOAD_SEQ:
                 continue
             place = (owner, lane_of(seq))

@@ -106,11 +106,11 @@ def _hold_s(parts: Parts, future_id: FutureId) -> float:
 
 async def _existed(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> bool:
     """True when the id's owner is known and has already passed the id's seq (a sampler's seqs are not counted)."""
-    owner, _, seq = future_id.rpartition(":")
-    if not ids.is_valid_id(owner) or not seq.isdecimal():
+    if not ids.is_valid_future_id(future_id):
         return False
-    model = await parts.intake.record(RecordKind.MODEL, owner)
+    job = ids.future_parts(future_id)
+    model = await parts.intake.record(RecordKind.MODEL, job.owner)
     if model is not None:
-        return model.get("tenant") == tenant and int(seq) < int(model.get(next_seq_field(int(seq)), "0"))
-    sampler = await parts.intake.record(RecordKind.SAMPLER, owner)
+        return model.get("tenant") == tenant and job.seq < int(model.get(next_seq_field(job.seq), "0"))
+    sampler = await parts.intake.record(RecordKind.SAMPLER, job.owner)
     return sampler is not None and sampler.get("tenant") == tenant

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gradstream.api.dialect import is_name
 from gradstream.shared import ids
 from gradstream.shared.errors import InvalidRequest
-from gradstream.shared.ids import DEFAULT_MODEL, LOCAL_TENANT, ModelId, TenantId
+from gradstream.shared.ids import DEFAULT_MODEL, LOCAL_TENANT, ModelId, TenantId, name_of
 
 SCHEME = "xorl://"
 _STORED_PATH = re.compile(r"tinker://([^/\s'\"]+)/([^/\s'\"]+)/([^/\s'\"]+)")
@@ -41,11 +41,6 @@ def target(name: str, *, tenant: TenantId, field: str = "model_id") -> Target:
             f"{field}: the tenant {tenant!r} cannot have models of its own choice of name, as its name has '..' in it"
         )
     return Target(name=name, model=ModelId(model), tenant=tenant)
-
-
-def name_of(model: str) -> str:
-    """What its owner calls the model with this id."""
-    return model.rpartition(":")[2]
 
 
 def shown(text: str) -> str:

@@ -1,6 +1,7 @@
 """Identifier types, how they are made and what they may look like."""
 
 import re
+from dataclasses import dataclass
 from typing import NewType
 
 SessionId = NewType("SessionId", str)
@@ -85,3 +86,22 @@ def seq_text(seq: int) -> str:
 def future_id(owner: OwnerId, seq: int) -> FutureId:
     """The id of a job's future: a function of (owner, seq), so that a retry names the same future."""
     return FutureId(f"{owner}:{seq}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FutureParts:
+    """owner: the model or sampler whose job it is. seq: the job's place in the owner's sequence."""
+
+    owner: str
+    seq: int
+
+
+def future_parts(future_id: FutureId) -> FutureParts:
+    """What a future's id was made of; raises ValueError when it was made otherwise."""
+    owner, _, seq = future_id.rpartition(":")
+    return FutureParts(owner=owner, seq=int(seq))
+
+
+def name_of(model: str) -> str:
+    """What its owner calls the model with this id: the id itself, or what stands behind the tenant in it."""
+    return model.rpartition(":")[2]

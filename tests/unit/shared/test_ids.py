@@ -3,9 +3,11 @@
 import pytest
 
 from gradstream.shared.ids import (
+    FutureId,
     ModelId,
     SessionId,
     future_id,
+    future_parts,
     is_valid_future_id,
     is_valid_id,
     is_valid_name,
@@ -58,3 +60,16 @@ def test_the_future_of_the_longest_owner_is_one() -> None:
     assert not is_valid_future_id(f"{owner}:1x")
     assert not is_valid_future_id("a/b:1")
     assert not is_valid_future_id("1")
+
+
+def test_a_future_falls_into_what_it_was_made_of() -> None:
+    for owner in (
+        ModelId("mine"),
+        ModelId("acme:mine"),
+        model_id(SessionId("abc"), 2),
+        sampler_id(SessionId("abc"), 3),
+    ):
+        parts = future_parts(future_id(owner, 7))
+        assert (parts.owner, parts.seq) == (owner, 7)
+    with pytest.raises(ValueError, match="invalid literal"):
+        future_parts(FutureId("acme:mine"))

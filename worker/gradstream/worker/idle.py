@@ -15,7 +15,7 @@ import structlog
 from gradstream.shared import codec
 from gradstream.shared.activity import last_active_ms
 from gradstream.shared.errors import GradstreamError, SequenceConflict, UnknownModel
-from gradstream.shared.ids import DEFAULT_MODEL, ModelId, TenantId
+from gradstream.shared.ids import DEFAULT_MODEL, ModelId, TenantId, future_parts
 from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.model_record import Dialect, ModelState, dialect_of, num_open_jobs
 from gradstream.shared.wire import SaveWeights
@@ -89,7 +89,7 @@ async def _save(parts: Parts, model: ModelId, record: Mapping[str, str]) -> bool
     except UnknownModel:
         # Its unload is on its way.
         return False
-    behind = int(receipt.future_id.rpartition(":")[2]) + 1
+    behind = future_parts(receipt.future_id).seq + 1
     saved = _Saved(uri=f"tinker://{model}/weights/{name}", next_seq=behind, at_ms=parts.now_ms)
     await parts.intake.change_record(RecordKind.MODEL, model, {_FIELD: msgspec.json.encode(saved).decode()})
     _log.info("idle_model_saving", model_id=model, checkpoint=name)

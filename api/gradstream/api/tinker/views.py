@@ -5,10 +5,9 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from gradstream.api.checkpoint_views import Checkpoint, checkpoint_view
-from gradstream.api.names import name_of
 from gradstream.api.parts import Parts
 from gradstream.api.records import Record, metadata_of, when
-from gradstream.shared.ids import TenantId
+from gradstream.shared.ids import TenantId, name_of
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.model_record import BROKEN_STATES, Dialect, dialect_of
 

@@ -5,13 +5,13 @@ from fastapi import APIRouter, Request, Response
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, offloaded, small_body
 from gradstream.api.futures import Expired, Finished, Missing, Pending, QueueState, poll
-from gradstream.api.names import name_of, shown
+from gradstream.api.names import shown
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.retrieving import delivered, json_answer, no_longer_kept, no_such_future, try_again
 from gradstream.api.xorl.results import outcome_json
 from gradstream.shared import codec, ids
 from gradstream.shared.errors import Unavailable
-from gradstream.shared.ids import FutureId, TenantId
+from gradstream.shared.ids import FutureId, ModelId, TenantId, name_of
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.model_record import ModelState
 from gradstream.shared.wire import Failed
@@ -59,12 +59,12 @@ async def retrieve_future(request: Request) -> Response:
 
 async def _expired(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Response:
     """410, but that a model was made or dropped is known from its record: those calls give their futures again at any time."""
-    model, _, seq = future_id.rpartition(":")
+    model = ModelId(ids.future_parts(future_id).owner)
     record = await parts.intake.record(RecordKind.MODEL, model) or {}
     state = record.get("state") if record.get("tenant") == tenant else None
-    if state == ModelState.READY and record.get("made_at", "0") == seq:
+    if state == ModelState.READY and future_id == ids.future_id(model, int(record.get("made_at", "0"))):
         return json_answer({"type": "create_model", "model_id": name_of(model)})
-    if state == ModelState.UNLOADED and record.get("ended_at") == seq:
+    if state == ModelState.UNLOADED and future_id == ids.future_id(model, int(record.get("ended_at", "-1"))):
         return json_answer({"type": "unload_model", "model_id": name_of(model)})
     return no_longer_kept(future_id)
 

@@ -6,12 +6,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from gradstream.api.auth import tenant_of
-from gradstream.api.names import name_of
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.query import MAX_PAGE
 from gradstream.api.records import Record
 from gradstream.shared.activity import last_active_ms
-from gradstream.shared.ids import TenantId
+from gradstream.shared.ids import TenantId, name_of
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.model_record import BROKEN_STATES, Dialect, ModelState, dialect_of, is_over, num_open_jobs
 

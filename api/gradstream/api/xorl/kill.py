@@ -20,7 +20,7 @@ from gradstream.api.xorl.models import target_of, unknown
 from gradstream.api.xorl.waiting import WAIT_S, outcome_of
 from gradstream.shared import codec
 from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel
-from gradstream.shared.ids import FutureId, future_id
+from gradstream.shared.ids import FutureId, future_id, future_parts
 from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.model_record import BROKEN_STATES, is_over
 from gradstream.shared.wire import Failed, Payload, ResetModel, SaveWeights, SaveWeightsDone, UnloadModel
@@ -190,7 +190,7 @@ async def _forget(parts: Parts, meant: Target) -> None:
 
 def _behind(future: FutureId) -> int:
     """The model's next seq when this future is its last one."""
-    return int(future.rpartition(":")[2]) + 1
+    return future_parts(future).seq + 1
 
 
 def _final(meant: Target) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from gradstream.api.names import name_of, shown
+from gradstream.api.names import shown
 from gradstream.api.outcome_json import datum_objects, result_bytes
+from gradstream.shared.ids import name_of
 from gradstream.shared.wire import (
     CreateModelDone,
     DeleteCheckpointDone,

@@ -12,7 +12,7 @@ from gradstream.engine.config import EngineConfig
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.errors import GradstreamError, Unsupported
-from gradstream.shared.ids import DEFAULT_MODEL, ModelId
+from gradstream.shared.ids import DEFAULT_MODEL, ModelId, name_of
 
 # Clients of that dialect are shown their checkpoints so; a model's name is its id for the machine's own tenant.
 _SHOWN = "xorl://"
@@ -50,7 +50,7 @@ def files_digest(manifest: Manifest) -> str:
 
 def begins_there(model_id: ModelId) -> bool:
     """True for the model that clients need not make; other adapters begin afresh."""
-    return model_id.rpartition(":")[2] == DEFAULT_MODEL
+    return name_of(model_id) == DEFAULT_MODEL
 
 
 def find_start(config: EngineConfig, comm: Comm) -> Start | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from gradstream.shared.ids import FutureId, SamplerId
+from gradstream.shared.ids import FutureId, SamplerId, future_parts
 from gradstream.shared.joblog.port import Completion, Completions, FutureStatus
 
 MAX_COMPLETIONS = 1000
@@ -20,8 +20,10 @@ def block_name(sampler: SamplerId, block: int) -> str:
 
 def block_of_future(future_id: str) -> str | None:
     """The block_name of a sample's future, None for every other future."""
-    owner, _, seq = future_id.rpartition(":")
-    return block_name(SamplerId(owner), int(seq) // BLOCK_SEQS) if ":sample:" in owner else None
+    if ":sample:" not in future_id:
+        return None
+    sample = future_parts(FutureId(future_id))
+    return block_name(SamplerId(sample.owner), sample.seq // BLOCK_SEQS)
 
 
 def entry_id(cursor: int) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from gradstream.shared.ids import FutureId
+from gradstream.shared.ids import FutureId, future_parts
 from gradstream.shared.joblog.port import BatchId
 from gradstream.shared.wire import Sample
 from gradstream.worker.disklog.frames import (
@@ -52,7 +52,7 @@ class Taken:
 
 def owner_of(future_id: FutureId) -> str:
     """The model or sampler in a future's id."""
-    return future_id.rpartition(":")[0]
+    return future_parts(future_id).owner
 
 
 def members_of(batch: LoggedBatch) -> frozenset[FutureId]:

@@ -7,7 +7,7 @@ import msgspec
 
 from gradstream.shared import codec
 from gradstream.shared.errors import InvalidRequest
-from gradstream.shared.ids import FutureId
+from gradstream.shared.ids import FutureId, future_parts
 from gradstream.shared.wire import Outcome
 from gradstream.worker.disklog.frames import Dropped, LoggedBatch, LoggedJob, LoggedOutcome, Started, Stopped
 from gradstream.worker.disklog.framing import AnyFrame
@@ -82,7 +82,7 @@ class JobEnd:
 
     @property
     def owner(self) -> str:
-        return self.future_id.rpartition(":")[0]
+        return future_parts(self.future_id).owner
 
     @property
     def tenant(self) -> str | None:

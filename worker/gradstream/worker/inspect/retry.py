@@ -11,7 +11,7 @@ future by the next one, and a job is never submitted twice unless that is asked 
 from dataclasses import dataclass
 
 from gradstream.shared import codec, ids
-from gradstream.shared.ids import RETRY_LANE, FutureId, ModelId, OwnerId, SamplerId
+from gradstream.shared.ids import RETRY_LANE, FutureId, ModelId, OwnerId, SamplerId, future_parts
 from gradstream.shared.joblog.keys import next_seq_field
 from gradstream.shared.joblog.port import Intake, Receipt, RecordKind, Submission
 from gradstream.shared.model_record import OPEN_STATES
@@ -83,7 +83,7 @@ async def _sample_target(letter: Letter, intake: Intake, *, again: bool) -> _Tar
     if (before := letter.retried_as) is not None:
         if await intake.future(before) is None:
             # Cut short before it was accepted, or forgotten since: the same future serves both.
-            return _Target(owner=SamplerId(before.rpartition(":")[0]), seq=0, ordered=False)
+            return _Target(owner=SamplerId(future_parts(before).owner), seq=0, ordered=False)
         _check_again(letter, again=again)
         salt = before
     name = codec.digest(f"{letter.future_id} {salt}".encode())

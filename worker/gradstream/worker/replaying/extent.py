@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradstream.engine.snapshot.cut import Cut
+from gradstream.shared.ids import future_parts
 from gradstream.shared.joblog.port import BatchId
 from gradstream.worker.disklog.errors import UnknownPosition
 from gradstream.worker.inspect.log_source import batch_id
@@ -127,7 +128,7 @@ def extent_from(seen: Overview, want: Want, bounds: Bounds, cut: Cut | None) -> 
 
 def _is_failed_of(note: Note, owners: frozenset[str]) -> bool:
     """True for a batch in which nothing was done and a job of one of the owners failed."""
-    return not note.owners and any(future.rpartition(":")[0] in owners for future in note.futures)
+    return not note.owners and any(future_parts(future).owner in owners for future in note.futures)
 
 
 def problem_of(extent: Extent) -> str | None:
