@@ -3,6 +3,9 @@
 A sweep may be repeated at any point; how far one came stands in the model's record. Nothing is unloaded that is not saved, and nothing
 that somebody used after it was saved. The model `default`, which clients use without making it, is saved and stays in memory: they would
 go on with a fresh one without noticing.
+
+kill_session of the API comes to the same end by another way: several calls at a time, each of which waits for its jobs, replaces one fixed
+checkpoint and must say why a job failed. A sweep is alone, waits for nothing, and looks at the next one whether its checkpoint is there.
 """
 
 from collections.abc import Mapping
