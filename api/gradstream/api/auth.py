@@ -1,5 +1,6 @@
 """Who is asking: from a request to its tenant."""
 
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from fastapi import Request
@@ -46,6 +47,7 @@ def is_from_foreign_page(headers: Headers) -> bool:
     return host is not None and not is_loopback(_host_of(f"//{host}"))
 
 
+@lru_cache(maxsize=256)
 def _host_of(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""

@@ -21,6 +21,7 @@ from gradstream.shared.wire import IGNORE, ForwardBackward
 # Any: numpy arrays of any number type, as a dtype is what is being checked here.
 Array = NDArray[Any]
 _TARGETS = "target_tokens"
+_TOKEN = np.dtype("<i4")
 # Whole numbers up to here are the same in float32.
 _EXACT_IN_FLOAT32 = 1 << 24
 
@@ -76,6 +77,11 @@ def _tokens_column(datums: Sequence[DatumArrays], card: EngineCard) -> Column:
             f"data[{int(np.argmax(lengths))}].model_input: {int(lengths.max())} tokens are more than the context of "
             f"{card.max_context_tokens}"
         )
+    if all(datum.tokens.dtype == _TOKEN for datum in datums):
+        column = Column.of([datum.tokens for datum in datums], dtype="int32")
+        _check_ids(column.values(), lengths, card, field="model_input")
+        return column
+    # Wider ids are looked at before they are made narrow.
     values = np.concatenate([datum.tokens for datum in datums])
     _check_ids(values, lengths, card, field="model_input")
     return Column(dtype="int32", lengths=lengths.astype("<i8").tobytes(), data=values.astype("<i4").tobytes())
@@ -84,8 +90,8 @@ def _tokens_column(datums: Sequence[DatumArrays], card: EngineCard) -> Column:
 def _check_names(loss: LossCard, datums: Sequence[DatumArrays]) -> None:
     known = {spec.name for spec in loss.inputs}
     for index, datum in enumerate(datums):
-        unknown = datum.inputs.keys() - known
-        if unknown:
+        if not datum.inputs.keys() <= known:
+            unknown = datum.inputs.keys() - known
             raise InvalidRequest(
                 f"data[{index}].loss_fn_inputs: {loss.name} does not read {', '.join(sorted(unknown))}; "
                 f"it reads {', '.join(sorted(known))}"
@@ -99,8 +105,11 @@ def _trailing(datums: Sequence[DatumArrays], loss: LossCard) -> tuple[int, ...]:
         targets = datum.inputs.get(_TARGETS)
         if targets is None:
             continue
-        field, shape = f"data[{index}].loss_fn_inputs.{_TARGETS}", list(targets.shape)
         trailing = tuple(targets.shape[1:])
+        if not trailing and first in (None, ()):
+            first = ()
+            continue
+        field, shape = f"data[{index}].loss_fn_inputs.{_TARGETS}", list(targets.shape)
         if len(trailing) > 1 or (
             trailing and (loss.max_candidates == 1 or not 1 <= trailing[0] <= loss.max_candidates)
         ):
@@ -160,14 +169,14 @@ def _absent(
 
 def _fitted(array: Array, spec: LossInput, index: int, shape: tuple[int, ...]) -> Array:
     """The array in the loss's dtype, after its shape and dtype were checked."""
+    target = np.dtype(spec.dtype)
+    if array.shape == shape and array.dtype == target:
+        return array
     field = f"data[{index}].loss_fn_inputs.{spec.name}"
     if array.ndim == 1 and len(shape) == 1 and array.shape != shape:
         raise InvalidRequest(f"{field}: {array.shape[0]} values, but model_input has {shape[0]} tokens; send as many")
     if array.shape != shape:
         raise InvalidRequest(f"{field}: shape {list(array.shape)}; it must be {list(shape)}")
-    target = np.dtype(spec.dtype)
-    if array.dtype == target:
-        return array
     if target.kind == "i" and array.dtype.kind != "i":
         raise InvalidRequest(f"{field}: dtype {array.dtype}; it must be {spec.dtype}")
     if target.kind == "f" and array.dtype.kind == "i" and array.size and int(np.abs(array).max()) > _EXACT_IN_FLOAT32:

@@ -35,7 +35,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
         """A column that holds a copy of the arrays, each of shape [length, *trailing]."""
         target = _NUMPY[dtype]
         lengths = np.array([array.shape[0] for array in arrays], dtype="<i8")
-        data = b"".join(np.ascontiguousarray(array, dtype=target).tobytes() for array in arrays)
+        data = b"".join([np.ascontiguousarray(array, dtype=target).data for array in arrays])
         return cls(dtype=dtype, lengths=lengths.tobytes(), data=data, trailing=trailing)
 
     @property

@@ -1,4 +1,4 @@
-"""The resources of the tinker dialect, in the order in which their routes are tried."""
+"""The resources of the tinker dialect, in the order in which their routes are tried: what comes all the time comes first."""
 
 from gradstream.api.tinker import (
     account,
@@ -19,16 +19,16 @@ from gradstream.api.tinker import (
 )
 
 RESOURCES = (
-    service,
+    training,
+    futures,
     sessions,
+    sampling,
+    service,
     session_lists,
     models,
-    training,
-    sampling,
     weights,
     sampling_clients,
     custom_losses,
-    futures,
     runs,
     checkpoints,
     downloads,

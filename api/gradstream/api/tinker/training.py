@@ -68,11 +68,11 @@ async def forward(request: Request) -> Answer:
 
 
 async def _from_protobuf(parts: Parts, raw: bytes, *, caller: Caller) -> Promise:
-    message = await offloaded(
+    parsed = await offloaded(
         lambda: training_proto.parse_request(raw, max_datums=parts.config.max_datums), size_bytes=len(raw)
     )
-    place = place_of(message.model_id, message.seq_id, caller=caller)
-    return await _submit(parts, place, lambda: training_proto.training_data(message), size_bytes=len(raw))
+    place = place_of(parsed.message.model_id, parsed.message.seq_id, caller=caller)
+    return await _submit(parts, place, lambda: training_proto.training_data(parsed), size_bytes=len(raw))
 
 
 async def _from_json(parts: Parts, raw: bytes, *, caller: Caller, backward: bool) -> Promise:

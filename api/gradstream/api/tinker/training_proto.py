@@ -1,6 +1,7 @@
 """A protobuf ForwardBackwardRequest, decoded into views on its own bytes."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradstream.api.tinker.proto import wire_pb2
 from gradstream.api.tinker.proto_scan import FORWARD_BACKWARD_REQUEST, check_fields
+from gradstream.api.tinker.proto_views import usual_form
 from gradstream.api.tinker.sparse import DenseRoom, SparseRows, dense
 from gradstream.api.training_data import Array, DatumArrays, TrainingData
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
@@ -23,27 +25,46 @@ _DTYPES: Mapping[int, np.dtype[Any]] = {
 _FIELDS_PER_DATUM = 64
 
 
-def parse_request(raw: bytes, *, max_datums: int) -> wire_pb2.ForwardBackwardRequest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedRequest:
+    """message: all fields but the datums where those were read as views, else the whole of it."""
+
+    message: wire_pb2.ForwardBackwardRequest
+    datums: list[DatumArrays] | None = None
+
+
+def parse_request(raw: bytes, *, max_datums: int) -> ParsedRequest:
     """The message in raw.
 
     Raises InvalidRequest when raw is no such message, PayloadTooLarge for more than max_datums datums or far too many fields; the
     latter before any of them is built.
     """
+    usual = usual_form(raw, max_datums=max_datums)
+    if usual is not None:
+        message = _message(usual.head)
+        # A tag may be written in more bytes than it needs; such a datum was not seen.
+        if not message.data:
+            return ParsedRequest(message=message, datums=usual.datums)
     check_fields(raw, FORWARD_BACKWARD_REQUEST, max_fields=_FIELDS_PER_DATUM * max_datums)
-    try:
-        request = wire_pb2.ForwardBackwardRequest.FromString(raw)
-    except DecodeError as error:
-        raise InvalidRequest("body: not a ForwardBackwardRequest protobuf; it is truncated or malformed") from error
+    request = _message(raw)
     if len(request.data) > max_datums:
         raise PayloadTooLarge(f"data: {len(request.data)} datums; one call takes at most {max_datums}")
-    return request
+    return ParsedRequest(message=request)
 
 
-def training_data(request: wire_pb2.ForwardBackwardRequest) -> TrainingData:
+def _message(raw: bytes) -> wire_pb2.ForwardBackwardRequest:
+    try:
+        return wire_pb2.ForwardBackwardRequest.FromString(raw)
+    except DecodeError as error:
+        raise InvalidRequest("body: not a ForwardBackwardRequest protobuf; it is truncated or malformed") from error
+
+
+def training_data(parsed: ParsedRequest) -> TrainingData:
     """The request as arrays; raises InvalidRequest or Unsupported that names the datum and the field.
 
     Provenance spans say where tokens came from. No loss here reads them, so they are left behind: clients attach them to every datum.
     """
+    request = parsed.message
     config: dict[str, float | str] = dict(request.loss_fn_config)
     for name, value in request.loss_fn_config_v2.items():
         match value.WhichOneof("value"):
@@ -53,9 +74,12 @@ def training_data(request: wire_pb2.ForwardBackwardRequest) -> TrainingData:
                 config[name] = value.text
             case None:
                 raise InvalidRequest(f"loss_fn_config_v2.{name}: has neither number nor text")
-    room = DenseRoom()
+    datums = parsed.datums
+    if datums is None:
+        room = DenseRoom()
+        datums = [_datum(datum, index, room) for index, datum in enumerate(request.data)]
     return TrainingData(
-        datums=[_datum(datum, index, room) for index, datum in enumerate(request.data)],
+        datums=datums,
         loss_fn=request.loss_fn,
         loss_config=config,
         backward=not request.forward_only,
