@@ -43,11 +43,16 @@ def target(name: str, *, tenant: TenantId, field: str = "model_id") -> Target:
     return Target(name=name, model=ModelId(model), tenant=tenant)
 
 
+def has_name(model: str) -> bool:
+    """True for the id of a model that a xorl client named; ids of the tinker dialect have two colons."""
+    return model.count(":") <= 1
+
+
 def shown(text: str) -> str:
     """The text with every stored URI in it written as xorl clients write it."""
     return _STORED_PATH.sub(lambda found: f"{SCHEME}{_called(found[1])}/{found[2]}/{found[3]}", text)
 
 
 def _called(run: str) -> str:
-    """The name of a model that has one; ids of the tinker dialect, which have two colons, are left as they are."""
-    return name_of(run) if run.count(":") <= 1 else run
+    """The name of a model that has one; other ids are left as they are."""
+    return name_of(run) if has_name(run) else run

@@ -111,6 +111,16 @@ def test_the_checkpoint_that_a_model_began_with_stays(xorl: Xorl) -> None:
     assert len(xorl.ok("list_checkpoints")["checkpoints"]) == 1
 
 
+def test_it_stays_for_clients_of_the_other_api_too(xorl: Xorl) -> None:
+    xorl.done("save_weights", model_id="default", path="000000")
+    path = "/api/v1/training_runs/default/checkpoints/weights/000000"
+    for refused in (xorl.rig.http.delete(path), xorl.rig.http.put(f"{path}/ttl", json={"ttl_seconds": 3600})):
+        assert refused.status_code == 403
+        assert "is the checkpoint that its model began with" in refused.json()["detail"]
+    assert xorl.rig.http.put(f"{path}/ttl", json={"ttl_seconds": None}).status_code == 204
+    assert len(xorl.ok("list_checkpoints")["checkpoints"]) == 1
+
+
 def test_weights_info_tells_what_a_model_must_be_made_with(xorl: Xorl) -> None:
     xorl.done("save_weights", model_id="default", path="one")
     info = xorl.ok("weights_info", xorl_path="xorl://default/weights/one")

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from gradstream.api import storage
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.checkpoint_views import Checkpoint, checkpoint_view
@@ -15,7 +16,6 @@ from gradstream.api.errors import require
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.query import PageQuery, Query, query, takes
 from gradstream.api.records import Record, any_checkpoint_path, own_record
-from gradstream.api.storage import deletion
 from gradstream.api.tinker.views import Cursor
 from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import TenantId
@@ -71,6 +71,8 @@ async def set_ttl(run_id: str, checkpoint_id: str, request: Request) -> Response
     parts, tenant = parts_of(request), tenant_of(request)
     body = await small_body(request, TtlBody)
     path, _ = await _own(parts, run_id, checkpoint_id, tenant=tenant)
+    if body.ttl_seconds is not None:
+        storage.check_may_go(path)
     expires_ms = "" if body.ttl_seconds is None else str(parts.clock.wall_ms() + 1000 * body.ttl_seconds)
     await _change(parts, path, {"expires_ms": expires_ms})
     return Response(status_code=_NO_CONTENT)
@@ -90,12 +92,13 @@ async def unpublish(run_id: str, checkpoint_id: str, request: Request) -> Respon
 
 @router.delete(_ONE, status_code=_NO_CONTENT)
 async def delete_checkpoint(run_id: str, checkpoint_id: str, request: Request) -> Response:
-    """Nobody can load the checkpoint from now on; its files go when the worker comes to it, after what the run had queued before."""
+    """Nobody can load the checkpoint from now on; its files go when the worker comes to it, after what the run had queued before.
+
+    403 for 000000 of a model that a xorl client named, which began with it.
+    """
     parts, tenant = parts_of(request), tenant_of(request)
     path, record = await _own(parts, run_id, checkpoint_id, tenant=tenant)
-    # The job first: if this process dies in between, the job still removes files and record.
-    await parts.admission.submit(deletion(path, run=run_id, created_ms=record["created_ms"], tenant=tenant))
-    await parts.intake.remove_record(RecordKind.CHECKPOINT, path, created_ms=record["created_ms"])
+    await storage.delete_checkpoint(parts, path, record, tenant=tenant)
     return Response(status_code=_NO_CONTENT)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from gradstream.api import storage
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, small_body
 from gradstream.api.catalog import base_model_name
@@ -14,12 +15,11 @@ from gradstream.api.checkpoint_views import checkpoint_view
 from gradstream.api.names import Target, shown, target
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import Record, own_record
-from gradstream.api.storage import deletion
 from gradstream.api.xorl.bodies import NamedBody
 from gradstream.api.xorl.models import record_of, target_of
 from gradstream.api.xorl.paths import SAMPLER_WEIGHTS, WEIGHTS, CheckpointName, parse, parse_id
-from gradstream.shared.errors import Forbidden, UnknownModel
-from gradstream.shared.ids import DEFAULT_MODEL, INITIAL_CHECKPOINT
+from gradstream.shared.errors import UnknownModel
+from gradstream.shared.ids import DEFAULT_MODEL
 from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()
@@ -103,16 +103,8 @@ async def delete_checkpoint(request: Request) -> CheckpointDeleted:
     body = await small_body(request, DeleteBody)
     meant = target_of(body, tenant=tenant_of(request))
     found = parse_id(body.checkpoint_id, of=meant, field="checkpoint_id")
-    if (found.kind, found.name) == (WEIGHTS, INITIAL_CHECKPOINT):
-        raise Forbidden(
-            f"checkpoint_id: {shown(found.uri)} is the checkpoint that its model began with, and stays; skip_initial_checkpoint: true "
-            "makes none"
-        )
     record = await _own(parts, found, of=meant, field="checkpoint_id")
-    created_ms = record["created_ms"]
-    # The job first: if this process dies in between, the job still removes files and record.
-    await parts.admission.submit(deletion(found.uri, run=found.model, created_ms=created_ms, tenant=meant.tenant))
-    await parts.intake.remove_record(RecordKind.CHECKPOINT, found.uri, created_ms=created_ms)
+    await storage.delete_checkpoint(parts, found.uri, record, tenant=meant.tenant)
     return CheckpointDeleted(success=True, deleted_path=shown(found.uri))
 
 
