@@ -9,7 +9,7 @@ from gradstream.engine.attention.choose import choose_attention
 from gradstream.engine.attention.flash import FlashPackage
 from gradstream.engine.attention.reference import reference_attention
 from gradstream.engine.attention.registry import ATTENTION
-from gradstream.engine.attention.segments import Segments
+from gradstream.engine.attention.segments import MASK_ROWS, Segments
 from gradstream.shared.errors import Unsupported
 
 CPU = torch.device("cpu")
@@ -44,6 +44,80 @@ def test_outputs_and_gradients_equal_the_reference(name: str, lengths: list[int]
         results.append([out, *grads])
     for want, got in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+# Lengths, and the earlier segment that each continues.
+SHARED = {
+    "two of one": ([6, 3, 3], [-1, 0, 0]),
+    "uneven": ([4, 1, 5, 2], [-1, 0, 0, 0]),
+    "two prompts": ([4, 2, 2, 3, 4, 4], [-1, 0, 0, -1, 3, 3]),
+    "levels": ([2, 3, 1, 2, 2, 5], [-1, 0, 1, 1, 0, -1]),
+    "more than a mask": ([7, MASK_ROWS + 9, 2 * MASK_ROWS, 4], [-1, 0, 1, 0]),
+}
+
+
+def _whole(lengths: list[int], parents: list[int], number: int) -> torch.Tensor:
+    """The tokens of a segment behind those of all that it continues."""
+    tokens = torch.arange(sum(lengths)).split(lengths)
+    own = tokens[number]
+    while (number := parents[number]) >= 0:
+        own = torch.cat([tokens[number], own])
+    return own
+
+
+@pytest.mark.config_field("shared_prompt_tokens")
+@pytest.mark.parametrize("key_heads", [2, 4])
+@pytest.mark.parametrize(("lengths", "parents"), SHARED.values(), ids=SHARED.keys())
+@pytest.mark.parametrize("name", [*RUNNABLE, "reference"])
+def test_a_segment_that_continues_another_gives_what_both_give_as_one(
+    name: str, lengths: list[int], parents: list[int], key_heads: int
+) -> None:
+    segments = Segments(lengths, device=CPU, parents=parents)
+    total = sum(lengths)
+    inputs = [_heads(4, total, 0), _heads(key_heads, total, 1), _heads(key_heads, total, 2)]
+    weights = torch.randn(total, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    out = ATTENTION[name].run(*inputs, segments, 0.3)
+    grads = torch.autograd.grad((out * weights).sum(), inputs)
+
+    wants = []
+    for number, length in enumerate(lengths):
+        whole = _whole(lengths, parents, number)
+        assert segments.positions[whole].tolist() == list(range(len(whole)))
+        parts = (heads.index_select(1, whole) for heads in inputs)
+        wants.append(reference_attention(*parts, Segments([len(whole)], device=CPU), 0.3)[-length:])
+    want = torch.cat(wants)
+    torch.testing.assert_close(out, want)
+    for grad, want_grad in zip(grads, torch.autograd.grad((want * weights).sum(), inputs), strict=True):
+        torch.testing.assert_close(grad, want_grad)
+
+
+@pytest.mark.parametrize("parents", [[-1], [-1, 1], [0, -1], [-1, -2]])
+def test_a_segment_continues_earlier_ones_only(parents: list[int]) -> None:
+    with pytest.raises(ValueError, match="earlier segment"):
+        Segments([2, 2], device=CPU, parents=parents)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backward", [False, True], ids=["outputs", "gradients"])
+@pytest.mark.parametrize(("lengths", "parents"), SHARED.values(), ids=SHARED.keys())
+def test_on_a_gpu_shared_segments_equal_the_reference(lengths: list[int], parents: list[int], backward: bool) -> None:
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    total = sum(lengths)
+    shapes = [(4, total, 64), (2, total, 64), (2, total, 64)]
+    inputs = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+    segments = Segments(lengths, device=device, parents=parents)
+    want = reference_attention(*inputs, segments, 0.1)
+    want_grads = torch.autograd.grad(want.float().square().sum(), inputs)
+    for name in ATTENTION:
+        if ATTENTION[name].refusal(device, dtype) is not None:
+            continue
+        out = ATTENTION[name].run(*inputs, segments, 0.1)
+        if not backward:
+            torch.testing.assert_close(out, want, atol=2e-2, rtol=2e-2)
+            continue
+        for grad, want_grad in zip(torch.autograd.grad(out.float().square().sum(), inputs), want_grads, strict=True):
+            assert (grad - want_grad).norm() <= 2e-2 * want_grad.norm(), name
 
 
 @pytest.mark.parametrize("name", ["reference", *RUNNABLE])
@@ -85,17 +159,20 @@ def test_segments_without_tokens_are_refused() -> None:
 def varlen_reference(
     q_THK, k_TGK, v_TGK, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, deterministic=False, **options
 ):
-    """The function of the flash-attention packages, by the reference."""
+    """The function of the flash-attention packages, by the reference: a segment's last query is at its last key."""
     assert deterministic
     assert options.pop("causal") is True
     scale = options.pop("softmax_scale")
     assert not options
-    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
-    assert cu_seqlens_q.dtype is torch.int32
-    lengths = cu_seqlens_q.diff().tolist()
-    assert max(lengths) == max_seqlen_q == max_seqlen_k
-    heads = (x.transpose(0, 1) for x in (q_THK, k_TGK, v_TGK))
-    return reference_attention(*heads, Segments(lengths, device=CPU), scale), torch.zeros(1)
+    assert cu_seqlens_q.dtype is cu_seqlens_k.dtype is torch.int32
+    sizes, key_sizes = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
+    assert (max(sizes), max(key_sizes)) == (max_seqlen_q, max_seqlen_k)
+    outs = []
+    for q_NHK, k_MGK, v_MGK in zip(q_THK.split(sizes), k_TGK.split(key_sizes), v_TGK.split(key_sizes), strict=True):
+        before = q_NHK.new_zeros(len(k_MGK) - len(q_NHK), *q_NHK.shape[1:])
+        heads = (x.transpose(0, 1) for x in (torch.cat([before, q_NHK]), k_MGK, v_MGK))
+        outs.append(reference_attention(*heads, Segments([len(k_MGK)], device=CPU), scale)[len(before) :])
+    return torch.cat(outs), torch.zeros(1)
 
 
 @pytest.mark.config_field("attn_implementation")
@@ -105,6 +182,8 @@ def test_a_flash_package_is_called_with_tokens_first_and_where_the_segments_end(
     q, k, v = _heads(4, 13, 0), _heads(2, 13, 1), _heads(2, 13, 2)
     want = reference_attention(q, k, v, segments, 0.3)
     torch.testing.assert_close(package.run(q, k, v, segments, 0.3), want)
+    shared = Segments([3, 9, 1], device=CPU, parents=[-1, 0, 0])
+    torch.testing.assert_close(package.run(q, k, v, shared, 0.3), reference_attention(q, k, v, shared, 0.3))
 
 
 @pytest.mark.config_field("attn_implementation")
