@@ -43,10 +43,10 @@ def _payload() -> bytes:
     )
 
 
-def _entry(seq: int, payload: bytes) -> LogEntry:
+def _entry(seq: int, payload: bytes, frame: bytes = b"") -> LogEntry:
     future_id = FutureId(f"{_MODEL}:{seq}")
     job = Job(future_id=future_id, owner=_MODEL, seq=seq, op="forward_backward", tenant=LOCAL_TENANT, payload=payload)
-    return LogEntry(entry_id=f"{seq}-0", job=job)
+    return LogEntry(entry_id=f"{seq}-0", job=job, frame=frame)
 
 
 def _batch(number: int, data: bytes) -> LoggedBatch:
@@ -79,6 +79,10 @@ def main() -> int:
         small_us = _per_call_us(lambda n: writer.append_jobs([_entry(n, b"x" * 100)]), range(_NUM_SMALL))
         batch_us = _per_call_us(lambda n: writer.append_batch(_batch(n, b"x" * 200)), range(num_batches))
         large_us = _per_call_us(lambda n: writer.append_jobs([_entry(10**6 + n, payload)]), range(_NUM_LARGE))
+        frame = codec.compress(payload)
+        packed_us = _per_call_us(
+            lambda n: writer.append_jobs([_entry(2 * 10**6 + n, payload, frame)]), range(_NUM_LARGE)
+        )
         end = writer.position()
         writer.close()
         begin = time.perf_counter()
@@ -88,6 +92,7 @@ def main() -> int:
     out(f"job of 100 bytes    {small_us:8.1f} us\n")
     out(f"batch, sync {sync:8s}{batch_us:8.1f} us\n")
     out(f"job of {len(payload) / 1e6:.1f} MB       {large_us:8.1f} us, {len(payload) / large_us:.0f} MB/s of payload\n")
+    out(f"the same, as the API packed it {packed_us:8.1f} us, {large_us / packed_us:.1f}x less\n")
     out(f"scan                {num_frames} frames, {end.offset / 1e6:.1f} MB on disk, in {scan_s:.2f} s\n")
     return 0
 

@@ -43,21 +43,23 @@ async def raw_body(request: Request, parts: Parts, *, max_bytes: int) -> AsyncIt
         return
     _check_declared_length(request, max_bytes)
     with parts.bodies.lease(tenant_of(request)) as lease:
-        received = bytearray()
+        received: list[bytes] = []
+        num_bytes = 0
         async for part in request.stream():
-            if len(received) + len(part) > max_bytes:
+            num_bytes += len(part)
+            if num_bytes > max_bytes:
                 raise PayloadTooLarge(f"body: more than {max_bytes} bytes, the limit of this call")
             lease.take(len(part))
-            received += part
-        parts.metrics.body_bytes.inc(len(received))
+            received.append(part)
+        parts.metrics.body_bytes.inc(num_bytes)
+        raw = b"".join(received)
+        received.clear()
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         match encoding:
             case "" | "identity":
-                yield bytes(received)
+                yield raw
             case "zstd":
-                content = await offloaded(
-                    lambda: codec.decompress(bytes(received), max_bytes=max_bytes), size_bytes=len(received)
-                )
+                content = await offloaded(lambda: codec.decompress(raw, max_bytes=max_bytes), size_bytes=num_bytes)
                 lease.take(len(content))
                 yield content
             case _:

@@ -6,6 +6,7 @@ import random
 import pytest
 from tests.support.joblog_bench import MODEL, Bench
 
+from gradstream.shared import codec
 from gradstream.shared.errors import PayloadTooLarge, SequenceConflict, UnknownModel
 from gradstream.shared.ids import ModelId, SamplerId, TenantId
 from gradstream.shared.joblog.limits import Limits
@@ -179,6 +180,17 @@ async def test_a_large_payload_lies_beside_the_stream_compressed_and_comes_back_
     fields = bench.raw.xrange(bench.keys.log)[1][1]
     assert fields["enc"] == "zstd"
     assert int(fields["bytes"]) < len(payload) / 10
+
+
+async def test_a_worker_gets_a_packed_payload_unpacked_and_as_it_was_stored(bench: Bench) -> None:
+    await bench.create()
+    large, small = b"tokens" * 10_000, b"tokens"
+    await bench.submit(1, large)
+    await bench.submit(2, small)
+    _, first, second = bench.log()
+    assert (first.job.payload, second.job.payload) == (large, small)
+    assert codec.decompress(first.frame, max_bytes=len(large)) == large
+    assert second.frame == b""
 
 
 async def test_a_blob_lives_as_long_as_its_job_and_an_unaccepted_one_expires(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 import structlog
@@ -84,6 +85,8 @@ class LogReader:
             return
         if entries:
             self._log(entries)
+            # What is on disk now as it came need not be kept in memory twice.
+            entries = [replace(entry, frame=b"") if entry.frame else entry for entry in entries]
             self._cursor = entries[-1].entry_id
             with self._room:
                 self._held_bytes += sum(len(entry.job.payload) for entry in entries)

@@ -232,7 +232,7 @@ class LogEntry:
 
     starts: how many gangs had marked it as started; more than one run without an outcome makes it a suspect. ordered: it has a
     place in its model's order. at_ms: when it was accepted. again: the name by which a repetition of its request is found. record: the
-    fields of the model's record that it makes.
+    fields of the model's record that it makes. frame: the payload as a zstd frame, when it was stored as one; else empty.
     """
 
     entry_id: str
@@ -243,6 +243,7 @@ class LogEntry:
     at_ms: int = 0
     again: str = ""
     record: Mapping[str, str] = field(default_factory=dict)
+    frame: bytes = field(default=b"", repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

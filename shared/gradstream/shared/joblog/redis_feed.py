@@ -290,6 +290,7 @@ class RedisFeed:
                     at_ms=int(fields[b"at_ms"]),
                     again=fields.get(b"again", b"").decode(),
                     record=_record(fields.get(b"record")),
+                    frame=stored if stored and fields[b"enc"] == b"zstd" else b"",
                 )
             )
         return entries

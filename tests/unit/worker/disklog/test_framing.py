@@ -18,6 +18,7 @@ from gradstream.worker.disklog.frames import (
     LoggedJob,
     LoggedOutcome,
     LoggedRecord,
+    PackedJob,
     Position,
     SegmentHead,
     Selection,
@@ -70,6 +71,14 @@ SELECTION = Selection(
     stop="3-9",
 )
 END = SelectionEnd(num_jobs=1, num_batches=2, num_partial=1)
+
+# A job whose payload lies in it as a zstd frame, written once.
+_PACKED = (
+    "c4000000d8f28ade0083a474797065aa7061636b65645f6a6f62a66c6f6767656485a474797065a36a6f62a8656e7472795f6964a3352d30a561745f"
+    "6d730ca36a6f6287a96675747572655f6964ab733a747261696e3a303a35a56f776e6572a9733a747261696e3a30a373657105a26f70b0666f727761"
+    "72645f6261636b77617264a674656e616e74a56c6f63616ca77061796c6f6164c400aa6e756d5f746f6b656e7307a76f726465726564c2a77061796c"
+    "6f6164c41428b52ffd24073900007061796c6f61645c2c2273"
+)
 
 # Bytes of version 1, written once. They stay as they are: old logs must read for good.
 GOLDEN: dict[str, tuple[framing.AnyFrame, str]] = {
@@ -211,3 +220,16 @@ def test_a_frame_is_found_behind_any_bytes_and_across_chunks(before: bytes, size
         found = framing.find_frame(file, start=0, end=len(before + frame) + 4, salt=_SALT)
 
     assert found == len(before)
+
+
+def test_a_packed_job_whose_payload_is_no_zstd_frame_is_strange():
+    data = framing.pack(PackedJob(logged=JOB, payload=b"no zstd frame"), salt=_SALT)
+    raw = framing.read(io.BytesIO(data), room=len(data), salt=_SALT)
+    with pytest.raises(StrangeFrame, match="payload"):
+        raw.decode()
+
+
+def test_a_job_that_was_packed_reads_as_it_did_when_it_was_first_written():
+    data = bytes.fromhex(_PACKED)
+    raw = framing.read(io.BytesIO(data), room=len(data), salt=_SALT)
+    assert raw.decode() == JOB

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.support.disklog import batch, entry, frames, future, last_segment, open_writer, run_jobs, succeed
 
+from gradstream.shared import codec
 from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.port import BatchId
 from gradstream.worker.disklog import writer as writer_module
@@ -23,6 +24,7 @@ from gradstream.worker.disklog.frames import (
     Stopped,
 )
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.disklog.segments import segment_paths
 
 
 def test_frames_come_back_in_the_order_of_writing(tmp_path: Path):
@@ -46,6 +48,24 @@ def test_frames_come_back_in_the_order_of_writing(tmp_path: Path):
         Dropped(future_ids=[future(2)]),
         Stopped(epoch=1, future_ids=[future(2)]),
     ]
+
+
+def test_a_payload_that_came_packed_lies_on_disk_as_it_came_and_is_read_as_any_other(tmp_path: Path):
+    payload = bytes(range(256)) * 100
+    packed = codec.compress(payload)
+    plain = entry(1, payload=payload)
+    writer = open_writer(tmp_path / "log")
+    writer.append_jobs([replace(plain, frame=packed), entry(2)])
+    writer.close()
+
+    _, *rest = frames(tmp_path / "log")
+
+    assert rest == [
+        LoggedJob(entry_id="1-0", at_ms=plain.at_ms, job=plain.job),
+        LoggedJob(entry_id="2-0", at_ms=entry(2).at_ms, job=entry(2).job),
+    ]
+    (segment,) = segment_paths(tmp_path / "log")
+    assert packed in segment.read_bytes()
 
 
 def test_a_log_that_does_not_exist_is_empty(tmp_path: Path):

@@ -51,6 +51,16 @@ class LoggedJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     record: dict[str, str] = {}
 
 
+class PackedJob(msgspec.Struct, frozen=True, kw_only=True, tag="packed_job"):
+    """A job whose payload came as a zstd frame, which stands here as it came. Readers get it as a LoggedJob.
+
+    logged: the job without its payload.
+    """
+
+    logged: LoggedJob
+    payload: bytes
+
+
 class Started(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="started"):
     """The gang of this epoch is about to run these jobs as this batch."""
 

@@ -1,7 +1,7 @@
 """Frames to bytes and back.
 
 A frame is: u32 length of the body, u32 checksum, u8 flags, body; integers little-endian. The body is the msgpack of a frame type, as a
-zstd frame when flag 1 is set. The checksum is zlib's crc32 of flags and body, continued from the segment's salt (0 for the first
+zstd frame when flag 1 is set; a job whose payload is a zstd frame already is not packed again. The checksum is zlib's crc32 of flags and body, continued from the segment's salt (0 for the first
 frame of a file).
 """
 
@@ -16,7 +16,7 @@ import msgspec
 
 from gradstream.shared import codec
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge
-from gradstream.worker.disklog.frames import Frame, Selection, SelectionEnd
+from gradstream.worker.disklog.frames import Frame, LoggedJob, PackedJob, Selection, SelectionEnd
 
 PREFIX = struct.Struct("<IIB")
 # Of a body, as stored and unpacked; a job's payload is far below it.
@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1024**2
 
 AnyFrame = Frame | Selection | SelectionEnd
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
+_DECODER: msgspec.msgpack.Decoder[AnyFrame | PackedJob] = msgspec.msgpack.Decoder(AnyFrame | PackedJob)
 
 
 class BadFrame(Exception):
@@ -43,12 +43,12 @@ class StrangeFrame(Exception):
     """The bytes are as they were written, but this version does not know what they mean."""
 
 
-def pack(frame: AnyFrame, *, salt: int) -> bytes:
+def pack(frame: AnyFrame | PackedJob, *, salt: int) -> bytes:
     """The bytes of a frame. Raises PayloadTooLarge for one over MAX_BODY_BYTES."""
     body, flags = _ENCODER.encode(frame), 0
     if len(body) > MAX_BODY_BYTES:
         raise PayloadTooLarge(f"a frame of {len(body)} bytes does not fit the job log, which takes {MAX_BODY_BYTES}")
-    if len(body) > _COMPRESS_ABOVE_BYTES:
+    if len(body) > _COMPRESS_ABOVE_BYTES and not isinstance(frame, PackedJob):
         compressed = codec.compress(body)
         if len(compressed) < len(body):
             body, flags = compressed, _ZSTD
@@ -72,9 +72,15 @@ class Raw(NamedTuple):
             body = self.body
             if self.flags & _ZSTD:
                 body = codec.decompress(body, max_bytes=MAX_BODY_BYTES, name="frame")
-            return _DECODER.decode(body)
+            frame = _DECODER.decode(body)
+            return _unpacked(frame) if isinstance(frame, PackedJob) else frame
         except (msgspec.DecodeError, InvalidRequest, PayloadTooLarge) as error:
             raise StrangeFrame(f"a frame that this version of gradstream does not know ({error})") from error
+
+
+def _unpacked(packed: PackedJob) -> LoggedJob:
+    payload = codec.decompress(packed.payload, max_bytes=MAX_BODY_BYTES, name="payload")
+    return msgspec.structs.replace(packed.logged, job=msgspec.structs.replace(packed.logged.job, payload=payload))
 
 
 def read(file: BinaryIO, *, room: int, salt: int) -> Raw:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import structlog
 
 from gradstream.engine.files import storage_errors, sync_directory
@@ -22,6 +23,7 @@ from gradstream.worker.disklog.frames import (
     Frame,
     LoggedBatch,
     LoggedJob,
+    PackedJob,
     Position,
     SegmentHead,
     Started,
@@ -210,7 +212,7 @@ class DiskLogWriter:
             self._thread = threading.Thread(target=self._run, name="disklog-sync", daemon=True)
             self._thread.start()
 
-    def _append(self, frames: Sequence[Frame]) -> list[Position]:
+    def _append(self, frames: Sequence[Frame | PackedJob]) -> list[Position]:
         """Write frames in one piece; where each one starts."""
         packed = [framing.pack(frame, salt=self._salt) for frame in frames]
         data = packed[0] if len(packed) == 1 else b"".join(packed)
@@ -295,12 +297,15 @@ class DiskLogWriter:
                 return
 
 
-def _logged(entry: LogEntry) -> LoggedJob:
-    return LoggedJob(
+def _logged(entry: LogEntry) -> LoggedJob | PackedJob:
+    """The entry's frame. A payload that the API has compressed goes to disk as it is."""
+    job = msgspec.structs.replace(entry.job, payload=b"") if entry.frame else entry.job
+    logged = LoggedJob(
         entry_id=entry.entry_id,
         at_ms=entry.at_ms,
-        job=entry.job,
+        job=job,
         ordered=entry.ordered,
         again=entry.again,
         record=dict(entry.record),
     )
+    return PackedJob(logged=logged, payload=entry.frame) if entry.frame else logged
