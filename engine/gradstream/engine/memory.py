@@ -8,7 +8,7 @@ import torch
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.errors import OutOfMemory
 
-# How torch's allocator for host memory begins what it says; it has no exception of its own.
+# What torch's allocator for host memory calls itself in its errors, which have no class of their own.
 _NO_HOST_MEMORY = "DefaultCPUAllocator"
 _FEWER = (
     "send fewer or shorter datums, or start the server with a smaller sample_packing_sequence_len, enable_gradient_checkpointing or "
@@ -44,9 +44,10 @@ def room_for_adapter(comm: Comm, *, what: str) -> AbstractContextManager[None]:
 def _no_room(error: RuntimeError | MemoryError) -> str | None:
     """The first sentence of an error for want of memory; None for another error."""
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_HOST_MEMORY in text:
+    _, name, said = text.partition(_NO_HOST_MEMORY)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return text.partition(". ")[0]
-    return None
+    return f"{name}{said}".partition(". ")[0] if name else None
 
 
 def _is_anywhere(comm: Comm, is_here: bool) -> bool:

@@ -92,7 +92,7 @@ def the_files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / files.PARKED).glob("*/*.safetensors"))
 
 
-@pytest.mark.parametrize("host_bytes", [IN_HOST, 100_000, IN_FILES], ids=["host", "both", "files"])
+@pytest.mark.parametrize("host_bytes", [IN_HOST, 900_000, IN_FILES], ids=["host", "both", "files"])
 def test_six_models_with_room_for_two_are_the_bits_of_six_models_with_room_for_all(
     tmp_path: Path, host_bytes: int
 ) -> None:

@@ -76,11 +76,13 @@ class Piece:
     """Some of an update; the pieces of one touch different values.
 
     compute: what changes; it stores nothing, and gives the same bits each time until its own changes are stored. is_safe: a bool
-    tensor, true if the changes are known to be finite without being computed; None to compute and look at them.
+    tensor, true if the changes are known to be finite without being computed; None to compute and look at them. numel: numbers of the
+    weights that it changes, by which the pieces with is_safe are compared.
     """
 
     compute: Callable[[], list[Change]]
     is_safe: Callable[[], Tensor] | None = None
+    numel: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

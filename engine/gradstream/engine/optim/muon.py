@@ -70,6 +70,7 @@ def _pieces(step: Step) -> Iterator[Piece]:
             yield Piece(
                 compute=partial(_compute, step, tensor.shape, place, offset),
                 is_safe=partial(_is_safe, step, tensor.shape, place, offset),
+                numel=place.stop - place.start,
             )
             offset += place.stop - place.start
 

@@ -92,7 +92,8 @@ def _apply(step: Step, compute_dtype: torch.dtype, computing: AbstractContextMan
     Two passes over the pieces: the first computes and looks, the second computes again and stores. That costs the arithmetic twice, and
     no memory: a copy to go back to would be as large as the model and its state. The second pass gives the bits of the first, since a
     piece reads only what it changes itself. The changes of a small model are kept instead. Matrix products are not made twice: where
-    a piece can tell beforehand that its result will be finite, that is enough.
+    a piece can tell beforehand that its result will be finite, that is enough; then the largest of these is computed once more than
+    needed, so that the memory which the second pass takes is asked for while nothing is stored yet.
     """
     pieces = list(OPTIMIZERS[step.model.optimizer.type].pieces(step))
     is_small = step.model.layout.num_params <= _KEPT_NUMBERS
@@ -112,6 +113,11 @@ def _apply(step: Step, compute_dtype: torch.dtype, computing: AbstractContextMan
                 kept[index] = changes
         if not _all(verdicts):
             return False
+        foretold = [index for index, piece in enumerate(pieces) if piece.is_safe is not None]
+        if is_small:
+            kept |= {index: pieces[index].compute() for index in foretold}
+        elif foretold:
+            pieces[max(foretold, key=lambda index: pieces[index].numel)].compute()
     _store(pieces, kept)
     return True
 
