@@ -1,6 +1,7 @@
 """Request bodies: read under a cap, unpacked, and turned into small pydantic bodies or handed on as bytes."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ MAX_SMALL_BODY_BYTES = 256 * 1024
 # Where the choice of the dialect leaves a body that it read, or what went wrong while it was read.
 SCOPE_BODY = "gradstream.body"
 PROTOBUF = "application/x-protobuf"
+# What some writers of JSON put in the place of numbers, although JSON has no such thing.
+NO_NUMBER = re.compile(rb"\b(?:NaN|Infinity)\b")
 
 
 class Body(BaseModel):
@@ -111,7 +114,8 @@ def typed(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"body: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"body: not valid JSON ({error})") from error
+        hint = "; JSON has no NaN and no Infinity, send finite numbers" if NO_NUMBER.search(raw) is not None else ""
+        raise InvalidRequest(f"body: not valid JSON ({error}){hint}") from error
 
 
 def sentence(error: ValidationError) -> str:

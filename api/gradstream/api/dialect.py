@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gradstream.api.access import API_PREFIX
-from gradstream.api.body import SCOPE_BODY, is_protobuf, offloaded, raw_body, small_bytes
+from gradstream.api.body import NO_NUMBER, SCOPE_BODY, is_protobuf, offloaded, raw_body, small_bytes
 from gradstream.api.parts import Parts
 from gradstream.shared.errors import GradstreamError
 
@@ -90,7 +90,7 @@ def _weights_info(fields: Fields) -> bool:
 
 
 def _heartbeat(fields: Fields) -> bool:
-    session = fields.text("session_id")
+    session = fields.text("session_id" if "session_id" in fields else "model_id")
     return session is not None and is_name(session) and _UUID.fullmatch(session) is None
 
 
@@ -119,10 +119,17 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def decides_for_xorl(path: str, body: bytes) -> bool:
     """True when the body of a POST to a path that both dialects have speaks xorl."""
     try:
-        fields = Fields(_FIELDS.decode(body))
-        return RULES.get(path.removeprefix(API_PREFIX), speaks_xorl)(fields)
+        return RULES.get(path.removeprefix(API_PREFIX), speaks_xorl)(_fields(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
+
+
+def _fields(body: bytes) -> Fields:
+    """The body's fields, also where NaN or Infinity are among its numbers: who sent them should hear of just that."""
+    try:
+        return Fields(_FIELDS.decode(body))
+    except msgspec.DecodeError:
+        return Fields(_FIELDS.decode(NO_NUMBER.sub(b"0", body)))
 
 
 def paths_of(routers: Sequence[APIRouter], *, prefix: str = "") -> frozenset[tuple[str, str]]:

@@ -26,12 +26,16 @@ XORL: list[tuple[str, dict]] = [
     ("retrieve_future", {"request_id": "acme:default:17"}),
     ("unload_model", {"model_id": "mine", "type": "unload_model"}),
     ("session_heartbeat", {"session_id": "mine"}),
+    ("session_heartbeat", {"model_id": "mine"}),
+    ("optim_step", {"model_id": "mine", "learning_rate": float("nan")}),
+    ("forward_backward", {"model_id": "mine", "forward_backward_input": [float("inf"), -float("inf")]}),
 ]
 TINKER: list[tuple[str, dict]] = [
     ("forward_backward", {"model_id": TINKER_MODEL, "seq_id": 1, "forward_backward_input": {}}),
     ("optim_step", {"model_id": TINKER_MODEL, "seq_id": 1, "adam_params": {}}),
     ("optim_step", {"model_id": "../../x", "seq_id": 1}),
     ("optim_step", {"model_id": 17}),
+    ("optim_step", {"model_id": TINKER_MODEL, "seq_id": 1, "adam_params": {"learning_rate": float("nan")}}),
     ("create_model", {"session_id": SESSION, "model_seq_id": 0, "base_model": "b", "lora_config": {"rank": 8}}),
     ("load_weights", {"model_id": TINKER_MODEL, "seq_id": 1, "path": "tinker://x/weights/a", "optimizer": True}),
     ("load_weights", {"session_id": SESSION, "model_seq_id": 0, "path": "tinker://x/weights/a", "optimizer": True}),

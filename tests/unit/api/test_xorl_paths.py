@@ -83,6 +83,11 @@ def test_what_names_no_checkpoint_is_refused_with_the_field_and_the_form(text: s
         uri(text)
 
 
+def test_who_names_a_path_elsewhere_hears_where_it_may_lie() -> None:
+    with pytest.raises(InvalidRequest, match=r"or is a path below the server's output_dir$"):
+        uri("outputs/server_run/weights/default/step_42")
+
+
 def test_a_path_of_the_machine_means_nothing_where_the_output_directory_is_not_known() -> None:
     with pytest.raises(InvalidRequest):
         uri("/srv/outputs/run/weights/policy/n", output_dir=None)
@@ -101,6 +106,8 @@ def test_a_checkpoint_of_another_kind_is_refused_by_its_kind() -> None:
         ("weights/other/n", "tinker://other/weights/n"),
         ("sampler_weights/n", "tinker://policy/sampler_weights/n"),
         ("xorl://other/external_weights/n", "tinker://other/external_weights/n"),
+        ("tinker://other/weights/n", "tinker://other/weights/n"),
+        ("tinker://s:train:1/weights/n", "tinker://s:train:1/weights/n"),
     ],
 )
 def test_an_id_names_kind_and_checkpoint(text: str, expected: str) -> None:

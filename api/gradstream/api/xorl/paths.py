@@ -43,6 +43,7 @@ def parse(text: str, *, of: Target, kind: str, field: str, output_dir: Path | No
     if model is None or not ids.is_valid_name(name):
         raise InvalidRequest(
             f"{field}: {text[:200]!r} does not name a checkpoint; it has the form {SCHEME}MODEL/{kind}/NAME, {kind}/NAME or NAME"
+            + ("" if output_dir is None else ", or is a path below the server's output_dir")
         )
     if found_kind != kind:
         raise InvalidRequest(
@@ -53,7 +54,7 @@ def parse(text: str, *, of: Target, kind: str, field: str, output_dir: Path | No
 
 def parse_id(text: str, *, of: Target, field: str) -> CheckpointName:
     """The checkpoint of a checkpoint_id, which is KIND/NAME or KIND/MODEL/NAME, or its URI. Raises InvalidRequest for any other text."""
-    parts = text.removeprefix(SCHEME).split("/")
+    parts = text.removeprefix(SCHEME).removeprefix(STORED_SCHEME).split("/")
     kind = next((part for part in parts[:2] if part in CHECKPOINT_KINDS), None)
     if kind is None:
         kinds = ", ".join(CHECKPOINT_KINDS)
