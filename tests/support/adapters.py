@@ -3,6 +3,7 @@
 import torch
 
 from gradstream.engine.adapters.adapter import Owner, new_adapter
+from gradstream.engine.checkpoint.save import AdapterFiles, save_content
 from gradstream.engine.head import logits
 from gradstream.shared.ids import LOCAL_TENANT, ModelId, SessionId
 from gradstream.shared.wire import LoraSpec
@@ -23,6 +24,11 @@ def noisy_adapter(base, *, model="s:train:0", tenant=LOCAL_TENANT, spec=None, al
     adapter.exp_avg_sq.copy_(torch.rand(shape, generator=generator))
     adapter.step = 3
     return adapter
+
+
+def save_adapter(adapter, order, output_dir, **where):
+    """The manifest of the adapter's checkpoint, which is saved as order says; where: budget, drafts and clock of `save_content`."""
+    return save_content(AdapterFiles(adapter, order), order, output_dir, **where)
 
 
 @torch.no_grad()

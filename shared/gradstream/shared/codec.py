@@ -7,15 +7,13 @@ import msgspec
 import zstandard
 
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge
-from gradstream.shared.wire import Batch, Job, Outcome, Payload, Plan
+from gradstream.shared.wire import Outcome, Payload, Plan
 
 T = TypeVar("T")
 
 _ENCODER = msgspec.msgpack.Encoder()
 _PAYLOAD: msgspec.msgpack.Decoder[Payload] = msgspec.msgpack.Decoder(Payload)
 _OUTCOME: msgspec.msgpack.Decoder[Outcome] = msgspec.msgpack.Decoder(Outcome)
-_JOB: msgspec.msgpack.Decoder[Job] = msgspec.msgpack.Decoder(Job)
-_BATCH: msgspec.msgpack.Decoder[Batch] = msgspec.msgpack.Decoder(Batch)
 
 # Level 1 is the knee on token ids: 4-7x at 250-480 MB/s a core. Below this size the frame is not worth the CPU.
 COMPRESS_ABOVE_BYTES = 8 * 1024
@@ -25,7 +23,7 @@ _MAX_WINDOW_BYTES = 128 * 1024 * 1024
 _MAX_EXPANSION = 32 * 1024
 
 
-def encode(value: Payload | Outcome | Job | Plan | Batch) -> bytes:
+def encode(value: Payload | Outcome | Plan) -> bytes:
     """msgpack bytes of a wire value."""
     return _ENCODER.encode(value)
 
@@ -38,16 +36,6 @@ def decode_payload(data: bytes) -> Payload:
 def decode_outcome(data: bytes) -> Outcome:
     """The outcome in data; raises InvalidRequest when data is no outcome."""
     return _decode(_OUTCOME, data, "outcome")
-
-
-def decode_job(data: bytes) -> Job:
-    """The job in data; raises InvalidRequest when data is no job."""
-    return _decode(_JOB, data, "job")
-
-
-def decode_batch(data: bytes) -> Batch:
-    """The batch in data; raises InvalidRequest when data is no batch."""
-    return _decode(_BATCH, data, "batch")
 
 
 def op_of(payload: Payload) -> str:

@@ -19,7 +19,7 @@ import redis
 import torch
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
-from tests.support.adapters import CPU, forward_logits, noisy_adapter
+from tests.support.adapters import CPU, forward_logits, noisy_adapter, save_adapter
 from tests.support.api_server import api_server
 from tests.support.gang import TINY, output_dir, settings_file
 from tests.support.rig import LIMITS
@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from gradstream.api.config import ApiConfig
 from gradstream.engine.checkpoint.location import parse_uri
-from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
+from gradstream.engine.checkpoint.save import SaveOrder
 from gradstream.engine.models.build import load_base
 from gradstream.shared.clock import ManualClock, SystemClock
 from gradstream.shared.config import read_handover

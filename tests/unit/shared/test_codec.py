@@ -81,14 +81,14 @@ def test_payloads_have_the_bytes_of_version_1(name: str) -> None:
 
 
 def test_jobs_batches_and_outcomes_come_back_as_they_went() -> None:
-    assert codec.decode_job(codec.encode(JOB)) == JOB
-    assert codec.decode_batch(codec.encode(BATCH)) == BATCH
+    for value in (JOB, BATCH):
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=type(value)) == value
     for outcome in (OptimStepDone(metrics={"a": 1.0}), Failed(code="c", category="user", message="m")):
         assert codec.decode_outcome(codec.encode(outcome)) == outcome
 
 
 def test_another_msgpack_library_reads_the_same_values() -> None:
-    data = msgpack.unpackb(codec.encode(JOB))
+    data = msgpack.unpackb(msgspec.msgpack.encode(JOB))
     assert data["payload"] == b"\x01\x02"
     assert (data["seq"], data["op"]) == (1, "optim_step")
 
@@ -103,8 +103,8 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
     [
         b"",
         b"\xc1",
-        codec.encode(JOB)[:-1],
-        codec.encode(JOB) + b"\x00",
+        msgspec.msgpack.encode(JOB)[:-1],
+        msgspec.msgpack.encode(JOB) + b"\x00",
         msgpack.packb({"type": "no_such_op"}),
         msgpack.packb({"type": "optim_step"}),
         msgpack.packb({"type": "optim_step", "adam": {"learning_rate": "fast"}}),

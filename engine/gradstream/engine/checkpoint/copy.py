@@ -46,7 +46,7 @@ def copy_checkpoint(
 
     The files are shared where the file system has hard links (none is ever changed in place), so they take no more space, but they
     count in full against budget. Their digests are taken over, not computed: a load finds damage in either. drafts as in
-    `save_adapter`. Raises UnknownModel when there is no source (or it is another tenant's), CheckpointExists when target is another
+    `save_content`. Raises UnknownModel when there is no source (or it is another tenant's), CheckpointExists when target is another
     job's, StorageLimit, StorageFailure, Revoked.
     """
     source_dir, directory = order.source.directory(output_dir), order.target.directory(output_dir)

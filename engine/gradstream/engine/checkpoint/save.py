@@ -96,20 +96,6 @@ class AdapterFiles:
             _write_optimizer(adapter, draft / OPTIMIZER_FILE)
 
 
-def save_adapter(
-    adapter: Adapter,
-    order: SaveOrder,
-    output_dir: Path,
-    *,
-    budget: DiskBudget | None = None,
-    drafts: Drafts | None = None,
-    clock: Clock | None = None,
-) -> Manifest:
-    """Write adapter's weights, and its optimizer for a training checkpoint; see `save_content`."""
-    content = AdapterFiles(adapter, order)
-    return save_content(content, order, output_dir, budget=budget, drafts=drafts, clock=clock)
-
-
 def save_content(
     content: Content,
     order: SaveOrder,

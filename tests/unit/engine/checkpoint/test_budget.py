@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.adapters import CPU, noisy_adapter
+from tests.support.adapters import CPU, noisy_adapter, save_adapter
 
 from gradstream.engine.checkpoint.budget import DiskBudget, save_size_bytes, size_bytes
 from gradstream.engine.checkpoint.location import CheckpointKind, Location, checkpoint, ephemeral
-from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
+from gradstream.engine.checkpoint.save import SaveOrder
 from gradstream.engine.models.build import load_base
 from gradstream.engine.optim.state import state_parts
 from gradstream.shared.clock import ManualClock

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.adapters import CPU, noisy_adapter
+from tests.support.adapters import CPU, noisy_adapter, save_adapter
 from tests.support.saved import write_save
 
 from gradstream.engine import files
@@ -12,7 +12,7 @@ from gradstream.engine.checkpoint.copy import CopyOrder, copy_checkpoint
 from gradstream.engine.checkpoint.drafts import FOLDER, Drafts, newest_drafts
 from gradstream.engine.checkpoint.location import Checkpoint, CheckpointKind, checkpoint, parse_uri
 from gradstream.engine.checkpoint.manifest import read_manifest
-from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
+from gradstream.engine.checkpoint.save import SaveOrder
 from gradstream.engine.files import Revoked, whole_directory
 from gradstream.engine.models.build import load_base
 from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from tests.support.adapters import CPU, forward_logits, noisy_adapter
+from tests.support.adapters import CPU, forward_logits, noisy_adapter, save_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from gradstream.engine.checkpoint.huggingface import Family
 from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint
 from gradstream.engine.checkpoint.merge import base_sites, merge_checkpoint, merged_size_bytes
-from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
+from gradstream.engine.checkpoint.save import SaveOrder
 from gradstream.engine.models.build import load_base
 from gradstream.shared.errors import InvalidRequest, StorageFailure, UnknownModel
 from gradstream.shared.ids import FutureId, ModelId

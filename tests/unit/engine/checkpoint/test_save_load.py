@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tests.support.adapters import CPU, forward_logits, noisy_adapter
+from tests.support.adapters import CPU, forward_logits, noisy_adapter, save_adapter
 from transformers import AutoModelForCausalLM
 
 from gradstream.engine.adapters.adapter import Owner, new_adapter
 from gradstream.engine.checkpoint.load import LoadOrder, load_content
 from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint, ephemeral
 from gradstream.engine.checkpoint.manifest import MANIFEST_FILE
-from gradstream.engine.checkpoint.save import OPTIMIZER_FILE, SaveOrder, save_adapter
+from gradstream.engine.checkpoint.save import OPTIMIZER_FILE, SaveOrder
 from gradstream.engine.checkpoint.snapshot import restore
 from gradstream.engine.models.build import load_base
 from gradstream.shared.clock import ManualClock

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests.support.adapters import CPU, noisy_adapter
+from tests.support.adapters import CPU, noisy_adapter, save_adapter
 from typer.testing import CliRunner
 
 from gradstream.engine.checkpoint.location import CheckpointKind, checkpoint
 from gradstream.engine.checkpoint.per_expert import export_per_expert
-from gradstream.engine.checkpoint.save import SaveOrder, save_adapter
+from gradstream.engine.checkpoint.save import SaveOrder
 from gradstream.engine.models.build import load_base
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.ids import FutureId, ModelId
