@@ -69,11 +69,11 @@ async def weights_of(client: Client, model: ModelId, settings: Path, name: str) 
     }
 
 
-async def uninterrupted(tmp_path: Path, redis_url: str, engine: str, jobs: list[Payload]):
+async def uninterrupted(tmp_path: Path, redis_url: str, engine: str, jobs: list[Payload], **fields: object):
     """Outcomes and weights of a run that nobody disturbs, on an engine of its own."""
     directory = tmp_path / "uninterrupted"
     directory.mkdir()
-    settings = settings_file(directory, redis_url=redis_url, engine=f"{engine}-calm", **STRICT)
+    settings = settings_file(directory, redis_url=redis_url, engine=f"{engine}-calm", **STRICT, **fields)
     async with RedisIntake(redis_url, engine=f"{engine}-calm") as intake:
         calm = Client(intake)
         with gang(settings):
@@ -109,6 +109,30 @@ async def test_a_run_over_three_killed_gangs_ends_with_the_bits_of_one_that_nobo
     assert weights == expected[1]
     record = await client.intake.record(RecordKind.MODEL, model)
     assert (record["state"], record["applied"]) == ("ready", str(len(jobs) + 1))
+
+
+@pytest.mark.config_field("merge_lora_interval", "reset_optimizer_on_merge")
+async def test_a_run_with_merges_over_a_killed_gang_ends_with_the_bits_of_one_that_nobody_killed(
+    client, tmp_path, redis_url, engine_name
+):
+    merging = {"merge_lora_interval": 2, "reset_optimizer_on_merge": True}
+    jobs = program(6)
+    expected = await uninterrupted(tmp_path, redis_url, engine_name, jobs, **merging)
+    # One merge is in the snapshot, the next one has to be made again.
+    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **STRICT, **merging)
+    with gang(settings) as process:
+        model, _ = await client.create()
+        outcomes = await train(client, model, jobs[:8])
+        store = SnapshotStore(output_dir(settings) / "snapshots" / engine_name)
+        await until(lambda: any(cut.models[model].step == 2 for cut in store.cuts() if model in cut.models))
+        outcomes += await train(client, model, jobs[8:13])
+        kill(process)
+    with gang(settings):
+        outcomes += await train(client, model, jobs[13:])
+        weights = await weights_of(client, model, settings, "end")
+    assert outcomes == expected[0]
+    assert [outcome.metrics["merges"] for outcome in outcomes[2::3]] == [0, 1, 1, 2, 2, 3]
+    assert weights == expected[1]
 
 
 async def test_a_checkpoint_that_was_loaded_and_then_deleted_is_not_needed_again(

@@ -106,6 +106,18 @@ def test_weights_without_a_float32_copy_need_bfloat16(tmp_path: Path) -> None:
     assert resolved(tmp_path, **full, enable_mixed_precision=True).settings.master_dtype == "bf16"
 
 
+@pytest.mark.config_field("merge_lora_interval", "reset_optimizer_on_merge", "max_merged_lora_rank")
+def test_merges_are_of_adapters_and_have_room_for_one(tmp_path: Path) -> None:
+    assert refusal(tmp_path, enable_lora=False, merge_lora_interval=10) == (
+        "merge_lora_interval: 10 merges LoRA adapters, and enable_lora is false, which trains the full weights themselves; use 0"
+    )
+    assert refusal(tmp_path, merge_lora_interval=10, max_merged_lora_rank=63) == (
+        "max_merged_lora_rank: 63 has no room for one merge of lora_rank: 32; use 64 or more"
+    )
+    settings = resolved(tmp_path, merge_lora_interval=10, reset_optimizer_on_merge=True).settings
+    assert (settings.merge_lora_interval, settings.reset_optimizer_on_merge) == (10, True)
+
+
 def test_adapters_keep_fp32_optimizer_state_unless_bf16_is_written(tmp_path: Path) -> None:
     assert resolved(tmp_path).settings.optimizer_dtype == "fp32"
     assert resolved(tmp_path, optimizer_dtype="bf16").settings.optimizer_dtype == "bf16"

@@ -123,24 +123,19 @@ class Adapter:
 
     def stack(self) -> Tensor | None:
         """A flat copy of the factors that were merged, in the layout of their rank; None when there are none."""
-        frozen_rank = self.factors.frozen_rank
-        return self.factors.flat(0, frozen_rank) if frozen_rank else None
+        return self.factors.stack()
 
     @torch.no_grad()
     def take(self, factors: Factors) -> None:
-        """Compute with these factors and train the last ones of them; they may be elsewhere than the weights.
+        """Train the last ones of these factors, and compute with all of them.
 
-        When the device has no room for them torch.OutOfMemoryError is raised, with the adapter as it was.
+        They are this adapter's own from now on if some are frozen, and must be where the weights are; else they are only copied from.
         """
-        frozen_rank, rank = factors.frozen_rank, factors.layout.rank
-        assert rank == frozen_rank + self.layout.rank
-        if not frozen_rank:
-            self.weights.copy_(factors.weights)
-            self.factors = Factors(self.layout, self.weights)
-            return
-        held = Factors(factors.layout, factors.weights.to(self.weights.device), frozen_rank)
-        self.weights.copy_(held.flat(frozen_rank, rank))
-        self.factors = held
+        frozen_rank = factors.frozen_rank
+        assert factors.layout.rank == frozen_rank + self.layout.rank
+        assert not frozen_rank or factors.weights.device == self.weights.device
+        factors.get(self.layout.pairs(self.weights), first=frozen_rank)
+        self.factors = factors if frozen_rank else Factors(self.layout, self.weights)
 
     @torch.no_grad()
     def sync(self) -> None:

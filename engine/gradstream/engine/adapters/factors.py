@@ -46,15 +46,21 @@ class Factors:
             own.a.narrow(-2, first, a.shape[-2]).copy_(a)
             own.b.narrow(-1, first, b.shape[-1]).copy_(b)
 
-    def flat(self, first: int, last: int) -> Tensor:
-        """A flat copy of the ranks first .. last, in the layout of that rank."""
-        layout = self.layout.of_rank(last - first)
-        copied = Factors.empty(layout, frozen_rank=0, device=self.weights.device)
-        for site, (a, b) in copied.pairs.items():
+    def get(self, pairs: Mapping[int, LoraPair], *, first: int) -> None:
+        """The inverse of `put`: copy the ranks from first on into factors of each site."""
+        for site, (a, b) in pairs.items():
             own = self.pairs[site]
-            a.copy_(own.a.narrow(-2, first, layout.rank))
-            b.copy_(own.b.narrow(-1, first, layout.rank))
-        return copied.weights
+            a.copy_(own.a.narrow(-2, first, a.shape[-2]))
+            b.copy_(own.b.narrow(-1, first, b.shape[-1]))
+
+    def stack(self) -> Tensor | None:
+        """A flat copy of the frozen factors, in the layout of their rank; None when there are none."""
+        if not self.frozen_rank:
+            return None
+        layout = self.layout.of_rank(self.frozen_rank)
+        stack = torch.empty(layout.num_params, dtype=torch.float32, device=self.weights.device)
+        self.get(layout.pairs(stack), first=0)
+        return stack
 
 
 def joined(layout: AdapterLayout, stack: Tensor, weights: Tensor) -> Factors:

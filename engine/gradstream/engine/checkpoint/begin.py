@@ -8,8 +8,7 @@ from gradstream.engine.checkpoint.full import parts_of
 from gradstream.engine.checkpoint.full_load import FullOrder, load_full
 from gradstream.engine.checkpoint.load import is_same_optimizer
 from gradstream.engine.checkpoint.manifest import Manifest
-from gradstream.engine.checkpoint.shared import load
-from gradstream.engine.checkpoint.snapshot import restore
+from gradstream.engine.checkpoint.shared import load, put
 from gradstream.engine.checkpoint.start import CHANGED, Start, begins_there, files_digest
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.optim.state import state_parts
@@ -40,7 +39,7 @@ def begin(state: EngineState, model: Adapter | FullModel, *, with_optimizer: boo
             state, start, tenant=None, with_optimizer=resumes, expected=model.spec, optimizer=model.optimizer
         )
         _check_same(content.manifest, start)
-        restore(model, content)
+        put(state, model, content)
     return True
 
 

@@ -8,8 +8,9 @@ from gradstream.engine.checkpoint.full_save import huggingface_files, training_f
 from gradstream.engine.checkpoint.load import LoadOrder, load_content
 from gradstream.engine.checkpoint.location import Location
 from gradstream.engine.checkpoint.save import AdapterFiles, Content, SaveOrder, save_content
-from gradstream.engine.checkpoint.snapshot import AdapterContent, to_tensor
+from gradstream.engine.checkpoint.snapshot import AdapterContent, factors_of, restore, to_tensor
 from gradstream.engine.checkpoint.start import Start
+from gradstream.engine.memory import room_for_adapter
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.state import EngineState
@@ -60,6 +61,16 @@ def load(
         return msgspec.msgpack.encode(load_content(order, state.config.output_dir))
 
     return msgspec.msgpack.decode(on_leader(state.comm, work), type=AdapterContent)
+
+
+def put(state: EngineState, model: Adapter, content: AdapterContent) -> None:
+    """Put content into an adapter of its spec, as `restore` does; raises OutOfMemory, with the adapter as it was on every rank."""
+    if not content.manifest.num_merges:
+        restore(model, content)
+        return
+    with room_for_adapter(state.comm, what="load_weights"):
+        factors = factors_of(model, content)
+    restore(model, content, factors)
 
 
 def load_frozen(state: EngineState, location: Location, *, tenant: TenantId) -> FrozenAdapter:

@@ -33,16 +33,23 @@ def to_tensor(data: bytes, *, device: torch.device, dtype: torch.dtype = torch.f
     return torch.frombuffer(bytearray(data), dtype=dtype).to(device)
 
 
-def restore(adapter: Adapter, content: AdapterContent) -> None:
+def factors_of(adapter: Adapter, content: AdapterContent) -> Factors:
+    """The factors of a checkpoint for an adapter of its spec: on its device if some are frozen, else in host memory."""
+    layout = adapter.layout.of_rank(content.manifest.stored_rank)
+    frozen_rank = layout.rank - adapter.layout.rank
+    device = adapter.weights.device if frozen_rank else torch.device("cpu")
+    return Factors(layout, to_tensor(content.weights, device=device), frozen_rank)
+
+
+def restore(adapter: Adapter, content: AdapterContent, factors: Factors | None = None) -> None:
     """Put content into adapter and forget its gradient; without the optimizer's state that starts fresh at step 0.
 
-    A state that is there must be of an optimizer like the adapter's, as `load_content` has checked.
+    A state that is there must be of an optimizer like the adapter's, as `load_content` has checked. factors: `factors_of` the two, None
+    to make them here.
     """
     # From host memory: the device may have no room for a second copy.
     device, manifest = torch.device("cpu"), content.manifest
-    layout = adapter.layout.of_rank(manifest.stored_rank)
-    frozen_rank = layout.rank - adapter.layout.rank
-    adapter.take(Factors(layout, to_tensor(content.weights, device=device), frozen_rank))
+    adapter.take(factors_of(adapter, content) if factors is None else factors)
     for name, tensor in adapter.optim.items():
         if content.has_optimizer:
             tensor.copy_(to_tensor(content.optim[name], device=device, dtype=tensor.dtype))

@@ -3,8 +3,7 @@
 from gradstream.engine.adapters.adapter import Adapter, Owner, new_adapter
 from gradstream.engine.checkpoint.full_load import FullOrder, load_full
 from gradstream.engine.checkpoint.location import parse_uri
-from gradstream.engine.checkpoint.shared import load
-from gradstream.engine.checkpoint.snapshot import restore
+from gradstream.engine.checkpoint.shared import load, put
 from gradstream.engine.memory import room_for_adapter
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.ops.registry import OPS, OpJob, each
@@ -63,7 +62,7 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
                 optimizer=content.manifest.optimizer if content.has_optimizer else state.config.optimizer
             ),
         )
-    restore(model, content)
+    put(state, model, content)
     state.models[model.model_id] = model
     return model
 
@@ -89,5 +88,5 @@ def _load_in_place(state: EngineState, job: OpJob[LoadWeights]) -> Adapter | Ful
         expected=model.spec,
         optimizer=model.optimizer,
     )
-    restore(model, content)
+    put(state, model, content)
     return model

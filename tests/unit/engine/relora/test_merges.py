@@ -87,6 +87,28 @@ def test_losses_and_gradients_of_a_model_merged_twice_equal_double_precision(
             assert relative_error(getattr(pair, side), getattr(leaves[name], side).grad) < 3e-5, f"{name} {side}"
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_models_of_different_numbers_of_merges_in_one_pass_have_the_gradients_that_each_has_alone(
+    family: str, model_path: Callable[[str], Path]
+) -> None:
+    driver = merging_driver(model_path(family))
+    counts = {"twice": 4, "twice too": 4, "once": 2, "never": 1}
+    for seed, (model, steps) in enumerate(counts.items()):
+        driver.create(model, rank=4, seed=seed)
+        train(driver, range(steps), model)
+        randomize(driver, model, seed=seed, std=0.03)
+        adapter_of(driver, model).sync()
+    assert [adapter_of(driver, model).num_merges for model in counts] == [2, 2, 1, 0]
+    jobs = [(model, cross_entropy(random_data([16, 9], seed=number))) for number, model in enumerate(counts)]
+    driver.run(*jobs)
+    together = [driver.grad(model) for model in counts]
+    for model in counts:
+        adapter_of(driver, model).clear_grad()
+    for (model, job), got in zip(jobs, together, strict=True):
+        driver.done(model, job)
+        assert relative_error(got, driver.grad(model)) < 1e-5, model
+
+
 @pytest.mark.config_field("reset_optimizer_on_merge")
 @pytest.mark.parametrize("resets", [False, True], ids=["state kept", "state reset"])
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gradstream.engine.config import DTypePolicy, EngineConfig
+from gradstream.engine.config import DTypePolicy, EngineConfig, Merging
+from gradstream.engine.numerics import learning_facts
 from gradstream.worker.replaying.fingerprints import adopted, differences, num_ranks
 
 CONFIG = EngineConfig(model_path=Path("m"), model_name="m", tokenizer_id="m", output_dir=Path("o"))
@@ -39,6 +40,15 @@ def test_what_was_trained_is_taken_over():
     assert not adopted(CONFIG, "weights=full master=fp32 router=frozen").is_lora
     full = EngineConfig(model_path=Path("m"), model_name="m", tokenizer_id="m", output_dir=Path("o"), is_lora=False)
     assert adopted(full, "torch=1 dtype=float32").is_lora
+
+
+def test_merges_are_those_of_the_log():
+    text = 'torch=1 merging={"interval":7,"resets_optimizer":true,"max_rank":96}'
+    made = adopted(CONFIG, text)
+    assert made.merging == Merging(interval=7, resets_optimizer=True, max_rank=96)
+    assert learning_facts(made) == {"merging": text.partition("merging=")[2]}
+    assert adopted(made, "torch=1").merging == Merging()
+    assert learning_facts(CONFIG) == {}
 
 
 def test_default_modules_and_compiled_units_are_those_of_the_log():
