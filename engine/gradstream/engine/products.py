@@ -59,4 +59,4 @@ class FrozenProducts:
 def frozen_products(weight: Tensor) -> FrozenProducts | None:
     """For a model with weights like this one; None where torch's own products are as good, or oneDNN is not part of torch."""
     is_ours = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.cpu._is_avx2_supported()  # noqa: SLF001
-    return FrozenProducts() if is_ours and torch.backends.mkldnn.is_available() else None
+    return FrozenProducts() if is_ours and torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]  # torch's

@@ -4,7 +4,7 @@ The random number is a pure function of (key, position): a keyed hash, not a gen
 other rows of the batch nor on what was drawn before, and the same job gives the same tokens when it is replayed.
 """
 
-# Shape letters: B rows, V vocabulary, W tokens looked at.
+# Shape letters: B rows, V vocabulary, W tokens looked at, C blocks of W tokens, k draws.
 
 import hashlib
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _MANTISSA_BITS = 53
+# Tokens whose probabilities are added up before any of them is looked at.
+_BLOCK = 128
 # How many of the likeliest tokens are looked at first; nearly all top-k and top-p sets are smaller, and sorting all is slow.
 _FIRST_WIDTH = 64
 
@@ -46,34 +48,41 @@ def uniform(key: bytes, position: int) -> float:
     return float((int.from_bytes(digest, "little") >> (64 - _MANTISSA_BITS)) * 2.0**-_MANTISSA_BITS)
 
 
-def scaled_logprobs(logits_BV: Tensor, choices: list[Choice]) -> Tensor:
-    """float32 [B, V]: log-probabilities of each row's temperature-scaled distribution, before top-k and top-p.
+def scaled_logits(logits_BV: Tensor, choices: list[Choice]) -> Tensor:
+    """float32 [B, V]: logits of each row's temperature-scaled distribution, before top-k and top-p; may be the logits themselves.
 
-    A greedy row is reported at temperature 1: its scaled distribution would be certain of one token and say nothing.
+    A greedy row stays at temperature 1: its scaled distribution would be certain of one token and say nothing.
     """
     temperatures = [1.0 if choice.is_greedy else choice.temperature for choice in choices]
     logits_BV = logits_BV.float()
     if any(temperature != 1.0 for temperature in temperatures):
         logits_BV = logits_BV / torch.tensor(temperatures, dtype=torch.float32, device=logits_BV.device)[:, None]
-    return torch.log_softmax(logits_BV, dim=-1)
+    return logits_BV
 
 
-def choose(logprobs_BV: Tensor, choices: list[Choice], uniforms: list[float]) -> Tensor:
-    """int64 [B]: one token for each row of `scaled_logprobs`, by inverting its cumulative distribution at its uniform.
+def scaled_logprobs(logits_BV: Tensor, choices: list[Choice]) -> Tensor:
+    """float32 [B, V]: log-probabilities of each row's temperature-scaled distribution, before top-k and top-p."""
+    return torch.log_softmax(scaled_logits(logits_BV, choices), dim=-1)
 
-    Sums run in float64 in vocabulary order. top_k keeps the k most likely tokens, then top_p the fewest most likely of those that
-    together have at least top_p of what is left; at equal probability the lower id goes first.
+
+def choose(probs_BV: Tensor, choices: list[Choice], uniforms: list[float]) -> Tensor:
+    """int64 [B]: one token for each row of float32 probabilities, by inverting its cumulative distribution at its uniform.
+
+    top_k keeps the k most likely tokens, then top_p the fewest most likely of those that together have at least top_p of what is left;
+    at equal probability the lower id goes first.
     """
-    tokens_B = logprobs_BV.argmax(dim=-1)
     drawn = [row for row, choice in enumerate(choices) if not choice.is_greedy]
     if not drawn:
-        return tokens_B
-    probs_BV = logprobs_BV[drawn].double().exp()
+        return probs_BV.argmax(dim=-1)
+    uniforms_B1 = torch.tensor([[uniforms[row]] for row in drawn], dtype=torch.float64, device=probs_BV.device)
+    if len(drawn) == len(choices) and not any(choice.is_filtered for choice in choices):
+        return _inverted(probs_BV, uniforms_B1)[:, 0]
+    tokens_B = probs_BV.argmax(dim=-1)
+    wide_BV = probs_BV[drawn].double()
     filtered = [index for index, row in enumerate(drawn) if choices[row].is_filtered]
     if filtered:
-        probs_BV[filtered] = _filtered(probs_BV[filtered], [choices[drawn[index]] for index in filtered])
-    uniforms_B = torch.tensor([uniforms[row] for row in drawn], dtype=torch.float64, device=logprobs_BV.device)
-    tokens_B[drawn] = _inverted(probs_BV, uniforms_B[:, None])[:, 0]
+        wide_BV[filtered] = _filtered(wide_BV[filtered], [choices[drawn[index]] for index in filtered])
+    tokens_B[drawn] = _inverted(wide_BV, uniforms_B1)[:, 0]
     return tokens_B
 
 
@@ -81,14 +90,36 @@ def draw(logprobs_BV: Tensor, choice: Choice, uniforms_Bk: Tensor) -> Tensor:
     """int64 [B, k]: k tokens for each row of `scaled_logprobs`, with replacement, from the whole vocabulary."""
     if choice.is_greedy:
         return logprobs_BV.argmax(dim=-1, keepdim=True).expand(uniforms_Bk.shape)
-    return _inverted(logprobs_BV.double().exp(), uniforms_Bk)
+    return _inverted(logprobs_BV.exp(), uniforms_Bk)
 
 
 def _inverted(probs_BV: Tensor, uniforms_Bk: Tensor) -> Tensor:
-    """int64 [B, k]: where each float64 uniform of a row falls in the row's cumulative distribution."""
-    cumulative_BV = probs_BV.cumsum(dim=-1)
-    found_Bk = torch.searchsorted(cumulative_BV, uniforms_Bk * cumulative_BV[:, -1:], right=True)
-    return torch.minimum(found_Bk, _last_possible(probs_BV)[:, None])
+    """int64 [B, k]: where each float64 uniform of a row falls in the row's cumulative distribution, in vocabulary order.
+
+    Sums of whole blocks first, then the tokens of one block, in float64: a running sum over all of a vocabulary takes longer than the
+    rest of a small model's step.
+    """
+    num_rows, num_tokens = probs_BV.shape
+    num_blocks = -(-num_tokens // _BLOCK)
+    if num_tokens % _BLOCK:
+        probs_BV = torch.nn.functional.pad(probs_BV, (0, num_blocks * _BLOCK - num_tokens))
+    probs_BCW = probs_BV.view(num_rows, num_blocks, _BLOCK)
+    masses_BC = probs_BCW.sum(dim=-1, dtype=torch.float64)
+    ends_BC = masses_BC.cumsum(dim=-1)
+    targets_Bk = uniforms_Bk * ends_BC[:, -1:]
+    blocks_Bk = _first_above(ends_BC, targets_Bk, masses_BC)
+    rows_B1 = torch.arange(num_rows, device=probs_BV.device)[:, None]
+    inside_BkW = probs_BCW[rows_B1, blocks_Bk].double()
+    before_Bk = ends_BC.gather(1, blocks_Bk) - masses_BC.gather(1, blocks_Bk)
+    rest_Bk1 = (targets_Bk - before_Bk)[..., None]
+    return blocks_Bk * _BLOCK + _first_above(inside_BkW.cumsum(dim=-1), rest_Bk1, inside_BkW)[..., 0]
+
+
+def _first_above(ends: Tensor, targets: Tensor, masses: Tensor) -> Tensor:
+    """int64, like targets: the first of the running sums in the last dimension that is above a target; the last that has a mass at most."""
+    found = torch.searchsorted(ends, targets, right=True)
+    last = masses.shape[-1] - 1 - (masses > 0).flip(-1).to(torch.int8).argmax(dim=-1, keepdim=True)
+    return torch.minimum(found, last)
 
 
 def _filtered(probs_BV: Tensor, choices: list[Choice]) -> Tensor:
@@ -124,9 +155,3 @@ def _likeliest(probs_BV: Tensor, top_BW: Tensor, *, counts_B: Tensor) -> Tensor:
     num_equal_B1 = ((top_BW == last_B1) & is_counted_BW).sum(dim=-1, keepdim=True)
     equal_BV = probs_BV == last_B1
     return (probs_BV > last_B1) | (equal_BV & (equal_BV.cumsum(dim=-1) <= num_equal_B1))
-
-
-def _last_possible(probs_BV: Tensor) -> Tensor:
-    """int64 [B]: the highest id with a probability above zero; where rounding would carry a draw past the end."""
-    positive_BV = (probs_BV > 0).flip(-1)
-    return probs_BV.shape[-1] - 1 - positive_BV.to(torch.int8).argmax(dim=-1)

@@ -115,7 +115,7 @@ class PromptPass:
 class DecodePass:
     """Attention of one new token for each of T sequences; token t belongs to row rows[t], which holds lengths[t] tokens so far.
 
-    Rows below the highest one that take no part cost time but change nothing.
+    Sequences of one length in the order of their rows need no mask. Rows below the highest one that take no part cost time but change nothing.
     """
 
     def __init__(self, cache: KVCache, *, rows: list[int], lengths: list[int], device: torch.device) -> None:
@@ -124,11 +124,9 @@ class DecodePass:
         self._longest = max(lengths) + 1
         self._rows_T = torch.tensor(rows, device=device)
         self._lengths_T = torch.tensor(lengths, device=device)
-        # Idle rows attend to their first token, so that no row of the softmax is empty.
-        last_S = torch.zeros(self._num_rows, dtype=torch.long, device=device)
-        last_S[self._rows_T] = self._lengths_T
-        self._mask_S11L = (torch.arange(self._longest, device=device) <= last_S[:, None])[:, None, None]
         self._is_in_row_order = rows == list(range(len(rows)))
+        self._is_even = self._is_in_row_order and min(lengths) == max(lengths)
+        self._mask_S11L: Tensor | None = None
 
     def attend(self, layer: int, q_HTK: Tensor, k_GTK: Tensor, v_GTK: Tensor, *, scaling: float) -> Tensor:
         """[T, H, K]: each new token attends to its own sequence, itself included; its keys and values are kept.
@@ -137,8 +135,10 @@ class DecodePass:
         """
         num_heads, num_tokens, head_size = q_HTK.shape
         keys_SGCK, values_SGCK = self._cache.layer(layer, k_GTK)
-        keys_SGCK[self._rows_T, :, self._lengths_T] = k_GTK.transpose(0, 1)
-        values_SGCK[self._rows_T, :, self._lengths_T] = v_GTK.transpose(0, 1)
+        self._keep(keys_SGCK, k_GTK)
+        self._keep(values_SGCK, v_GTK)
+        if self._mask_S11L is None and not self._is_even:
+            self._mask_S11L = self._mask(q_HTK.dtype)
         q_TGMK = q_HTK.transpose(0, 1).reshape(num_tokens, k_GTK.shape[0], -1, head_size)
         out = F.scaled_dot_product_attention(
             self._by_row(q_TGMK),
@@ -148,6 +148,22 @@ class DecodePass:
             scale=scaling,
         )
         return self._by_token(out).reshape(num_tokens, num_heads, head_size)
+
+    def _keep(self, buffer_SGCK: Tensor, new_GTK: Tensor) -> None:
+        if self._is_even:
+            buffer_SGCK[: self._num_rows, :, self._longest - 1] = new_GTK.transpose(0, 1)
+        else:
+            buffer_SGCK[self._rows_T, :, self._lengths_T] = new_GTK.transpose(0, 1)
+
+    def _mask(self, dtype: torch.dtype) -> Tensor:
+        """[S, 1, 1, L], added to the scores in every layer: nothing for a row's own tokens, minus infinity behind them."""
+        device = self._rows_T.device
+        # Idle rows attend to their first token, so that no row of the softmax is empty.
+        last_S = torch.zeros(self._num_rows, dtype=torch.long, device=device)
+        last_S[self._rows_T] = self._lengths_T
+        is_behind_SL = torch.arange(self._longest, device=device) > last_S[:, None]
+        mask_SL = torch.zeros(is_behind_SL.shape, dtype=dtype, device=device).masked_fill_(is_behind_SL, -torch.inf)
+        return mask_SL[:, None, None]
 
     def _by_row(self, value_TGMK: Tensor) -> Tensor:
         if self._is_in_row_order:

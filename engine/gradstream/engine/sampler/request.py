@@ -30,6 +30,11 @@ class PromptQuestions:
     key: bytes = b""
 
     @property
+    def is_any(self) -> bool:
+        """True when something is asked."""
+        return self.logprobs or self.need_logits
+
+    @property
     def need_logits(self) -> bool:
         """True when the log-probabilities of the whole vocabulary are needed."""
         return bool(self.topk or self.targets is not None or self.num_drawn)

@@ -6,21 +6,23 @@ packing changes logits only by rounding.
 
 # Shape letters: N sequences of a step, P prompts of a pass, T tokens of a pass, D hidden, V vocabulary.
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradstream.engine.adapters.adapter import LoraWeights
-from gradstream.engine.adapters.passes import AdapterPass
-from gradstream.engine.head import logits
 from gradstream.engine.models.base import BaseModel
-from gradstream.engine.sampler.choice import choose, scaled_logprobs
+from gradstream.engine.sampler.choice import choose, scaled_logits
+from gradstream.engine.sampler.forward import Forward
 from gradstream.engine.sampler.kv import DecodePass, KVCache, PromptPass, PromptSpan
 from gradstream.engine.sampler.prompts import PromptScorer
 from gradstream.engine.sampler.request import Finished, Progress, SampleRequest, Sequence
+from gradstream.engine.sampler.sharing import SharedPrompts
 from gradstream.engine.sampler.tables import topk_table
 from gradstream.shared.errors import NonFinite
 
@@ -49,6 +51,12 @@ class SamplerEngine:
     limits: SamplerLimits = field(default_factory=SamplerLimits)
     waiting: deque[SampleRequest] = field(default_factory=deque)
     live: list[Sequence] = field(default_factory=list)
+    forward: Forward = field(init=False)
+    # Probabilities of a step; pages of a fresh tensor cost more than what is written to them.
+    scratch: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        self.forward = Forward(self.base)
 
     def add(self, request: SampleRequest) -> None:
         """Queue a request; it starts in a later step, first come first served."""
@@ -66,6 +74,8 @@ class SamplerEngine:
             finished += self._prefill(started)
         if not self.has_work():
             self.cache.clear()
+            self.forward.forget()
+            self.scratch = torch.empty(0)
         return finished
 
     def _admit(self) -> list[Progress]:
@@ -85,46 +95,53 @@ class SamplerEngine:
         return _grouped(started, [progress.request.adapter for progress in started])
 
     def _prefill(self, started: list[Progress]) -> list[Finished]:
-        """Run the prompts as one packed row, score them where asked, and draw the first token of every sample."""
-        lengths_P = [len(progress.request.prompt) for progress in started]
-        adapters_P = [progress.request.adapter for progress in started]
+        """Run the prompts as one packed row, score them where asked, and draw the first token of every sample.
+
+        A prompt that several requests have under the same adapter is in the row once.
+        """
+        prompts = SharedPrompts.of([progress.request for progress in started])
         device = self.base.device
-        tokens_T = torch.cat([torch.from_numpy(progress.request.prompt.astype("int64")) for progress in started])
-        positions_T = torch.cat([torch.arange(length) for length in lengths_P])
-        spans = self._claim_rows(started)
-        hidden_TD = self.base.hidden(
-            tokens_T.to(device),
+        tokens_T = torch.from_numpy(np.concatenate(prompts.prompts)).to(device, torch.int64)
+        positions_T = torch.cat([torch.arange(length) for length in prompts.lengths])
+        hidden_TD = self.forward.hidden(
+            tokens_T,
             positions_T.to(device),
-            attention=PromptPass(cache=self.cache, spans=spans, packed=self.base.packed(lengths_P)),
-            adapters=self._adapters(adapters_P, lengths_P),
+            attention=PromptPass(
+                cache=self.cache, spans=self._claim_rows(started, prompts), packed=self.base.packed(prompts.lengths)
+            ),
+            adapters=self.forward.adapters(prompts.adapters, prompts.lengths),
+            # What is said about a prompt has the bits of training.
+            is_exact=any(progress.request.questions.is_any for progress in started),
         )
-        last_P: list[int] = []
-        for progress, length in zip(started, lengths_P, strict=True):
-            start = last_P[-1] + 1 if last_P else 0
-            last_P.append(start + length - 1)
-            self._score(progress, hidden_TD[start : start + length], tokens_T[start : start + length].to(device))
-        logits_PV = logits(self.base, hidden_TD[last_P], self._adapters(adapters_P, [1] * len(started)))
+        for progress, start in zip(started, prompts.starts, strict=True):
+            span = slice(start, start + len(progress.request.prompt))
+            self._score(progress, hidden_TD[span], tokens_T[span])
+        adapters = self.forward.adapters(prompts.adapters, [1] * len(prompts.lengths))
+        logits_PV = self.forward.logits(hidden_TD[prompts.ends], adapters)
         sequences = [
             Sequence(owner=progress, index=index)
             for progress in started
             for index in range(progress.request.num_samples)
         ]
-        shared_N = [row for row, progress in enumerate(started) for _ in range(progress.request.num_samples)]
+        shared_N = [
+            place
+            for progress, place in zip(started, prompts.places, strict=True)
+            for _ in range(progress.request.num_samples)
+        ]
         self._extend(sequences, logits_PV[shared_N])
         self.live += [sequence for sequence in sequences if sequence.owner.request.num_rows]
         self._release_rows()
         return _finished(sequences)
 
-    def _claim_rows(self, started: list[Progress]) -> list[PromptSpan]:
+    def _claim_rows(self, started: list[Progress], prompts: SharedPrompts) -> list[PromptSpan]:
         """Rows behind the live ones for every request that needs some; where its prompt lies in the pass and goes."""
         spans: list[PromptSpan] = []
-        start, row = 0, len(self.live)
-        for progress in started:
+        row = len(self.live)
+        for progress, start in zip(started, prompts.starts, strict=True):
             request = progress.request
             if request.num_rows:
                 span = PromptSpan(start=start, length=len(request.prompt), first_row=row, num_rows=request.num_rows)
                 spans.append(span)
-            start += len(request.prompt)
             row += request.num_rows
         lengths = [span.length for span in spans] + [sequence.num_cached for sequence in self.live]
         self._reserve(num_rows=row, num_tokens=max(lengths, default=0))
@@ -146,8 +163,8 @@ class SamplerEngine:
         lengths_N = [sequence.num_cached for sequence in sequences]
         self._reserve(num_rows=len(self.live), num_tokens=max(lengths_N) + 1)
         device = self.base.device
-        adapters = self._adapters([sequence.owner.request.adapter for sequence in sequences], [1] * len(sequences))
-        hidden_ND = self.base.hidden(
+        adapters = self.forward.adapters([one.owner.request.adapter for one in sequences], [1] * len(sequences))
+        hidden_ND = self.forward.hidden(
             torch.tensor([sequence.tokens[-1] for sequence in sequences], device=device),
             torch.tensor(lengths_N, device=device),
             attention=DecodePass(
@@ -155,39 +172,36 @@ class SamplerEngine:
             ),
             adapters=adapters,
         )
-        self._extend(sequences, logits(self.base, hidden_ND, adapters))
+        self._extend(sequences, self.forward.logits(hidden_ND, adapters))
         self._release_rows()
         return _finished(sequences)
 
     def _extend(self, sequences: list[Sequence], logits_NV: Tensor) -> None:
         """Draw and append one token for each sequence; a row that is not finite fails its request."""
         choices = [sequence.owner.request.choice for sequence in sequences]
-        logprobs_NV = scaled_logprobs(logits_NV, choices)
-        is_finite = torch.isfinite(logprobs_NV.amax(dim=-1)).tolist()
-        tokens_N = choose(logprobs_NV, choices, [sequence.uniform() for sequence in sequences])
-        drawn = logprobs_NV.gather(-1, tokens_N[:, None])[:, 0].tolist()
+        logits_NV = scaled_logits(logits_NV, choices)
+        probs_NV = self._softmax(logits_NV)
+        tokens_N = choose(probs_NV, choices, [sequence.uniform() for sequence in sequences])
+        # A row that is not finite has no probabilities either. One transfer for both.
+        chosen_N = torch.stack([tokens_N.double(), probs_NV.gather(-1, tokens_N[:, None])[:, 0].log().double()])
+        tokens, logprobs = chosen_N.tolist()
         width = max(sequence.owner.request.topk_sample for sequence in sequences)
-        table = topk_table(logprobs_NV, width=width) if width else None
-        for row, (sequence, token) in enumerate(zip(sequences, tokens_N.tolist(), strict=True)):
+        table = topk_table(torch.log_softmax(logits_NV, dim=-1), width=width) if width else None
+        for row, (sequence, token, logprob) in enumerate(zip(sequences, tokens, logprobs, strict=True)):
             wanted = sequence.owner.request.topk_sample
-            if is_finite[row]:
-                sequence.append(token, drawn[row], table.row(row, width=wanted) if table and wanted else None)
+            if math.isfinite(logprob):
+                sequence.append(int(token), logprob, table.row(row, width=wanted) if table and wanted else None)
             else:
                 sequence.owner.error = NonFinite(
                     f"the sampler's logits are not finite after {sequence.num_cached + 1} tokens; its weights are unusable"
                 )
 
-    def _adapters(self, adapters: list[LoraWeights | None], lengths: list[int]) -> AdapterPass:
-        """One slice for each stretch of neighbours with the same adapter."""
-        slices: list[tuple[int, int, LoraWeights | None]] = []
-        start = 0
-        for adapter, length in zip(adapters, lengths, strict=True):
-            if slices and slices[-1][2] is adapter:
-                slices[-1] = (slices[-1][0], start + length, adapter)
-            else:
-                slices.append((start, start + length, adapter))
-            start += length
-        return self.base.adapter_pass(slices)
+    def _softmax(self, logits_NV: Tensor) -> Tensor:
+        """float32 [N, V], valid until the next call."""
+        if self.scratch.numel() < logits_NV.numel():
+            self.scratch = torch.empty_like(logits_NV).flatten()
+        probs_NV = self.scratch[: logits_NV.numel()].view_as(logits_NV)
+        return torch.softmax(logits_NV, dim=-1, out=probs_NV)
 
     def _release_rows(self) -> None:
         """Drop the sequences that are over, moving the last ones into their rows so that rows stay dense."""

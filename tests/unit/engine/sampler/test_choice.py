@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from gradstream.engine.sampler.choice import Choice, _filtered, choose, key_of, scaled_logprobs, uniform
+from gradstream.engine.sampler.choice import (
+    Choice,
+    _filtered,
+    choose,
+    key_of,
+    scaled_logits,
+    scaled_logprobs,
+    uniform,
+)
 
 V = 12
 NUM_DRAWS = 20_000
@@ -29,11 +37,15 @@ def reference(logits_V, choice):
     return out
 
 
+def scaled_probs(logits_BV, choices):
+    return torch.softmax(scaled_logits(logits_BV, choices), dim=-1)
+
+
 def draw(logits_V, choice, *, seed):
     """NUM_DRAWS tokens as one batch of equal rows, each with its own random number."""
     key = key_of(seed=seed, job="", sample_index=0)
-    logprobs_BV = scaled_logprobs(logits_V.expand(NUM_DRAWS, -1), [choice] * NUM_DRAWS)
-    return choose(logprobs_BV, [choice] * NUM_DRAWS, [uniform(key, index) for index in range(NUM_DRAWS)])
+    probs_BV = scaled_probs(logits_V.expand(NUM_DRAWS, -1), [choice] * NUM_DRAWS)
+    return choose(probs_BV, [choice] * NUM_DRAWS, [uniform(key, index) for index in range(NUM_DRAWS)])
 
 
 @pytest.mark.parametrize(
@@ -90,9 +102,8 @@ def test_rows_with_different_filters_are_cut_each_by_its_own():
 
 def test_temperature_zero_takes_the_most_likely_token_and_reports_it_at_temperature_one():
     greedy = Choice(temperature=0.0, top_k=-1, top_p=1.0)
-    logprobs = scaled_logprobs(LOGITS_V[None], [greedy])
-    assert choose(logprobs, [greedy], [0.99]).item() == LOGITS_V.argmax().item()
-    torch.testing.assert_close(logprobs[0], LOGITS_V.log_softmax(-1))
+    assert choose(scaled_probs(LOGITS_V[None], [greedy]), [greedy], [0.99]).item() == LOGITS_V.argmax().item()
+    torch.testing.assert_close(scaled_logprobs(LOGITS_V[None], [greedy])[0], LOGITS_V.log_softmax(-1))
 
 
 def test_equal_logits_at_the_edge_of_top_k_keep_the_lower_ids():
@@ -112,16 +123,16 @@ def test_a_row_draws_the_same_token_alone_as_among_others():
     ]
     logits_BV = torch.randn(4, V, generator=torch.Generator().manual_seed(9))
     uniforms = [0.3, 0.9, 0.55, 0.999]
-    together = choose(scaled_logprobs(logits_BV, choices), choices, uniforms)
+    together = choose(scaled_probs(logits_BV, choices), choices, uniforms)
     for row, choice in enumerate(choices):
-        alone = choose(scaled_logprobs(logits_BV[row : row + 1], [choice]), [choice], [uniforms[row]])
+        alone = choose(scaled_probs(logits_BV[row : row + 1], [choice]), [choice], [uniforms[row]])
         assert alone.item() == together[row].item()
 
 
 def test_a_number_just_below_one_never_draws_a_token_of_no_probability():
     logits = torch.tensor([0.0, 1.0, -torch.inf, -torch.inf])
     choice = Choice(temperature=1.0, top_k=-1, top_p=1.0)
-    assert choose(scaled_logprobs(logits[None], [choice]), [choice], [1.0]).item() == 1
+    assert choose(scaled_probs(logits[None], [choice]), [choice], [1.0]).item() == 1
 
 
 def test_keys_depend_on_the_seed_or_else_on_the_job_and_always_on_the_sample():
@@ -137,3 +148,18 @@ def test_uniform_numbers_fill_the_unit_interval():
     counts, _ = np.histogram(numbers, bins=20, range=(0.0, 1.0))
     assert counts.sum() == NUM_DRAWS
     assert np.abs(counts - NUM_DRAWS / 20).max() < 4 * np.sqrt(NUM_DRAWS / 20)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 100, 128, 129, 1000, 4096])
+def test_a_token_is_where_its_number_falls_in_the_running_sum_over_the_whole_vocabulary(num_tokens):
+    generator = torch.Generator().manual_seed(8)
+    probs_BV = torch.softmax(torch.randn(200, num_tokens, generator=generator) * 3, dim=-1)
+    # Stretches of nothing, in the middle and at the end, longer than what is summed at a time.
+    probs_BV[100:, 10:300] = 0.0
+    probs_BV[100:, 900:] = 0.0
+    uniforms = torch.rand(200, generator=generator, dtype=torch.float64)
+    choice = Choice(temperature=1.0, top_k=-1, top_p=1.0)
+    found_B = choose(probs_BV, [choice] * 200, uniforms.tolist())
+    ends_BV = probs_BV.double().cumsum(-1)
+    expected_B = torch.searchsorted(ends_BV, (uniforms * ends_BV[:, -1])[:, None], right=True)[:, 0]
+    assert found_B.tolist() == expected_B.tolist()

@@ -255,3 +255,24 @@ def test_a_cache_that_is_never_empty_stays_within_its_bound(base):
     assert max(sizes) <= limits.max_cache_tokens
     for one, wanted in zip(requests, expected, strict=True):
         assert [s.tokens for s in answers[id(one)].sequences] == [s.tokens for s in wanted.sequences]
+
+
+def test_a_prompt_that_several_requests_have_is_computed_once(base, monkeypatch):
+    lengths = []
+    real = base.hidden
+
+    def counted(tokens_T, *args, **options):
+        lengths.append(len(tokens_T))
+        return real(tokens_T, *args, **options)
+
+    monkeypatch.setattr(base, "hidden", counted)
+    weights = adapter(base)
+    requests = [request(PROMPTS[2], num_samples=2, seed=1), request(PROMPTS[2], max_tokens=5, seed=2)]
+    requests += [request(PROMPTS[2], adapter=weights, seed=3), request(PROMPTS[3], seed=4)]
+    requests += [request(PROMPTS[2], adapter=weights, seed=5, questions=PromptQuestions(logprobs=True))]
+    together = run(base, requests)
+    assert lengths[0] == 2 * len(PROMPTS[2]) + len(PROMPTS[3])
+    monkeypatch.undo()
+    for one, answer in zip(requests, together, strict=True):
+        (alone,) = run(base, [one])
+        assert [s.tokens for s in answer.sequences] == [s.tokens for s in alone.sequences]
