@@ -42,24 +42,38 @@ def run_adapters(
     *,
     computing: AbstractContextManager[None] | None = None,
 ) -> list[JobTensors]:
-    """Several jobs of several adapters in common rows; collective.
+    """Several jobs of several adapters in common rows; collective. Jobs that can be computed together become neighbours.
 
     computing: entered while this rank computes its share, in which nothing is collective.
     """
     # In which order the ranks are added up may depend on where a number lies in the buffer: an isolated job has one of its own.
     num_together = 1 if plan.isolate_jobs else len(work)
+    order = _order(work, plan)
     buffers: list[Tensor] = []
     tensors: list[JobTensors] = []
     with nullcontext() if computing is None else computing:
         for first in range(0, len(work), num_together):
-            buffer, own = _allocate(work[first : first + num_together], base.device)
+            buffer, own = _allocate([work[number] for number in order[first : first + num_together]], base.device)
             buffers.append(buffer)
             tensors += own
         _run_rows(base, comm, tensors, plan)
     # What a rank did not compute is zero in its buffer, so the sum is the whole.
     for buffer in buffers:
         comm.all_reduce_sum_(buffer)
-    return tensors
+    return [one for _, one in sorted(zip(order, tensors, strict=True), key=lambda item: item[0])]
+
+
+def _order(work: Sequence[AdapterWork], plan: Plan) -> list[int]:
+    """The jobs by the shapes of their adapters, and then by their tokens; as they came where each is isolated."""
+    numbers = list(range(len(work)))
+    if plan.isolate_jobs:
+        return numbers
+
+    def shape(number: int) -> tuple[str, int, int]:
+        one = work[number]
+        return one.adapter.layout.digest, one.adapter.factors.frozen_rank, one.datums.num_tokens
+
+    return sorted(numbers, key=shape)
 
 
 def run_full(
@@ -105,17 +119,17 @@ def _run_rows(base: BaseModel, comm: Comm, tensors: Sequence[JobTensors], plan: 
 
 def _allocate(work: Sequence[AdapterWork], device: torch.device) -> tuple[Tensor, list[JobTensors]]:
     """One flat fp32 buffer for these jobs, and each job's views into it."""
-    sizes: list[int] = []
-    for one in work:
-        num_outputs = one.datums.num_tokens * one.datums.num_candidates
-        sizes += [one.adapter.layout.num_params if one.is_backward else 0, num_outputs, num_outputs]
+    # Gradients first: those of adapters of one shape lie at equal distances, so that products for all of them can add to them.
+    sizes = [one.adapter.layout.num_params if one.is_backward else 0 for one in work]
+    sizes += [one.datums.num_tokens * one.datums.num_candidates for one in work for _ in range(2)]
     padded = [-(-size // _ALIGN_ELEMENTS) * _ALIGN_ELEMENTS for size in sizes]
     buffer = torch.zeros(sum(padded), dtype=torch.float32, device=device)
     parts = [part[:size] for part, size in zip(torch.split(buffer, padded), sizes, strict=True)]
     tensors = []
-    for number, one in enumerate(work):
-        grad, logprobs, elementwise = parts[3 * number : 3 * number + 3]
+    outputs = iter(parts[len(work) :])
+    for one, grad in zip(work, parts, strict=False):
         own_grad = grad if one.is_backward else None
+        logprobs, elementwise = next(outputs), next(outputs)
         tensors.append(_job_tensors(one.adapter, one.datums, grad=own_grad, logprobs=logprobs, elementwise=elementwise))
     return buffer, tensors
 

@@ -113,6 +113,17 @@ class AdapterLayout:
         """The same sites with another rank."""
         return AdapterLayout(sites=self.sites, rank=rank)
 
+    @cached_property
+    def tensors_at(self) -> dict[int, tuple[ParamTensor, ParamTensor]]:
+        """a and b of each site, by site index."""
+        pairs = zip(self.sites, self.tensors[::2], self.tensors[1::2], strict=True)
+        return {site.index: (a, b) for site, a, b in pairs}
+
+    def pair(self, flat: Tensor, site: int) -> LoraPair:
+        """Views into a flat tensor [num_params] of one site, by its index."""
+        a, b = self.tensors_at[site]
+        return LoraPair(a.view(flat), b.view(flat))
+
     def pairs(self, flat: Tensor) -> dict[int, LoraPair]:
         """Views into a flat tensor [num_params], by site index."""
         views = [part.view(shape) for part, shape in zip(torch.split(flat, self.sizes), self.shapes, strict=True)]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradstream.engine.adapters.passes import Patch
+from gradstream.engine.adapters.slices import Patch
+from gradstream.engine.adapters.stacked import StackedPatch
 from gradstream.engine.products import LinearProduct
 
 
@@ -34,7 +35,11 @@ class Groups(NamedTuple):
 
 
 def lora_linear(
-    x: Tensor, blocks: Sequence[Block] | Groups, bias_O: Tensor | None, patches: Sequence[Patch], anchor: Tensor | None
+    x: Tensor,
+    blocks: Sequence[Block] | Groups,
+    bias_O: Tensor | None,
+    patches: Sequence[Patch | StackedPatch],
+    anchor: Tensor | None,
 ) -> Tensor:
     """x [..., I] -> y [..., O]: x W^T + bias, plus scale * (x a^T) b^T on each patch's tokens.
 
@@ -49,9 +54,9 @@ def lora_linear(
 
 
 def _forward(
-    x_TI: Tensor, blocks: Sequence[Block] | Groups, bias_O: Tensor | None, patches: Sequence[Patch]
+    x_TI: Tensor, blocks: Sequence[Block] | Groups, bias_O: Tensor | None, patches: Sequence[Patch | StackedPatch]
 ) -> tuple[Tensor, list[Tensor]]:
-    """(y_TO, x a^T of each patch)."""
+    """(y_TO, x a^T of each patch; scaled where it is of several adapters)."""
     if isinstance(blocks, Groups):
         y_TO = F.grouped_mm(x_TI, blocks.weight_EOI.transpose(1, 2), offs=blocks.ends_E)
         if bias_O is not None:
@@ -66,6 +71,9 @@ def _forward(
             y_TO += bias_O
     lows: list[Tensor] = []
     for patch in patches:
+        if isinstance(patch, StackedPatch):
+            lows.append(patch.add(x_TI, y_TO))
+            continue
         low_TR = x_TI[patch.start : patch.end] @ patch.weight.a.t()
         patch.of(y_TO).addmm_(low_TR, patch.weight.b.t(), alpha=patch.scale)
         lows.append(low_TR)
@@ -99,7 +107,7 @@ class _LoraLinear(torch.autograd.Function):
         _anchor: Tensor,
         blocks: Sequence[Block] | Groups,
         bias_O: Tensor | None,
-        patches: Sequence[Patch],
+        patches: Sequence[Patch | StackedPatch],
     ) -> Tensor:
         x_TI = x.flatten(0, -2)
         y_TO, lows = _forward(x_TI, blocks, bias_O, patches)
@@ -117,6 +125,9 @@ class _LoraLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x_TI = _through_blocks(grad_TO, blocks)
         for patch, low_TR in zip(ctx.patches, lows, strict=True):
+            if isinstance(patch, StackedPatch):
+                patch.backward(grad_TO=grad_TO, x_TI=x_TI, low=low_TR, grad_x_TI=grad_x_TI)
+                continue
             span = slice(patch.start, patch.end)
             grad_low_TR = backward_patch(patch, grad_TO=patch.of(grad_TO), x_TI=x_TI[span], low_TR=low_TR)
             if grad_x_TI is not None:

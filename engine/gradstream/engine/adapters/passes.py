@@ -1,86 +1,140 @@
 """Which adapter serves which tokens in one forward (and backward) pass.
 
-Legend: T tokens of the row.
+Legend: A adapters, T tokens of the row, P parameters of an adapter.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradstream.engine.adapters.adapter import LoraWeights
-from gradstream.engine.adapters.layout import LoraPair
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterSlice:
-    """Tokens [start, end) of the row with one adapter; weights None is the bare base model.
-
-    grad: flat fp32 in weights.layout; the backward pass adds this slice's gradient to it. None: not trained in this pass.
-    """
-
-    start: int
-    end: int
-    weights: LoraWeights | None
-    grad: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """One slice at one site: its factors in the compute dtype and where their gradients are added.
-
-    frozen_rank: how many of the weight's ranks, the first ones, get no gradient; grad has the others. column: where the site's columns
-    begin in a product that is computed for several sites at once.
-    """
-
-    start: int
-    end: int
-    scale: float
-    weight: LoraPair
-    grad: LoraPair | None
-    frozen_rank: int = 0
-    column: int = 0
-
-    def of(self, y_TO: Tensor) -> Tensor:
-        """This patch's tokens and columns of a product, as a view."""
-        part_TO = y_TO[self.start : self.end]
-        size = self.weight.b.shape[-2]
-        return part_TO if part_TO.shape[1] == size else part_TO.narrow(1, self.column, size)
+from gradstream.engine.adapters.layout import AdapterLayout, LoraPair
+from gradstream.engine.adapters.slices import AdapterSlice as AdapterSlice
+from gradstream.engine.adapters.slices import Patch as Patch
+from gradstream.engine.adapters.stacked import StackedPatch, side_by_side
+from gradstream.engine.adapters.stacking import together
 
 
 class AdapterPass:
     """The slices of one row. Slices are disjoint and in order; tokens outside all of them run on the bare base model."""
 
-    def __init__(self, slices: Sequence[AdapterSlice], *, compute_dtype: torch.dtype) -> None:
+    def __init__(self, slices: Sequence[AdapterSlice], *, compute_dtype: torch.dtype, is_stacked: bool = True) -> None:
+        """is_stacked: neighbours of one shape are computed together, where that pays."""
         self.slices = list(slices)
         self.is_training = any(part.grad is not None for part in self.slices)
         # Connects every LoRA function to the graph; the gradients themselves go into the slices' buffers.
         self.anchor = torch.zeros((), requires_grad=True)
+        self._groups: list[_Slice | _Stack] = []
+        self._singles: list[_Slice] = []
+        for group in _grouped(self.slices, compute_dtype, is_stacked=is_stacked):
+            stack = _Stack.of(group, compute_dtype) if len(group) > 1 else None
+            singles = [_Slice(part, compute_dtype) for part in group] if stack is None else stack.singles
+            self._groups += singles if stack is None else [stack]
+            self._singles += singles
         self._patches: dict[int, list[Patch]] = {}
-        for part in self.slices:
-            if part.weights is not None:
-                self._add(part, part.weights, compute_dtype)
+        self._products: dict[int, list[Patch | StackedPatch]] = {}
 
     @classmethod
     def inference(
         cls, slices: Sequence[tuple[int, int, LoraWeights | None]], *, compute_dtype: torch.dtype
     ) -> "AdapterPass":
-        """A pass that trains nothing, from (start, end, weights)."""
+        """A pass that trains nothing, from (start, end, weights), each slice for itself."""
         parts = [AdapterSlice(start=start, end=end, weights=weights) for start, end, weights in slices]
-        return cls(parts, compute_dtype=compute_dtype)
+        return cls(parts, compute_dtype=compute_dtype, is_stacked=False)
 
     def patches(self, site: int) -> list[Patch]:
         """The slices that change a site, in token order."""
-        return self._patches.get(site, _NONE)
+        if site not in self._patches:
+            self._patches[site] = [single.patch(site) for single in self._singles if single.has(site)]
+        return self._patches[site]
 
-    def _add(self, part: AdapterSlice, weights: LoraWeights, compute_dtype: torch.dtype) -> None:
-        factors = weights.factors
-        grads = weights.layout.pairs(part.grad) if part.grad is not None else None
-        for site, pair in factors.pairs_in(compute_dtype).items():
-            grad = grads[site] if grads is not None else None
-            patch = Patch(part.start, part.end, weights.scale, pair, grad, factors.frozen_rank)
-            self._patches.setdefault(site, []).append(patch)
+    def products(self, site: int) -> list[Patch | StackedPatch]:
+        """The same, those together that are computed together; of sites with one weight."""
+        if site not in self._products:
+            self._products[site] = [group.patch(site) for group in self._groups if group.has(site)]
+        return self._products[site]
 
 
-_NONE: list[Patch] = []
+def _grouped(
+    slices: Sequence[AdapterSlice], compute_dtype: torch.dtype, *, is_stacked: bool
+) -> list[list[AdapterSlice]]:
+    if is_stacked:
+        return together(slices, compute_dtype=compute_dtype)
+    return [[part] for part in slices if part.weights is not None]
+
+
+class _Slice:
+    """One slice in a pass. Views are made for the sites that are asked for."""
+
+    def __init__(self, part: AdapterSlice, compute_dtype: torch.dtype, flat_P: Tensor | None = None) -> None:
+        """flat_P: its factors in the compute dtype, where they are there already."""
+        self._part = part
+        self._layout = part.factors.layout
+        self._pairs = part.factors.pairs_in(compute_dtype) if flat_P is None else None
+        self._flat_P = flat_P
+
+    def has(self, site: int) -> bool:
+        return site in self._layout.tensors_at
+
+    def patch(self, site: int) -> Patch:
+        part = self._part
+        if self._pairs is not None:
+            weight = self._pairs[site]
+        else:
+            assert self._flat_P is not None
+            weight = self._layout.pair(self._flat_P, site)
+        grad = None if part.grad is None else part.adapter.layout.pair(part.grad, site)
+        return Patch(part.start, part.end, part.adapter.scale, weight, grad, part.factors.frozen_rank)
+
+
+class _Stack:
+    """Slices whose adapters lie side by side, in copies that live as long as the pass."""
+
+    def __init__(self, group: Sequence[AdapterSlice], grads_AP: Tensor | None, compute_dtype: torch.dtype) -> None:
+        """grads_AP: a view of the slices' own buffers."""
+        self._group = group
+        self._layout = group[0].factors.layout
+        device = group[0].factors.weights.device
+        self._weights_AP = torch.empty(len(group), self._layout.num_params, dtype=compute_dtype, device=device)
+        for row_P, part in zip(self._weights_AP, group, strict=True):
+            row_P.copy_(part.factors.weights)
+        self._grads_AP = grads_AP
+        self.singles = [_Slice(part, compute_dtype, row) for part, row in zip(group, self._weights_AP, strict=True)]
+        counts = [part.num_tokens for part in group]
+        scale_A = torch.tensor([part.adapter.scale for part in group], dtype=compute_dtype)
+        self._ends_A: Tensor | None = None
+        if len(set(counts)) == 1:
+            self._scale = scale_A.to(device, non_blocking=True)[:, None, None]
+        else:
+            counts_A = torch.tensor(counts)
+            self._scale = scale_A.repeat_interleave(counts_A).to(device, non_blocking=True)[:, None]
+            self._ends_A = counts_A.cumsum(0).to(torch.int32).to(device, non_blocking=True)
+
+    @classmethod
+    def of(cls, group: Sequence[AdapterSlice], compute_dtype: torch.dtype) -> "_Stack | None":
+        """None when the slices' gradients do not lie side by side."""
+        grads = [part.grad for part in group if part.grad is not None]
+        grads_AP = side_by_side(grads) if grads else None
+        return None if grads and grads_AP is None else cls(group, grads_AP, compute_dtype)
+
+    def has(self, site: int) -> bool:
+        return site in self._layout.tensors_at
+
+    def patch(self, site: int) -> StackedPatch:
+        first = self._group[0]
+        return StackedPatch(
+            start=first.start,
+            end=self._group[-1].end,
+            ends_A=self._ends_A,
+            scale=self._scale,
+            weight=_pairs(self._layout, self._weights_AP, site),
+            grad=None if self._grads_AP is None else _pairs(first.adapter.layout, self._grads_AP, site),
+            frozen_rank=first.factors.frozen_rank,
+        )
+
+
+def _pairs(layout: AdapterLayout, flat_AP: Tensor, site: int) -> LoraPair:
+    """Views of each adapter's factors of a site, a [A, R, I] and b [A, O, R]."""
+    a, b = layout.tensors_at[site]
+    return LoraPair(*(flat_AP[:, one.start : one.stop].view(-1, *one.shape) for one in (a, b)))

@@ -1,0 +1,98 @@
+"""Which slices of a row are computed together; a pure function of their places and shapes, so it follows from the plan.
+
+Batched products need equally many tokens of each adapter and always pay. Grouped products take any numbers of tokens: on CPUs they are
+a loop in C++, which pays where an adapter's share is small; on GPUs they are one kernel. `docs/performance.md` has the measurements.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+
+from gradstream.engine.adapters.factors import Factors
+from gradstream.engine.adapters.slices import AdapterSlice
+
+# Fewest adapters of a batched and of a grouped product.
+_FEWEST_EQUAL = 3
+_FEWEST_GROUPED = 4
+# On CPUs: the mean number of an adapter's tokens above which a grouped product is no faster than a product for each.
+_MOST_GROUPED_TOKENS = 64
+# What the copies of the weights that lie side by side may take.
+_MOST_BYTES = 256 << 20
+# Rows of what goes into a grouped product take a multiple of this.
+_ALIGN_BYTES = 16
+
+
+def together(slices: Sequence[AdapterSlice], *, compute_dtype: torch.dtype) -> list[list[AdapterSlice]]:
+    """The slices with weights in order, in groups: one alone, or several that can be a stack."""
+    return [group for run in _runs(slices) for group in _groups(run, compute_dtype)]
+
+
+def _runs(slices: Sequence[AdapterSlice]) -> Iterator[list[AdapterSlice]]:
+    """Neighbours whose adapters have the same shape."""
+    run: list[AdapterSlice] = []
+    for part in slices:
+        if part.weights is None:
+            continue
+        if run and not _fit(run[-1], part):
+            yield run
+            run = []
+        run.append(part)
+    if run:
+        yield run
+
+
+def _fit(one: AdapterSlice, other: AdapterSlice) -> bool:
+    """True when other goes on where one ends, with an adapter of the same shape."""
+    if one.end != other.start or (one.grad is None) != (other.grad is None):
+        return False
+    mine, others = one.factors, other.factors
+    return mine.frozen_rank == others.frozen_rank and mine.layout.digest == others.layout.digest
+
+
+def _groups(run: list[AdapterSlice], compute_dtype: torch.dtype) -> Iterator[list[AdapterSlice]]:
+    if len(run) < _FEWEST_EQUAL or _stack_bytes(run, compute_dtype) > _MOST_BYTES:
+        yield from ([part] for part in run)
+    elif _grouped_on_gpu(run, compute_dtype):
+        yield run
+    else:
+        rest: list[AdapterSlice] = []
+        for _, same in groupby(run, key=lambda part: part.num_tokens):
+            equal = list(same)
+            if len(equal) < _FEWEST_EQUAL:
+                rest += equal
+                continue
+            yield from _grouped_on_cpu(rest, compute_dtype)
+            rest = []
+            yield equal
+        yield from _grouped_on_cpu(rest, compute_dtype)
+
+
+def _grouped_on_cpu(rest: list[AdapterSlice], compute_dtype: torch.dtype) -> list[list[AdapterSlice]]:
+    is_small = sum(part.num_tokens for part in rest) <= _MOST_GROUPED_TOKENS * len(rest)
+    if len(rest) < _FEWEST_GROUPED or not is_small or compute_dtype != torch.float32:
+        return [[part] for part in rest]
+    factors = rest[0].factors
+    is_cpu = factors.weights.device.type == "cpu"
+    return [rest] if is_cpu and _can_group(factors, compute_dtype) else [[part] for part in rest]
+
+
+def _grouped_on_gpu(run: list[AdapterSlice], compute_dtype: torch.dtype) -> bool:
+    """False also where a batched product does, which takes any size."""
+    factors = run[0].factors
+    is_equal = len({part.num_tokens for part in run}) == 1
+    if is_equal or not factors.weights.is_cuda or compute_dtype != torch.bfloat16:
+        return False
+    return _can_group(factors, compute_dtype) and torch.cuda.get_device_capability(factors.weights.device) >= (8, 0)
+
+
+def _can_group(factors: Factors, dtype: torch.dtype) -> bool:
+    """True when this torch has the product, and takes these sizes."""
+    sizes = [size for site in factors.layout.sites for size in (site.in_features, site.out_features)]
+    sizes += [factors.layout.rank, factors.frozen_rank]
+    return hasattr(F, "grouped_mm") and all(size * dtype.itemsize % _ALIGN_BYTES == 0 for size in sizes)
+
+
+def _stack_bytes(run: list[AdapterSlice], compute_dtype: torch.dtype) -> int:
+    return len(run) * run[0].factors.weights.numel() * compute_dtype.itemsize

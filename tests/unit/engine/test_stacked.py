@@ -1,0 +1,141 @@
+"""Adapters that are computed together get what each gets by itself."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import pytest
+import torch
+from tests.support.adapters import noisy_adapter
+from tests.support.engine_builders import Driver, cross_entropy, logprobs_of, open_engine, random_data, randomize
+from tests.support.oracle import relative_error
+
+from gradstream.engine.adapters.linear import Block, lora_linear
+from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
+from gradstream.engine.adapters.stacked import StackedPatch, side_by_side
+from gradstream.shared.ids import ModelId
+from gradstream.shared.wire import LoraSpec
+
+EQUAL = [5, 5, 5, 5]
+RAGGED = [3, 9, 1, 6, 2]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return open_engine().state.base
+
+
+def _slices(base, lengths: Sequence[int], *, is_trained: bool = True) -> list[AdapterSlice]:
+    ends = list(accumulate(lengths))
+    weights = [
+        noisy_adapter(base, model=f"s:train:{number}", spec=LoraSpec(rank=8, seed=number), noise_seed=number)
+        for number in range(len(lengths))
+    ]
+    buffer = torch.zeros(len(lengths), weights[0].layout.num_params)
+    grads = list(buffer) if is_trained else [None] * len(lengths)
+    return [
+        AdapterSlice(start=end - length, end=end, weights=adapter, grad=grad)
+        for end, length, adapter, grad in zip(ends, lengths, weights, grads, strict=True)
+    ]
+
+
+def _through(adapters: AdapterPass, base, site: int, x_TI, seed_TO):
+    """y and x's gradient of one adapted layer; the adapters' gradients go into their buffers."""
+    x_TI = x_TI.clone().requires_grad_(True)
+    weight_OI = base.causal_lm.model.layers[0].mlp.down_proj.weight
+    blocks = [Block(0, len(x_TI), weight_OI)]
+    y_TO = lora_linear(x_TI, blocks, None, adapters.products(site), adapters.anchor)
+    torch.autograd.backward(y_TO, seed_TO)
+    return y_TO.detach(), x_TI.grad
+
+
+@pytest.mark.parametrize("lengths", [EQUAL, RAGGED], ids=["equal", "ragged"])
+def test_a_stack_gives_the_products_and_gradients_of_double_precision_and_of_single_patches(base, lengths):
+    site = next(one for one in base.sites if one.name.endswith("layers.0.mlp.down_proj"))
+    generator = torch.Generator().manual_seed(0)
+    x_TI = torch.randn(sum(lengths), site.in_features, generator=generator)
+    seed_TO = torch.randn(sum(lengths), site.out_features, generator=generator)
+    slices, others = _slices(base, lengths), _slices(base, lengths)
+    together = AdapterPass(slices, compute_dtype=torch.float32)
+    single = AdapterPass(others, compute_dtype=torch.float32, is_stacked=False)
+    (patch,) = together.products(site.index)
+    assert isinstance(patch, StackedPatch)
+    assert (patch.ends_A is None) == (lengths is EQUAL)
+
+    y_TO, grad_TI = _through(together, base, site.index, x_TI, seed_TO)
+
+    single_y_TO, single_grad_TI = _through(single, base, site.index, x_TI, seed_TO)
+    assert relative_error(y_TO, single_y_TO) < 1e-6
+    assert relative_error(grad_TI, single_grad_TI) < 1e-6
+    weight_OI = base.causal_lm.model.layers[0].mlp.down_proj.weight.double()
+    x64_TI = x_TI.double().requires_grad_(True)
+    for part, other in zip(slices, others, strict=True):
+        a, b = (factor.double().requires_grad_(True) for factor in part.factors.pairs[site.index])
+        x = x64_TI[part.start : part.end]
+        y = x @ weight_OI.t() + part.adapter.scale * (x @ a.t()) @ b.t()
+        torch.autograd.backward(y, seed_TO[part.start : part.end].double())
+        assert relative_error(y_TO[part.start : part.end], y.detach()) < 1e-6
+        for got, by_itself, want in zip(
+            part.adapter.layout.pair(part.grad, site.index),
+            part.adapter.layout.pair(other.grad, site.index),
+            (a.grad, b.grad),
+            strict=True,
+        ):
+            assert relative_error(got, want) < 1e-6
+            assert relative_error(got, by_itself) < 1e-6
+    assert relative_error(grad_TI, x64_TI.grad) < 1e-6
+
+
+def test_slices_of_other_shapes_without_gradients_in_line_or_with_gaps_between_them_are_not_stacked(base):
+    site = base.sites[0].index
+    few = AdapterPass(_slices(base, EQUAL[:2]), compute_dtype=torch.float32)
+    long = AdapterPass(_slices(base, [70, 80, 90, 100]), compute_dtype=torch.float32)
+    apart = [
+        AdapterSlice(start=part.start + number, end=part.end + number, weights=part.weights, grad=part.grad)
+        for number, part in enumerate(_slices(base, EQUAL))
+    ]
+    mixed = _slices(base, EQUAL)
+    other = noisy_adapter(base, spec=LoraSpec(rank=3, seed=1))
+    mixed[1] = AdapterSlice(start=5, end=10, weights=other, grad=torch.zeros(other.layout.num_params))
+    scattered = [
+        AdapterSlice(start=part.start, end=part.end, weights=part.weights, grad=torch.zeros_like(part.grad))
+        for part in _slices(base, EQUAL)
+    ]
+
+    for adapters in (few, long, *(AdapterPass(parts, compute_dtype=torch.float32) for parts in (apart, mixed))):
+        assert not any(isinstance(patch, StackedPatch) for patch in adapters.products(site))
+    # Where buffers happen to lie is the allocator's business; what is added there is right in any case.
+    adapters = AdapterPass(scattered, compute_dtype=torch.float32)
+    assert [part.start for part in adapters.patches(site)] == [0, 5, 10, 15]
+
+
+def test_side_by_side_finds_equal_distances_only():
+    buffer = torch.arange(40.0)
+
+    view = side_by_side([buffer[0:8], buffer[10:18], buffer[20:28]])
+
+    assert view is not None
+    assert torch.equal(view, torch.stack([buffer[0:8], buffer[10:18], buffer[20:28]]))
+    assert side_by_side([buffer[0:8], buffer[10:18], buffer[21:29]]) is None
+    assert side_by_side([buffer[0:8], buffer[4:12]]) is None
+    assert side_by_side([buffer[0:8], torch.zeros(8)]) is None
+
+
+@pytest.mark.parametrize("lengths", [[12] * 4, [3, 17, 9, 5]], ids=["equal", "ragged"])
+def test_jobs_of_many_models_of_two_ranks_in_one_batch_get_what_they_get_alone(lengths):
+    driver = Driver(open_engine())
+    jobs = {}
+    for number in range(8):
+        name = f"m{number}"
+        driver.create(name, rank=4 if number % 2 else 8, train_unembed=number != 3)
+        randomize(driver, name, seed=number)
+        jobs[name] = cross_entropy(random_data([lengths[number // 2]], seed=number))
+    alone = {}
+    for name, payload in jobs.items():
+        alone[name] = logprobs_of(driver.done(name, payload)), driver.grad(name)
+        driver.engine.state.models[ModelId(name)].clear_grad()
+
+    outcomes = driver.run(*jobs.items())
+
+    for (name, (logprobs, grad)), outcome in zip(alone.items(), outcomes, strict=True):
+        assert relative_error(torch.tensor(logprobs_of(outcome)[0]), torch.tensor(logprobs[0])) < 1e-5
+        assert relative_error(driver.grad(name), grad) < 1e-5, name
