@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gradstream.api.dialect import is_name
 from gradstream.shared import ids
 from gradstream.shared.errors import InvalidRequest
-from gradstream.shared.ids import DEFAULT_MODEL, LOCAL_TENANT, ModelId, TenantId, name_of
+from gradstream.shared.ids import DEFAULT_MODEL, ModelId, TenantId, name_of
 
 SCHEME = "xorl://"
 _STORED_PATH = re.compile(r"tinker://([^/\s'\"]+)/([^/\s'\"]+)/([^/\s'\"]+)")
@@ -35,7 +35,7 @@ def target(name: str, *, tenant: TenantId, field: str = "model_id") -> Target:
         raise InvalidRequest(
             f"{field}: {name[:140]!r} cannot name a model; use 1 to 128 letters, digits, '_' and '-', starting with a letter or digit"
         )
-    model = name if tenant == LOCAL_TENANT else f"{tenant}:{name}"
+    model = ids.named_model(name, tenant=tenant)
     if not ids.is_valid_id(model):
         raise InvalidRequest(
             f"{field}: the tenant {tenant!r} cannot have models of its own choice of name, as its name has '..' in it"

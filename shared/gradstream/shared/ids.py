@@ -102,6 +102,11 @@ def future_parts(future_id: FutureId) -> FutureParts:
     return FutureParts(owner=owner, seq=int(seq))
 
 
+def named_model(name: str, *, tenant: TenantId) -> str:
+    """The id of a model that its owner named: the name itself for the machine's own tenant, and TENANT:NAME for others."""
+    return name if tenant == LOCAL_TENANT else f"{tenant}:{name}"
+
+
 def name_of(model: str) -> str:
     """What its owner calls the model with this id: the id itself, or what stands behind the tenant in it."""
     return model.rpartition(":")[2]

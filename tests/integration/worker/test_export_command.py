@@ -119,3 +119,34 @@ def test_an_export_that_nobody_works_on_is_given_up_with_where_to_look(tmp_path:
         output = said(url, tmp_path / "got", "--merged", "--timeout", "0.1")
     assert "export e has stood at waiting 0% for 0.1 s" in output
     assert "logs/exports.log" in output
+
+
+@pytest.mark.parametrize(
+    ("uri", "tenant", "asked"),
+    [
+        ("xorl://policy/weights/a", "local", "training_runs/policy/checkpoints/weights/a/archive"),
+        ("xorl://policy/weights/a", "alice", "training_runs/alice:policy/checkpoints/weights/a/archive"),
+        ("xorl://s1:train:0/weights/a", "alice", "training_runs/s1:train:0/checkpoints/weights/a/archive"),
+        (URI, "alice", "training_runs/s1:train:0/checkpoints/weights/a/archive"),
+    ],
+)
+def test_checkpoints_of_models_that_clients_named_are_fetched_by_the_uri_that_they_know(
+    tmp_path: Path, uri: str, tenant: str, asked: str
+):
+    paths: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        paths.append(handler.path)
+        is_key = handler.path.endswith("/auth/apikey/me")
+        body(msgspec.json.encode({"name": tenant}) if is_key else archive())(handler)
+
+    with answering(answer) as url:
+        result = CliRunner().invoke(app, ["export", uri, "--out", str(tmp_path / "got"), "--base-url", url])
+    assert (result.exit_code, paths[-1]) == (0, f"/api/v1/{asked}"), result.output
+
+
+@pytest.mark.parametrize("uri", ["default/a", "weights/a", "http://h/weights/a"])
+def test_what_is_no_uri_of_a_checkpoint_is_refused_before_anybody_is_asked(tmp_path: Path, uri: str):
+    result = CliRunner().invoke(app, ["export", uri, "--out", str(tmp_path / "got"), "--base-url", "http://["])
+    assert result.exit_code == 2
+    assert f"error: URI: {uri!r} is not a checkpoint's; it has the form tinker://RUN/KIND/NAME" in result.output

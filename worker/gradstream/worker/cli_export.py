@@ -15,11 +15,13 @@ import typer
 from gradstream.engine.files import whole_directory
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.exports import ExportState
+from gradstream.shared.ids import TenantId, named_model
 from gradstream.worker.cli_errors import fail
 
 _POLL_S = 1.0
 _TIMEOUT_S = 60.0
 _SCHEME = "tinker://"
+_NAMED_SCHEME = "xorl://"
 _MAX_ERROR_BYTES = 64 * 1024
 
 T = TypeVar("T")
@@ -36,12 +38,18 @@ class _Urls(msgspec.Struct):
     archive: str
 
 
+class _OwnKey(msgspec.Struct):
+    """name: that of its tenant."""
+
+    name: str
+
+
 class Refused(Exception):
     """The server said no, or could not be reached; str() says why."""
 
 
 def export(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="tinker://RUN/KIND/NAME")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="tinker://RUN/KIND/NAME or xorl://MODEL/KIND/NAME")],
     *,
     merged: Annotated[
         bool, typer.Option("--merged", help="Base model and adapter as one model, which opens without peft.")
@@ -55,12 +63,17 @@ def export(
     ] = 600.0,
 ) -> None:
     """Fetch a checkpoint from a running server: its adapter, or with --merged a model of its own."""
+    if not uri.startswith((_SCHEME, _NAMED_SCHEME)):
+        fail(
+            f"URI: {uri!r} is not a checkpoint's; it has the form {_SCHEME}RUN/KIND/NAME or {_NAMED_SCHEME}MODEL/KIND/NAME"
+        )
     target = out or Path(uri.rpartition("/")[2])
     if target.exists():
         fail(f"{target} exists already; name a directory that does not with --out")
     server = _Server(base_url.rstrip("/"), api_key)
     try:
-        server.unpack(server.merged(uri, timeout_s=timeout_s) if merged else server.adapter(uri), target)
+        stored = server.stored(uri)
+        server.unpack(server.merged(stored, timeout_s=timeout_s) if merged else server.adapter(stored), target)
     except (Refused, StorageFailure) as error:
         fail(str(error))
     except FileExistsError:
@@ -74,6 +87,17 @@ class _Server:
     def __init__(self, base_url: str, api_key: str) -> None:
         self._api = f"{base_url}/api/v1"
         self._headers = {"X-API-Key": api_key} if api_key else {}
+
+    def stored(self, uri: str) -> str:
+        """The URI as the server keeps it: a model that its owner named is known by the owner, too."""
+        if not uri.startswith(_NAMED_SCHEME):
+            return uri
+        name, _, rest = uri.removeprefix(_NAMED_SCHEME).partition("/")
+        # Ids of models that nobody named have colons, and are shown as they are.
+        if ":" not in name:
+            own = self._call(_OwnKey, "GET", f"{self._api}/auth/apikey/me")
+            name = named_model(name, tenant=TenantId(own.name))
+        return f"{_SCHEME}{name}/{rest}"
 
     def adapter(self, uri: str) -> str:
         """The URL of the checkpoint's own files as a tar."""
