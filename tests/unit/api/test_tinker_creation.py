@@ -10,8 +10,8 @@ from gradstream.shared.wire import LoraSpec, OptimizerSpec
 
 
 def test_a_client_that_names_adamw_gets_it_on_a_server_whose_own_optimizer_is_muon():
-    muon = msgspec.structs.replace(UNIFORM_CARD, optimizer=OptimizerSpec(type="muon"))
-    assert _optimizer_spec(OptimizerBody(type="adamw"), muon) == OptimizerSpec(type="adamw")
+    muon = msgspec.structs.replace(UNIFORM_CARD, optimizer=OptimizerSpec(type="muon", dtype="bf16"))
+    assert _optimizer_spec(OptimizerBody(type="adamw"), muon) == OptimizerSpec(type="adamw", dtype="bf16")
     assert _optimizer_spec(None, muon) is None
 
 

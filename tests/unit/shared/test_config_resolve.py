@@ -70,6 +70,7 @@ def test_a_default_that_exists_can_be_written_out(tmp_path: Path, name: str) -> 
     ("field", "value", "sentence"),
     [
         ("muon_lr", 0.1, "muon_lr: 0.1 belongs to optimizer: muon, and optimizer is adamw"),
+        ("muon_nesterov", False, "muon_nesterov: false belongs to optimizer: muon, and optimizer is adamw"),
         ("lr_min_ratio", 0.1, "lr_min_ratio: 0.1 belongs to lr_schedule, which is null"),
         ("lr_schedule", "cosine", "lr_total_steps: null must be above lr_warmup_steps, 0, for lr_schedule cosine"),
         ("attn_implementation", "flash_attention_3", "attn_implementation: flash_attention_3 cannot run on a CPU; use sdpa or eager or native"),

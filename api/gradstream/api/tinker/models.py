@@ -134,7 +134,9 @@ def check_optimizer(optimizer: OptimizerBody | None) -> None:
 
 def _optimizer_spec(optimizer: OptimizerBody | None, card: EngineCard) -> OptimizerSpec | None:
     """AdamW where the client names it on a server whose own optimizer is another; None is the server's."""
-    return None if optimizer is None or card.optimizer.type == optimizer.type else OptimizerSpec()
+    if optimizer is None or card.optimizer.type == optimizer.type:
+        return None
+    return OptimizerSpec(dtype=card.optimizer.dtype)
 
 
 def _lora_spec(lora: LoraBody | None, card: EngineCard) -> LoraSpec:

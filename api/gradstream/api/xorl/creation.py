@@ -1,7 +1,7 @@
 """Models: making one under a name of the client's choice, asking about one, and dropping one."""
 
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -29,6 +29,7 @@ from gradstream.shared.wire import LoraSpec, OptimizerSpec, UnloadModel
 router = APIRouter()
 
 
+_OPTIMIZERS: tuple[str, ...] = get_args(get_type_hints(OptimizerSpec)["type"])
 # What peft calls every linear layer.
 _ALL_MODULES = ["all-linear"]
 
@@ -194,7 +195,11 @@ def _optimizer(body: OptimizerBody | None, card: EngineCard) -> tuple[OptimizerS
     if body is None:
         return card.optimizer, StepDefaults()
     kind = body.type or card.optimizer.type
-    own = card.optimizer if kind == card.optimizer.type else OptimizerSpec()
+    require(
+        kind in _OPTIMIZERS,
+        f"optimizer_config.type: {kind[:140]!r} is not offered here; choose one of {', '.join(_OPTIMIZERS)}",
+    )
+    own = card.optimizer if kind == card.optimizer.type else OptimizerSpec(dtype=card.optimizer.dtype)
     fields: dict[str, object] = {**msgspec.structs.asdict(own), "type": kind, **(body.optimizer_kwargs or {})}
     known = set(OptimizerSpec.__struct_fields__) - {"type", "dtype", "learning_rate"}
     unknown = sorted(set(body.optimizer_kwargs or {}) - known)

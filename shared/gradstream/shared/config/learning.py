@@ -1,7 +1,7 @@
 """Fields of the optimizer that depend on one another, or on what is trained."""
 
 from gradstream.shared.config.fields import FIELDS
-from gradstream.shared.config.problems import Problem
+from gradstream.shared.config.problems import Problem, as_written
 from gradstream.shared.config.settings import Settings
 
 _MUON = ("muon_lr", "muon_momentum", "muon_nesterov", "muon_ns_steps", "muon_adjust_lr_fn")
@@ -38,7 +38,7 @@ def learning_problems(settings: Settings) -> list[Problem]:
 
 def _useless(settings: Settings, names: tuple[str, ...], what: str) -> list[Problem]:
     return [
-        Problem("", f"{name}: {getattr(settings, name)} belongs to {what}")
+        Problem("", f"{name}: {as_written(getattr(settings, name))} belongs to {what}")
         for name in names
         if getattr(settings, name) != FIELDS[name].default
     ]

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -27,6 +29,11 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
         assert self.problems
         super().__init__("\n".join(map(str, self.problems)))
+
+
+def as_written(value: object) -> str:
+    """A value as it is written in a config."""
+    return '""' if value == "" else value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def unknown_field(name: str, known: Iterable[str]) -> str:

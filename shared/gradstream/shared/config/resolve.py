@@ -12,7 +12,7 @@ from gradstream.shared.config.fields import FIELDS
 from gradstream.shared.config.learning import learning_problems, state_dtype
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.memory import memory_problems
-from gradstream.shared.config.problems import ConfigError, Problem
+from gradstream.shared.config.problems import ConfigError, Problem, as_written
 from gradstream.shared.config.settings import Settings
 from gradstream.shared.config.sizes import format_size
 from gradstream.shared.config.support import (
@@ -88,22 +88,20 @@ def _possible(
             problems.append(Problem("", _refusal(name, value, only)))
         else:
             changes[name] = only.values[0]
-            notices.append(Notice(name, f"{name}: {_yaml(only.values[0])} here; the default {_yaml(value)} {only.why}"))
+            notices.append(
+                Notice(name, f"{name}: {as_written(only.values[0])} here; the default {as_written(value)} {only.why}")
+            )
     return changes
 
 
 def _refusal(name: str, value: object, only: Only) -> str:
-    show = _size if FIELDS[name].is_size else _yaml
+    show = _size if FIELDS[name].is_size else as_written
     return f"{name}: {show(value)} {only.why}; use {' or '.join(map(show, only.values))}"
 
 
 def _size(value: object) -> str:
     assert isinstance(value, int)
     return format_size(value)
-
-
-def _yaml(value: object) -> str:
-    return '""' if value == "" else value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _cpu_defaults(
@@ -113,7 +111,9 @@ def _cpu_defaults(
     changes = {name: value for name, value in CPU_DEFAULTS.items() if device == "cpu" and name not in kept}
     for name, value in changes.items():
         notices.append(
-            Notice(name, f"{name}: {_yaml(value)} here; the default {_yaml(getattr(settings, name))} is for GPUs")
+            Notice(
+                name, f"{name}: {as_written(value)} here; the default {as_written(getattr(settings, name))} is for GPUs"
+            )
         )
     return changes
 
