@@ -17,6 +17,7 @@ from tests.support.engine_builders import (
     randomize,
 )
 from tests.support.ranks import Ranks
+from tests.support.relora import adapter_of, merging_driver, train
 
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.wire import Failed, ForwardBackwardDone, Outcome
@@ -77,6 +78,25 @@ def test_two_ranks_equal_one(path: Path, two_ranks: Ranks) -> None:
     for ours, theirs in ((first.grads, second.grads), (first.weights, second.weights)):
         for mine, yours in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(mine, yours)
+
+
+def _merged(comm: Comm) -> Report:
+    """A model of four steps that is merged by every second one."""
+    driver = merging_driver(comm=comm)
+    driver.create("m", rank=4)
+    losses = train(driver, range(4))
+    adapter = adapter_of(driver)
+    assert adapter.num_merges == 2
+    return Report(losses, [], [], [adapter.factors.weights.numpy(), adapter.exp_avg.numpy()], [])
+
+
+def test_merges_are_the_same_on_every_rank(two_ranks: Ranks) -> None:
+    one = _merged(Comm.single())
+    first, second = two_ranks.run(_merged)
+    np.testing.assert_allclose(first.losses, one.losses, rtol=1e-4)
+    for mine, yours, alone in zip(first.weights, second.weights, one.weights, strict=True):
+        np.testing.assert_array_equal(mine, yours)
+        assert np.linalg.norm(mine - alone) < 1e-3 * np.linalg.norm(alone)
 
 
 def _isolated(comm: Comm, *, together: bool) -> tuple[list[Outcome], np.ndarray]:

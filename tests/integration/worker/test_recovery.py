@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import redis
 from safetensors.numpy import load_file
-from tests.support.gang import BASE_MODEL, Client, forward_backward, gang, optim_step, output_dir, settings_file
+from tests.support.gang import BASE_MODEL, TINY, Client, forward_backward, gang, optim_step, output_dir, settings_file
+from tests.support.golden import replayed
 
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared import codec
+from gradstream.shared.clock import SystemClock
 from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import LOCAL_TENANT, ModelId
 from gradstream.shared.joblog.port import RecordKind, Submission
@@ -32,7 +34,9 @@ from gradstream.shared.wire import (
     SaveWeightsDone,
     UnloadModel,
 )
+from gradstream.worker.disklog.archive import export_log
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.disklog.selection import Choice
 
 pytestmark = [pytest.mark.timeout(400)]
 
@@ -133,6 +137,20 @@ async def test_a_run_with_merges_over_a_killed_gang_ends_with_the_bits_of_one_th
     assert outcomes == expected[0]
     assert [outcome.metrics["merges"] for outcome in outcomes[2::3]] == [0, 1, 1, 2, 2, 3]
     assert weights == expected[1]
+
+    # What the log itself says is enough to replay it.
+    file, dump = tmp_path / "run.gslog", tmp_path / "dump"
+    log = DiskLog(output_dir(settings) / "joblog" / engine_name)
+    export_log(log, file, choice=Choice(), clock=SystemClock())
+    report = replayed(
+        "--log", str(file), "--model-path", str(TINY), "--dump", str(dump), "--dump-at", f"{model}:{len(jobs)}"
+    )
+    assert (report.num_differing, report.num_not_run) == (0, 0)
+    before, after = (
+        load_file(dump / f"{model.replace(':', '+')}.{moment}.safetensors") for moment in ("before", "after")
+    )
+    name = "model.layers.0.self_attn.q_proj.a"
+    assert (before[f"stack.{name}"].shape[0], after[f"stack.{name}"].shape[0]) == (8, 12)
 
 
 async def test_a_checkpoint_that_was_loaded_and_then_deleted_is_not_needed_again(

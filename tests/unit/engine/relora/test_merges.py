@@ -20,6 +20,7 @@ from tests.support.oracle import Oracle, double_leaves, relative_error
 from tests.support.relora import ADAM, TorchReLora, adapter_of, merging_driver, train
 
 from gradstream.engine.adapters.layout import LoraPair
+from gradstream.engine.config import DTypePolicy
 from gradstream.shared.wire import AdamParams, Failed, OptimStep, OptimStepDone
 
 FAMILIES = ["qwen3", "llama", "qwen3_moe"]
@@ -146,6 +147,21 @@ def test_the_optimizer_begins_anew_after_a_merge_only_where_that_is_asked_for() 
     reset.step("m", learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-12)
     moved = (adapter_of(reset).weights - before).abs()
     torch.testing.assert_close(moved[moved > 0].median(), torch.tensor(1e-3), rtol=1e-2, atol=0)
+
+
+def test_in_bfloat16_a_merge_leaves_what_the_model_computes_up_to_rounding() -> None:
+    merged, plain = merging_driver(dtype=DTypePolicy.BFLOAT16), Driver(open_engine(dtype=DTypePolicy.BFLOAT16))
+    for driver in (merged, plain):
+        driver.create("m", rank=4)
+        train(driver, range(2))
+    data = cross_entropy(random_data([20, 9], seed=50))
+    got, want = (logprobs_of(driver.done("m", data)) for driver in (merged, plain))
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.15)
+    adapter = adapter_of(merged)
+    grads = adapter.named_views(adapter.grad).values()
+    # b is zero, so only its gradient is not.
+    assert all(pair.b.any() and not pair.a.any() for pair in grads)
 
 
 def test_each_model_is_merged_by_its_own_steps_and_only_those_that_were_made() -> None:
