@@ -17,12 +17,13 @@ import psutil
 import pytest
 import redis
 import torch
-from rq import SimpleWorker
-from rq.serializers import JSONSerializer
 from tests.support.adapters import CPU, forward_logits, noisy_adapter, save_adapter
 from tests.support.api_server import api_server
+from tests.support.cards import UNIFORM_CARD
+from tests.support.echo_worker import echo_worker
 from tests.support.gang import TINY, output_dir, settings_file
 from tests.support.rig import LIMITS
+from tests.support.rq_worker import work_off
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -106,7 +107,7 @@ class House:
 
 def run(task: Task, queue, settings: Path) -> None:
     assert enqueue(queue, task, settings_file=settings, awake_ms=0)
-    SimpleWorker([queue], connection=queue.connection, serializer=JSONSerializer).work(burst=True)
+    work_off(queue)
     assert queue.failed_job_registry.get_job_ids() == []
 
 
@@ -115,6 +116,8 @@ def house(tmp_path: Path, redis_url: str, engine_name: str) -> Iterator[House]:
     settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name)
     config = ApiConfig(output_dir=output_dir(settings))
     with (
+        # While nobody leads, nothing is known not to exist.
+        echo_worker(redis_url, engine=engine_name, card=UNIFORM_CARD),
         api_server(redis_url, engine=engine_name, config=config, limits=LIMITS) as base_url,
         httpx.Client(base_url=base_url, timeout=30) as http,
     ):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from rq import SimpleWorker
-from rq.serializers import JSONSerializer
 from tests.support.gang import Client, optim_step, output_dir, settings_file
+from tests.support.rq_worker import work_off
 from tests.support.saved import write_save
 
 from gradstream.engine.checkpoint.location import ephemeral
@@ -92,7 +91,7 @@ class House:
         for task in TASKS:
             assert enqueue(queue, task, settings_file=self.settings, awake_ms=0)
             assert not enqueue(queue, task, settings_file=self.settings, awake_ms=0)
-        SimpleWorker([queue], connection=connection, serializer=JSONSerializer).work(burst=True)
+        work_off(queue)
         assert queue.failed_job_registry.get_job_ids() == []
         connection.close()
 
@@ -259,7 +258,7 @@ def test_after_a_pause_of_the_machine_silent_sessions_get_their_grace_again(hous
 
     def tick() -> bool:
         ticker.tick(0)
-        SimpleWorker([queue], connection=connection, serializer=JSONSerializer).work(burst=True)
+        work_off(queue)
         return "swept_ms" in (house.record(RecordKind.SESSION, "s1") or {})
 
     clock.advance(3_990)
@@ -268,7 +267,7 @@ def test_after_a_pause_of_the_machine_silent_sessions_get_their_grace_again(hous
     assert not tick()
     patient = Ticker(queue, settings_file=house.settings, clock=ManualClock(wall_ms=NOW_MS - 4_000_000))
     patient.tick(0)
-    SimpleWorker([queue], connection=connection, serializer=JSONSerializer).work(burst=True)
+    work_off(queue)
     assert "swept_ms" in (house.record(RecordKind.SESSION, "s1") or {})
     connection.close()
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import redis
 import tinker
-from rq import SimpleWorker
-from rq.serializers import JSONSerializer
 from tests.support.api_server import api_server
 from tests.support.gang import BASE_MODEL, Client, gang, output_dir, settings_file
 from tests.support.rig import LIMITS
+from tests.support.rq_worker import work_off
 from tinker import types
 
 from gradstream.api.config import ApiConfig
@@ -61,7 +60,7 @@ def sweep(settings: Path) -> None:
     queue = queue_for(read.engine_name, connection)
     for task in TASKS:
         enqueue(queue, task, settings_file=settings, awake_ms=0)
-    SimpleWorker([queue], connection=connection, serializer=JSONSerializer).work(burst=True)
+    work_off(queue)
     connection.close()
 
 
