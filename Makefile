@@ -17,7 +17,7 @@ SOURCES := api engine shared worker
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-durability bench-disk-log bench-edge bench-sampling docs golden proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-durability bench-disk-log bench-edge bench-sampling bench-adapters docs golden proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ bench-edge: setup ## measure the HTTP edge: submits, decoding, parked polls, a b
 
 bench-sampling: setup ## measure the sampler against transformers' generate, base model and LoRA
 	$(OFFLINE) $(BIN)/python -m bench.sampling
+
+bench-adapters: setup ## measure 1,000 registered adapters, 64 of them active: memory, cuts, recovery
+	$(OFFLINE) $(BIN)/python -m bench.adapters
 
 proto: setup ## write the protobuf modules from their .proto files
 	$(BIN)/python tools/generate_proto.py

@@ -9,9 +9,12 @@ from gradstream.shared.errors import OutOfMemory
 
 
 def test_a_refusal_of_the_host_is_a_jobs_failure() -> None:
-    with pytest.raises(
-        OutOfMemory, match=r"^forward: the device has no room for it, and nothing was changed \(.*allocate memory"
-    ), memory_as_failure(Comm.single(), what="forward"):
+    with (
+        pytest.raises(
+            OutOfMemory, match=r"^forward: the device has no room for it, and nothing was changed \(.*allocate memory"
+        ),
+        memory_as_failure(Comm.single(), what="forward"),
+    ):
         torch.empty(1 << 60, dtype=torch.uint8)
 
 
