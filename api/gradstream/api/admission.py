@@ -1,6 +1,7 @@
 """Submission with patience: a full queue holds the request for a while before it is refused."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from gradstream.api.arrival import arrived_s
@@ -16,14 +17,23 @@ _MAX_HELD = 256
 
 class Admission:
     """Hands submissions to the queue, with the age of their requests. Repeating one is safe: the queue knows it by (owner, seq, digest),
-    or by its call.
+    or by its call. sleep: lets time pass on the clock.
     """
 
-    def __init__(self, intake: Intake, *, clock: Clock, hold_s: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        *,
+        clock: Clock,
+        hold_s: float,
+        metrics: Metrics,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._intake = intake
         self._clock = clock
         self._hold_s = hold_s
         self._metrics = metrics
+        self._sleep = sleep
         self._num_held = 0
 
     async def submit(self, submission: Submission, *, hold: bool = True) -> Receipt:
@@ -55,7 +65,7 @@ class Admission:
     async def _submit_until(self, submission: Submission, *, since_s: float, deadline_s: float) -> Receipt:
         while True:
             left_s = deadline_s - self._clock.monotonic_s()
-            await asyncio.sleep(max(0.0, min(_RETRY_EVERY_S, left_s)))
+            await self._sleep(max(0.0, min(_RETRY_EVERY_S, left_s)))
             try:
                 return await self._intake.submit(self._aged(submission, since_s))
             except QueueFull:

@@ -1,6 +1,5 @@
 """Budgets and caches of the API: bytes in flight, the hold at a full queue, the card's age."""
 
-import asyncio
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from gradstream.api.limits import ByteBudget, Lease
 from gradstream.api.metrics import Metrics
 from gradstream.shared import errors
 from gradstream.shared.catalog import EngineCard
-from gradstream.shared.clock import ManualClock, SystemClock
+from gradstream.shared.clock import ManualClock
 from gradstream.shared.errors import GradstreamError, InvalidRequest, QueueFull, Unavailable
 from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, TenantId
 from gradstream.shared.joblog.port import FutureStatus, Receipt, Submission
@@ -46,8 +45,14 @@ class FullQueue:
         return self.known_card
 
 
-def admission(queue: FullQueue, *, hold_s: float) -> Admission:
-    return Admission(queue, clock=SystemClock(), hold_s=hold_s, metrics=Metrics())  # type: ignore[arg-type]
+def admission(queue: FullQueue, *, hold_s: float, clock: ManualClock | None = None) -> Admission:
+    """On a clock that a wait turns by as much as it would take."""
+    turned = clock or ManualClock()
+
+    async def sleep(seconds: float) -> None:
+        turned.advance(seconds)
+
+    return Admission(queue, clock=turned, hold_s=hold_s, metrics=Metrics(), sleep=sleep)  # type: ignore[arg-type]
 
 
 async def test_a_submission_is_held_until_there_is_room() -> None:
@@ -58,9 +63,11 @@ async def test_a_submission_is_held_until_there_is_room() -> None:
 
 async def test_a_queue_that_stays_full_refuses_after_the_hold() -> None:
     queue = FullQueue(num_full=10**6)
+    clock = ManualClock()
     with pytest.raises(QueueFull):
-        await admission(queue, hold_s=0.1).submit(JOB)
-    assert queue.num_asked >= 2
+        await admission(queue, hold_s=0.6, clock=clock).submit(JOB)
+    assert clock.monotonic_s() == pytest.approx(0.6)
+    assert queue.num_asked == 4
 
 
 async def test_a_submission_that_may_not_be_held_is_refused_at_once() -> None:
@@ -71,13 +78,11 @@ async def test_a_submission_that_may_not_be_held_is_refused_at_once() -> None:
 
 
 async def test_each_submission_says_how_long_ago_its_request_arrived() -> None:
-    clock, queue = SystemClock(), FullQueue(num_full=2)
+    clock, queue = ManualClock(), FullQueue(num_full=2)
     note_arrival(clock)
-    await asyncio.sleep(0.01)
-    await admission(queue, hold_s=30.0).submit(JOB)
-    assert queue.ages_ms[0] >= 10
-    assert queue.ages_ms == sorted(queue.ages_ms)
-    assert queue.ages_ms[-1] >= queue.ages_ms[0] + 400
+    clock.advance(10.0)
+    await admission(queue, hold_s=30.0, clock=clock).submit(JOB)
+    assert queue.ages_ms == [10_000, 10_250, 10_500]
 
 
 async def test_the_gate_notes_when_a_request_arrives() -> None:
