@@ -52,6 +52,16 @@ def test_a_good_config_is_said_to_be_good() -> None:
     assert (result.exit_code, result.output.splitlines()[-1]) == (0, "configs/tiny.yaml can be served")
 
 
+def test_a_config_is_checked_and_shown_with_what_serve_would_be_given_beside_it() -> None:
+    shown = RUNNER.invoke(app, ["config", "show", "configs/tiny.yaml", "--server.lora_rank", "4"])
+    assert "lora_rank: 4  # set" in shown.output.splitlines()
+    checked = RUNNER.invoke(app, ["config", "check", "configs/tiny.yaml", "--server.tensor_parallel_size=2"])
+    assert checked.exit_code == 2
+    assert checked.stderr.startswith("error: tensor_parallel_size: 2 asks for tensor parallelism")
+    unknown = RUNNER.invoke(app, ["config", "check", "configs/tiny.yaml", "--lora_rank", "4"])
+    assert unknown.stderr.startswith("error: --lora_rank: unknown argument")
+
+
 def test_shown_values_are_marked_when_the_file_sets_them() -> None:
     lines = RUNNER.invoke(app, ["config", "show", "configs/tiny.yaml"]).output.splitlines()
     assert "enable_lora: true  # set" in lines

@@ -1,6 +1,7 @@
 """The gradstream command."""
 
 import importlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -172,18 +173,18 @@ def _launch(settings: Settings, meet: Rendezvous, config: Path, overrides: list[
     return Launch(settings=settings, meet=meet, commands=lines)
 
 
-@config_app.command("check")
-def check_config(file: ConfigFile) -> None:
-    """Say whether a config can be served on this machine, and what is adapted to it."""
-    resolved = _resolved(file)
+@config_app.command("check", context_settings=_PASS_ON)
+def check_config(context: typer.Context, file: ConfigFile) -> None:
+    """Say whether a config can be served on this machine, and what is adapted to it. Takes --server.FIELD VALUE as serve does."""
+    resolved = _resolved(file, context.args)
     _say_notices(resolved, Console(soft_wrap=True))
     Console().print(f"{file} can be served", highlight=False)
 
 
-@config_app.command("show")
-def show_config(file: ConfigFile) -> None:
-    """Print every field with the value that is used on this machine."""
-    typer.echo(as_yaml(_resolved(file).settings), nl=False)
+@config_app.command("show", context_settings=_PASS_ON)
+def show_config(context: typer.Context, file: ConfigFile) -> None:
+    """Print every field with the value that is used on this machine. Takes --server.FIELD VALUE as serve does."""
+    typer.echo(as_yaml(_resolved(file, context.args).settings), nl=False)
 
 
 @config_app.command("docs")
@@ -215,9 +216,9 @@ def main() -> None:
     run_app(app)
 
 
-def _resolved(file: Path) -> Resolved:
+def _resolved(file: Path, overrides: Sequence[str]) -> Resolved:
     try:
-        return resolve(load_settings(file), Machine.here())
+        return resolve(load_settings(file, overrides), Machine.here())
     except ConfigError as error:
         fail(str(error))
 

@@ -175,10 +175,8 @@ class Shift:
         url = url_of(_reachable(settings.api_host), settings.api_port)
         where = f" on {settings.device}" if self._crew.gang is not None else ""
         self._say(f"ready: {settings.model_name} at {url}, {settings.num_ranks} rank(s){where}")
-        if settings.api_keys_file is not None:
-            self._say(f"connect with: TINKER_BASE_URL={url} and a key of `gradstream keys add` as TINKER_API_KEY")
-        else:
-            self._say(f"connect with: TINKER_BASE_URL={url} TINKER_API_KEY=tml-anything")
+        self._say(f"connect with: {_ways_in(settings, url)}")
+        if settings.api_keys_file is None:
             self._say(_open_to(settings))
         is_open = settings.api_keys_file is not None or settings.api_without_keys
         if is_open and _reachable(settings.api_host) != settings.api_host:
@@ -196,6 +194,17 @@ class Shift:
             return False
         finally:
             connection.close()
+
+
+def _ways_in(settings: Settings, url: str) -> str:
+    """What clients read from their environment. Full weights are trained through the xorl dialect alone."""
+    has_keys = settings.api_keys_file is not None
+    tinker = f"TINKER_BASE_URL={url}" + ("" if has_keys else " TINKER_API_KEY=tml-anything")
+    names = ["TINKER", "XORL"] if settings.enable_lora else ["XORL"]
+    key = (
+        f" and a key of `gradstream keys add` as {' or '.join(f'{name}_API_KEY' for name in names)}" if has_keys else ""
+    )
+    return " or ".join([tinker, f"XORL_BASE_URL={url}"][-len(names) :]) + key
 
 
 def _open_to(settings: Settings) -> str:

@@ -188,6 +188,6 @@ def own_save(location: Location, job: FutureId, directory: Path) -> Manifest:
         manifest = None
     if manifest is None or manifest.job != job:
         raise CheckpointExists(
-            f"checkpoint {source} exists already; choose another name, or set overwrite to replace it"
+            f"checkpoint {source} exists already; choose another name, delete it first, or set overwrite where the call has that"
         )
     return manifest

@@ -19,7 +19,8 @@ file: `gradstream serve --config FILE --server.FIELD VALUE` (or `--server.FIELD=
 An unknown field, a field set twice and a value that cannot be had are errors; nothing is ignored.
 
 `gradstream config check FILE` says whether a config can be served on this machine, `gradstream config show FILE` prints every value
-in use. Sizes are written as `512MB` or `10TB` (powers of 1024); field names ending in `_s` are seconds.
+in use; both take `--server.FIELD` arguments, too. Sizes are written as `512MB` or `10TB` (powers of 1024); field names ending in
+`_s` are seconds.
 
 The column "today" says what exists. Where it names other values than the default, the first of them is used (and said so
 at start) unless the field is set; a value that is not named is refused at start.
