@@ -213,21 +213,35 @@ def burst(run: Edge, console: Console) -> None:
     )
 
 
-def queue(run: Edge, console: Console) -> None:
+def queue(run: Edge, console: Console, folder: Path) -> None:
     """optim_step: submit to result with a worker that does nothing."""
     (model,) = run.models(1)
     values: list[float] = []
+    disk: list[float] = []
     for number in range(_ROUNDS):
         first_seq = str(1 + 100 * number)
         arguments = ["--port", str(run.port), "--count", "100", "--first-seq", first_seq, "--models", model]
         with child("bench.edge_load", "round_trips", *arguments) as clients:
             values += clients.hear()["times_ms"]
-    cost = latency(values)
+        disk += _sync_times_ms(folder, 40)
+    cost, sync = latency(values), latency(disk)
     console.print(
-        f"an op around an engine that takes no time: p50 {cost.p50_ms:.2f} ms, p95 {cost.p95_ms:.2f} ms (n {cost.num}): two requests, "
-        "and two fsyncs of the queue",
+        f"an op around an engine that takes no time: p50 {cost.p50_ms:.2f} ms, p95 {cost.p95_ms:.2f} ms (n {cost.num}), two requests and "
+        f"two fsyncs of the queue; the disk's own fsync of 4 KiB, in rounds between: p50 {sync.p50_ms:.2f} ms, p95 {sync.p95_ms:.2f} ms",
         highlight=False,
     )
+
+
+def _sync_times_ms(folder: Path, times: int) -> list[float]:
+    """Of a 4 KiB append and its fdatasync, one after the other."""
+    values = []
+    with (folder / "sync").open("ab", buffering=0) as file:
+        for _ in range(times):
+            started = time.perf_counter()
+            file.write(bytes(4096))
+            os.fdatasync(file.fileno())
+            values.append((time.perf_counter() - started) * 1000)
+    return values
 
 
 def main() -> None:
@@ -241,16 +255,16 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if "decode" in options.only:
         decode(console)
-    parts: dict[str, Callable[[Edge], None]] = {
-        "submit": lambda run: submit(run, console),
-        "queue": lambda run: queue(run, console),
-        "polls": lambda run: polls(run, console, count=options.polls),
-        "burst": lambda run: burst(run, console),
+    parts: dict[str, Callable[[Edge, Path], None]] = {
+        "submit": lambda run, _folder: submit(run, console),
+        "queue": lambda run, folder: queue(run, console, folder),
+        "polls": lambda run, _folder: polls(run, console, count=options.polls),
+        "burst": lambda run, _folder: burst(run, console),
     }
     for name in options.only:
         if name in parts:
             with tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder, edge(Path(folder)) as run:
-                parts[name](run)
+                parts[name](run, Path(folder))
     facts = machine(load_before=load_before, torch_threads=0)
     console.print(
         f"{facts.cpu}, {facts.cores} cores, load {facts.load[0]} before and {facts.load[1]} after, Python {facts.python}, "

@@ -38,21 +38,24 @@ class Body(BaseModel):
 async def raw_body(request: Request, parts: Parts, *, max_bytes: int) -> AsyncIterator[bytes]:
     """The body's bytes, unpacked, counted against the server's budget while they are held.
 
+    A large body whose length is declared is not read before there is room for all of it; it waits in the client's hands, for a while.
     Raises PayloadTooLarge above max_bytes (before buffering where the length is declared), InvalidRequest for an encoding that is
     broken or not known, QueueFull when other bodies fill the memory.
     """
     if SCOPE_BODY in request.scope:
         yield _read_before(request)
         return
-    _check_declared_length(request, max_bytes)
+    declared = _check_declared_length(request, max_bytes)
     with parts.bodies.lease(tenant_of(request)) as lease:
+        if declared > OFFLOAD_ABOVE_BYTES:
+            await lease.wait(declared, timeout_s=parts.config.admit_hold_s)
         received: list[bytes] = []
         num_bytes = 0
         async for part in request.stream():
             num_bytes += len(part)
             if num_bytes > max_bytes:
                 raise PayloadTooLarge(f"body: more than {max_bytes} bytes, the limit of this call")
-            lease.take(len(part))
+            lease.take(max(0, num_bytes - lease.held_bytes))
             received.append(part)
         parts.metrics.body_bytes.inc(num_bytes)
         raw = b"".join(received)
@@ -136,10 +139,14 @@ def _read_before(request: Request) -> bytes:
     return body
 
 
-def _check_declared_length(request: Request, max_bytes: int) -> None:
+def _check_declared_length(request: Request, max_bytes: int) -> int:
+    """The length that the client declares, 0 for none. Raises PayloadTooLarge."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
+    if not declared.isdecimal():
+        return 0
+    if int(declared) > max_bytes:
         raise PayloadTooLarge(f"body: {declared} bytes are more than {max_bytes}, the limit of this call")
+    return int(declared)
 
 
 # Any: an OpenAPI fragment is free-form JSON.

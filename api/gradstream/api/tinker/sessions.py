@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -16,6 +17,7 @@ from gradstream.api.records import own_record, text_metadata
 from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()
+_NEWS_AFTER_MS = 1000
 
 
 class CreateSessionBody(Body):
@@ -91,8 +93,18 @@ async def session_heartbeat(request: Request) -> Heartbeat | Response:
     record = await own_record(parts, RecordKind.SESSION, body.session_id, tenant=tenant_of(request), field="session_id")
     if "finished_ms" in record:
         return http_error(410, code="session_finished", detail=f"session_id: session {body.session_id!r} was finished")
-    await parts.intake.put_record(RecordKind.SESSION, body.session_id, {"heartbeat_ms": str(parts.clock.wall_ms())})
+    if _is_news(record, now_ms=parts.clock.wall_ms()):
+        await parts.intake.put_record(RecordKind.SESSION, body.session_id, {"heartbeat_ms": str(parts.clock.wall_ms())})
     return Heartbeat()
+
+
+def _is_news(record: Mapping[str, str], *, now_ms: int) -> bool:
+    """True unless the session's last heartbeat was just now: writing it down again would wait for the disk and tell nobody anything.
+
+    The first heartbeat is always news: by it a session that is kept alive is told from one that never was.
+    """
+    heartbeat_ms = int(record.get("heartbeat_ms") or 0)
+    return heartbeat_ms <= int(record.get("created_ms") or 0) or not 0 <= now_ms - heartbeat_ms < _NEWS_AFTER_MS
 
 
 @router.post("/sessions/{session_id}/finish", status_code=204, openapi_extra=documents(FinishBody))

@@ -19,6 +19,8 @@ Reply = Any
 _Connection = Any
 
 _MAX_IN_FLIGHT = 4
+# Calls in one pipeline: the replies to all of them come when the last one is done.
+_MAX_CALLS = 256
 
 
 @dataclass(slots=True)
@@ -33,9 +35,21 @@ class CommandBatcher:
     Every command must be idempotent: a pipeline is sent again when its connection breaks.
     """
 
-    def __init__(self, client: "redis.asyncio.Redis", scripts: Iterable[LuaScript]) -> None:
+    def __init__(
+        self,
+        client: "redis.asyncio.Redis",
+        scripts: Iterable[LuaScript],
+        *,
+        max_in_flight: int = _MAX_IN_FLIGHT,
+        max_calls: int = _MAX_CALLS,
+        delay_s: float = 0.0,
+    ) -> None:
+        """delay_s: how long a command waits for others to come along with it."""
         self._client = client
         self._scripts = tuple(scripts)
+        self._max_in_flight = max_in_flight
+        self._max_calls = max_calls
+        self._delay_s = delay_s
         self._pending: list[_Call] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_scheduled = False
@@ -55,21 +69,23 @@ class CommandBatcher:
     async def close(self) -> None:
         """Wait for what is under way."""
         while self._pending or self._tasks:
-            await asyncio.sleep(0)
+            await asyncio.sleep(self._delay_s)
             if self._tasks:
                 await asyncio.wait(self._tasks)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._pending and not self._is_scheduled and len(self._tasks) < _MAX_IN_FLIGHT:
+        if self._pending and not self._is_scheduled and len(self._tasks) < self._max_in_flight:
             self._is_scheduled = True
-            loop.call_soon(self._flush)
+            loop.call_later(self._delay_s, self._flush) if self._delay_s else loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._is_scheduled = False
-        calls, self._pending = self._pending, []
-        task = asyncio.get_running_loop().create_task(self._send(calls))
+        calls, self._pending = self._pending[: self._max_calls], self._pending[self._max_calls :]
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._send(calls))
         self._tasks.add(task)
         task.add_done_callback(self._on_sent)
+        self._schedule(loop)
 
     def _on_sent(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -37,6 +37,9 @@ _SCRIPTS = (
 )
 _MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
+# Of large payloads. Two: while one is written to disk by the server the next is on its way.
+_BULK_IN_FLIGHT = 2
+_LAZY_S = 0.05
 # Above this, compressing and hashing leave the event loop.
 _THREAD_ABOVE_BYTES = 64 * 1024
 _CARD = msgspec.json.Decoder(EngineCard)
@@ -52,6 +55,10 @@ class RedisIntake:
         self._limits = limits or Limits()
         self._clients: list[redis.asyncio.Redis] = []
         self._batcher: CommandBatcher | None = None
+        # Large payloads go their own way, so that nothing small waits behind them.
+        self._bulk: CommandBatcher | None = None
+        # What nobody waits for goes together, so that the queue's disk is not kept from what somebody waits for.
+        self._lazy: CommandBatcher | None = None
         self._tail: NoteTail | None = None
         self._seen = admission.Seen()
 
@@ -60,7 +67,10 @@ class RedisIntake:
         commands = async_client(self._url, max_connections=_MAX_CONNECTIONS, num_retries=_NUM_RETRIES)
         notes = async_client(self._url, max_connections=1, num_retries=0)
         self._clients = [commands, notes]
-        self._batcher = CommandBatcher(commands, [lua.load(name) for name in _SCRIPTS])
+        scripts = [lua.load(name) for name in _SCRIPTS]
+        self._batcher = CommandBatcher(commands, scripts)
+        self._bulk = CommandBatcher(commands, scripts, max_in_flight=_BULK_IN_FLIGHT, max_calls=1)
+        self._lazy = CommandBatcher(commands, scripts, max_in_flight=1, delay_s=_LAZY_S)
         self._tail = NoteTail(notes, self._keys)
         await self._tail.open()
         return self
@@ -69,8 +79,9 @@ class RedisIntake:
         """Wake all waiters and drop the connections."""
         if self._tail is not None:
             await self._tail.close()
-        if self._batcher is not None:
-            await self._batcher.close()
+        for batcher in (self._batcher, self._bulk, self._lazy):
+            if batcher is not None:
+                await batcher.close()
         for client in self._clients:
             await client.aclose()
         self._clients = []
@@ -98,9 +109,10 @@ class RedisIntake:
             submission, packed, blob=blob, seen=self._seen, keys=self._keys, limits=self._limits
         )
         commands.append(self._call("submit", args))
-        reply = (await self._run(*commands))[-1]
+        run = self._run_bulk if len(packed.data) > _THREAD_ABOVE_BYTES else self._run
+        reply = (await run(*commands))[-1]
         if reply[0] == b"noblob":
-            reply = (await self._run(*commands))[-1]
+            reply = (await run(*commands))[-1]
             if reply[0] == b"noblob":
                 raise Unavailable("the payload was dropped while it was being accepted; send it again")
         if reply[0] != b"ok":
@@ -177,7 +189,9 @@ class RedisIntake:
 
     async def mark_delivered(self, future_id: FutureId) -> None:
         args: list[Value] = [self._keys.prefix, future_id, self._limits.delivered_ttl_s]
-        await self._run(self._call("delivered", args))
+        assert self._lazy is not None, "open() was not called"
+        with redis_errors():
+            await self._lazy.run(self._call("delivered", args))
 
     async def note_polled(self, future_id: FutureId, *, tenant: TenantId) -> None:
         await self._run(self._call("polled", [self._keys.prefix, future_id, tenant]))
@@ -275,6 +289,11 @@ class RedisIntake:
         assert self._batcher is not None, "open() was not called"
         with redis_errors():
             return await self._batcher.run(*commands)
+
+    async def _run_bulk(self, *commands: Command) -> list[Reply]:
+        assert self._bulk is not None, "open() was not called"
+        with redis_errors():
+            return await self._bulk.run(*commands)
 
 
 def _flat(fields: Mapping[str, str]) -> list[str]:

@@ -1,0 +1,57 @@
+"""Room for request bodies: who waits for it, who is refused, and that nothing is left behind."""
+
+import asyncio
+
+import pytest
+
+from gradstream.api.limits import ByteBudget
+from gradstream.shared.errors import QueueFull
+from gradstream.shared.ids import LOCAL_TENANT, TenantId
+
+
+async def test_a_body_that_does_not_fit_yet_waits_for_room_in_the_order_of_arrival() -> None:
+    budget, order = ByteBudget(100), []
+
+    async def request(name: str, count: int) -> None:
+        with budget.lease(LOCAL_TENANT) as lease:
+            await lease.wait(count, timeout_s=30.0)
+            order.append(name)
+
+    with budget.lease(LOCAL_TENANT) as first:
+        first.take(45)
+        waiting = [asyncio.create_task(request(name, count)) for name, count in (("large", 40), ("small", 1))]
+        await asyncio.sleep(0)
+        with budget.lease(TenantId("other")) as other:
+            await other.wait(10, timeout_s=0.0)
+        assert order == []
+    await asyncio.gather(*waiting)
+    assert (order, budget.held_bytes) == (["large", "small"], 0)
+
+
+async def test_a_body_for_which_no_room_comes_is_refused_and_holds_nothing() -> None:
+    budget = ByteBudget(100)
+    with budget.lease(LOCAL_TENANT) as first:
+        first.take(45)
+        with budget.lease(LOCAL_TENANT) as second, pytest.raises(QueueFull, match="no room for 40 bytes"):
+            await second.wait(40, timeout_s=0.01)
+        assert budget.held_bytes == 45
+    assert budget.held_bytes == 0
+
+
+async def test_a_client_that_goes_away_while_its_body_waits_leaves_nothing_behind() -> None:
+    budget = ByteBudget(100)
+
+    async def request() -> None:
+        with budget.lease(LOCAL_TENANT) as lease:
+            await lease.wait(40, timeout_s=30.0)
+
+    with budget.lease(LOCAL_TENANT) as first:
+        first.take(45)
+        gone, let_in = asyncio.create_task(request()), asyncio.create_task(request())
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+    # Room was found for this one, and it is cancelled before it hears of it.
+    let_in.cancel()
+    await asyncio.gather(let_in, return_exceptions=True)
+    assert budget.held_bytes == 0
