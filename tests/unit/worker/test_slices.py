@@ -66,12 +66,20 @@ def test_a_new_sample_joins_those_that_run():
     assert list(backlog.running) == ["a:1", "b:1"]
 
 
-def test_a_slice_is_short_while_another_job_waits_and_training_batches_have_no_steps():
+def test_a_slice_is_short_when_samples_join_and_no_training_waits_for_its_end():
     backlog = backlog_of(sample("a"))
-    turn = turn_of(backlog)
-    assert turn.plan.num_steps == LIMITS.long_slice_steps
-    backlog.add(entry(2, job("m", 1, "optim_step")))
+    assert turn_of(backlog).plan.num_steps == LIMITS.joining_slice_steps
+    backlog.take(turn_of(backlog))
     assert turn_of(backlog).plan.num_steps == LIMITS.slice_steps
+    backlog.add(entry(2, sample("b")))
+    assert turn_of(backlog).plan.num_steps == LIMITS.joining_slice_steps
+    backlog.add(entry(3, job("m", 1, "optim_step")))
+    backlog.last_lane = Lane.TRAIN
+    assert turn_of(backlog).plan.num_steps == LIMITS.slice_steps
+
+
+def test_training_batches_have_no_steps():
+    backlog = backlog_of(sample("a"), job("m", 1, "optim_step"))
     backlog.take(turn_of(backlog))
     assert turn_of(backlog).plan.num_steps == 0
 

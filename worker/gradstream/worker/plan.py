@@ -48,7 +48,7 @@ class Limits:
     is_strict: one owner a batch, and rows of one job each. packing: how rows are filled. shared_prompt_tokens: see Plan.
 
     running_jobs, running_tokens: of all samples that run at a time; one alone may exceed them. slice_steps: tokens by which a slice
-    continues each of them while another job waits, long_slice_steps while none does.
+    continues each of them, joining_slice_steps where others join in it and no training waits: those may be short ones.
     """
 
     batch_tokens: int
@@ -61,7 +61,7 @@ class Limits:
     running_jobs: int = 64
     running_tokens: int = 131_072
     slice_steps: int = 16
-    long_slice_steps: int = 32
+    joining_slice_steps: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +140,8 @@ def _slice(joining: Turn | None, waiting: Mapping[OwnerId, Sequence[Job]], limit
     if joining is None:
         plan = Plan(kind="sample", future_ids=[], row_budget_tokens=limits.row_budget_tokens)
         joining = Turn(plan=plan, num_taken={}, lane=Lane.SAMPLE, tenant=None)
-    num_left = sum(map(len, waiting.values())) - len(joining.plan.future_ids)
-    num_steps = limits.slice_steps if num_left else limits.long_slice_steps
+    is_training = any(lane_of(jobs[0].op) is Lane.TRAIN for jobs in waiting.values())
+    num_steps = limits.joining_slice_steps if joining.plan.future_ids and not is_training else limits.slice_steps
     return replace(joining, plan=msgspec.structs.replace(joining.plan, num_steps=num_steps))
 
 
