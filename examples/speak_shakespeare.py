@@ -232,21 +232,20 @@ def fetch_model(console: Console) -> None:
 
 
 def show_report(console: Console, report: Report, output_dir: Path) -> None:
-    """Print the table at the end, and where things are."""
+    """Print the table at the end, and where things are, each in one line that can be copied."""
     table = Table(title="\nSpeak Shakespeare", title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     change = report.nll_after - report.nll_before
     table.add_row("held-out loss", f"{report.nll_before:.3f} -> {report.nll_after:.3f} ({change:+.3f} nats a token)")
     speed = report.num_tokens / report.training_s
     table.add_row("trained on", f"{report.num_tokens} reply tokens in {report.training_s:.0f} s ({speed:.0f} a second)")
-    table.add_row("training state", report.checkpoint)
-    table.add_row("sampler weights", report.sampler_checkpoint)
+    console.print(table)
+    places = {"training state": report.checkpoint, "sampler weights": report.sampler_checkpoint}
     adapters = output_dir.rglob("weights/*/adapter_model.safetensors")
     for adapter in sorted(adapters, key=lambda path: path.stat().st_mtime_ns)[-1:]:
-        table.add_row("as PEFT adapter", _shown(adapter.parent))
-    table.add_row("logs", _shown(output_dir / "logs"))
-    console.print(table)
+        places["as PEFT adapter"] = _shown(adapter.parent)
+    places["logs"] = _shown(output_dir / "logs")
+    for what, where in places.items():
+        console.print(f"  {what:<17}{where}", highlight=False, soft_wrap=True)
 
 
 def _shown(path: Path) -> str:

@@ -13,7 +13,7 @@ from gradstream.engine.models.gguf import convert_gguf
 from gradstream.shared.config import ConfigError
 from gradstream.shared.config.machine import Machine
 from gradstream.shared.config.resolve import PACKAGED_MODELS
-from gradstream.shared.errors import GradstreamError
+from gradstream.shared.errors import GradstreamError, InvalidRequest
 from gradstream.worker.cli_errors import fail
 from gradstream.worker.model_dir import model_directory
 
@@ -91,4 +91,10 @@ def export_adapter(
 
 
 def _base_dir(base: str | None, checkpoint: Path) -> Path:
-    return model_directory(base or read_manifest(checkpoint, source=str(checkpoint)).base_model)
+    name = base or read_manifest(checkpoint, source=str(checkpoint)).base_model
+    try:
+        return model_directory(name)
+    except (GradstreamError, ConfigError) as error:
+        reason = str(error).removeprefix("model_path: ")
+        hint = "; name the directory of the model that the checkpoint was trained on" if base is None else ""
+        raise InvalidRequest(f"--base: {reason}{hint}") from error

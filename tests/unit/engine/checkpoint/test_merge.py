@@ -151,6 +151,9 @@ def test_the_command_merges_and_says_in_a_sentence_why_it_cannot(tmp_path):
         2,
         f"error: {tmp_path / 'out'} exists already; name a directory that does not\n",
     )
+    nowhere = CliRunner().invoke(app, ["merge", str(directory), str(tmp_path / "other"), "--base", "no/such/model"])
+    assert nowhere.exit_code == 2
+    assert nowhere.stderr.startswith("error: --base: no/such/model ")
 
 
 def test_config_and_tokenizer_may_lie_apart_from_the_weights(tmp_path):
