@@ -17,7 +17,7 @@ SOURCES := api engine shared worker
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-durability bench-disk-log bench-edge bench-sampling bench-adapters docs golden proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-engine bench-tenants bench-durability bench-disk-log bench-edge bench-sampling bench-adapters docs golden proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,12 @@ format: setup ## rewrite the sources as ruff formats them
 bench: setup ## measure the server against bare torch + peft on a tiny model
 	$(OFFLINE) $(BIN)/python -m bench.latency
 
+bench-engine: setup ## measure training beside transformers.Trainer + peft in the same run
+	$(OFFLINE) $(BIN)/python -m bench.engine
+
+bench-tenants: setup ## measure many small tenants at once, and a small one beside a heavy one
+	$(OFFLINE) $(BIN)/python -m bench.tenants
+
 bench-durability: setup ## measure what each durability setting costs, and recovery times
 	$(OFFLINE) $(BIN)/python -m bench.durability
 
@@ -87,6 +93,9 @@ bench-edge: setup ## measure the HTTP edge: submits, decoding, parked polls, a b
 
 bench-sampling: setup ## measure the sampler against transformers' generate, base model and LoRA
 	$(OFFLINE) $(BIN)/python -m bench.sampling
+
+bench-prompts: setup ## measure what shared prompts save: groups of completions, each datum for itself and together
+	$(OFFLINE) $(BIN)/python -m bench.prompts
 
 bench-adapters: setup ## measure 1,000 registered adapters, 64 of them active: memory, cuts, recovery
 	$(OFFLINE) $(BIN)/python -m bench.adapters

@@ -3,6 +3,8 @@
 Legend: P parameters of a model.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,15 +46,24 @@ class Undo:
 
 
 @torch.no_grad()
-def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int) -> None:
+def sums_are_finite(pairs: Sequence[tuple[TrainedModel, Tensor]]) -> list[bool]:
+    """For each model and gradient that `accumulate` will be given, all models different: whether it will add. One look at the device."""
+    verdicts = [_finite(grad, model.grad) for model, grad in pairs]
+    return torch.stack(verdicts).tolist() if verdicts else []
+
+
+@torch.no_grad()
+def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int, is_finite: bool | None = None) -> None:
     """Add a job's gradient, flat fp32 [P]; model.grad itself, where it was added there already.
 
-    num_valid: the job's tokens with a target. Raises NonFinite, with the model as it was (but for such a shared grad), when a sum
+    num_valid: the job's tokens with a target. is_finite: whether the sum is, where that is known. Raises NonFinite, with the model as it was (but for such a shared grad), when a sum
     would not be finite.
     """
     is_shared = grad is model.grad
-    if not _is_finite(grad, None if is_shared else model.grad):
-        is_sum = model.has_grad if is_shared else _is_finite(grad, None)
+    if is_finite is None:
+        is_finite = bool(_finite(grad, None if is_shared else model.grad))
+    if not is_finite:
+        is_sum = model.has_grad if is_shared else bool(_finite(grad, None))
         what = "accumulated gradient" if is_sum else "gradient"
         raise NonFinite(f"the {what} of model {model.model_id} holds nan or inf; nothing was accumulated")
     if not is_shared:
@@ -61,11 +72,11 @@ def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int) -> None:
     model.valid_tokens += num_valid
 
 
-def _is_finite(grad: Tensor, base: Tensor | None) -> bool:
-    """True when grad, or its sum with base, holds neither nan nor inf. One look at the device."""
+def _finite(grad: Tensor, base: Tensor | None) -> Tensor:
+    """A bool tensor: true when grad, or its sum with base, holds neither nan nor inf."""
     verdicts = []
     for start in range(0, grad.numel(), _CHUNK):
         part = grad[start : start + _CHUNK]
         total = part if base is None else part + base[start : start + _CHUNK]
         verdicts.append(total.isfinite().all())
-    return bool(torch.stack(verdicts).all())
+    return torch.stack(verdicts).all()

@@ -25,11 +25,11 @@ TRAINED_CHUNK_TOKENS = 1024
 
 @dataclass(slots=True)
 class _Chunk:
-    """Tokens [start, end) under one adapter. logits is kept for the backward pass while there is room."""
+    """Tokens [start, end), and the adapters' patches that some of them are in. logits is kept for the backward pass while there is room."""
 
     start: int
     end: int
-    patch: Patch | None
+    patches: list[Patch]
     logits_NV: Tensor | None = None
 
 
@@ -93,16 +93,21 @@ class Head:
         return torch.cat(parts_NC)
 
     @torch.no_grad()
-    def backward(self, grad_TC: Tensor) -> Tensor:
+    def backward(self, grad_TC: Tensor) -> Tensor | None:
         """Gradient of the hidden states, [T, D], from that of the log-probabilities; adds those of the weight and of head adapters.
 
-        Tokens whose grad is zero in all candidates are skipped: their gradient is exactly zero.
+        None when grad_TC is all zero. Chunks where it is are skipped: their gradient is exactly zero.
         """
-        grad_hidden_TD = torch.zeros_like(self._hidden_TD)
         is_used_T = (grad_TC != 0).any(dim=1)
-        for chunk in self._chunks:
+        # The row's one look at the device.
+        used = torch.stack([is_used_T[chunk.start : chunk.end].any() for chunk in self._chunks]).tolist()
+        if not any(used):
+            self._chunks = []
+            return None
+        grad_hidden_TD = torch.zeros_like(self._hidden_TD)
+        for chunk, is_used in zip(self._chunks, used, strict=True):
             span = slice(chunk.start, chunk.end)
-            if not bool(is_used_T[span].any()):
+            if not is_used:
                 chunk.logits_NV = None
                 continue
             logits_NV = self._logits(chunk) if chunk.logits_NV is None else chunk.logits_NV
@@ -119,31 +124,21 @@ class Head:
         x_ND = self._hidden_TD[chunk.start : chunk.end]
         if self._weight_grad_VD is not None:
             _add_product(self._weight_grad_VD, grad_NV.t(), x_ND)
-        if chunk.patch is not None:
-            low_NR = x_ND @ chunk.patch.weight.a.t()
-            grad_low_NR = backward_patch(chunk.patch, grad_TO=grad_NV, x_TI=x_ND, low_TR=low_NR)
-            grad_ND.addmm_(grad_low_NR, chunk.patch.weight.a)
+        for patch in chunk.patches:
+            own = slice(max(patch.start - chunk.start, 0), patch.end - chunk.start)
+            low_NR = x_ND[own] @ patch.weight.a.t()
+            grad_low_NR = backward_patch(patch, grad_TO=grad_NV[own], x_TI=x_ND[own], low_TR=low_NR)
+            grad_ND[own].addmm_(grad_low_NR, patch.weight.a)
         return grad_ND
 
     def _logits(self, chunk: _Chunk) -> Tensor:
-        return self._product.logits(
-            self._hidden_TD[chunk.start : chunk.end], [] if chunk.patch is None else [chunk.patch], at=chunk.start
-        )
+        return self._product.logits(self._hidden_TD[chunk.start : chunk.end], chunk.patches, at=chunk.start)
 
     def _cut(self, num_tokens: int) -> Iterator[_Chunk]:
-        """Chunks that tile the row and never cross an adapter's border."""
-        at = 0
-        spans: list[_Chunk] = []
-        for patch in self._patches:
-            if patch.start > at:
-                spans.append(_Chunk(at, patch.start, None))
-            spans.append(_Chunk(patch.start, patch.end, patch))
-            at = patch.end
-        if at < num_tokens:
-            spans.append(_Chunk(at, num_tokens, None))
-        for span in spans:
-            for start in range(span.start, span.end, self._chunk_rows):
-                yield _Chunk(start, min(start + self._chunk_rows, span.end), span.patch)
+        """Chunks that tile the row, whatever adapters their tokens have: the product with the frozen weight is one for all of them."""
+        for start in range(0, num_tokens, self._chunk_rows):
+            end = min(start + self._chunk_rows, num_tokens)
+            yield _Chunk(start, end, [patch for patch in self._patches if patch.start < end and patch.end > start])
 
 
 def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:

@@ -34,6 +34,14 @@ class AdapterWork:
     is_backward: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostOutputs:
+    """A job's outputs in host memory, float32 [N, C]."""
+
+    logprobs_NC: Tensor
+    elementwise_NC: Tensor
+
+
 def run_adapters(
     base: BaseModel,
     comm: Comm,
@@ -150,6 +158,20 @@ def _job_tensors(
         logprobs_NC=logprobs.view(shape),
         elementwise_NC=elementwise.view(shape),
     )
+
+
+def on_host(jobs: Sequence[JobTensors]) -> list[HostOutputs]:
+    """The jobs' outputs, by one copy for all of them; where they are in host memory already they are given as they are."""
+    device = jobs[0].logprobs_NC.device
+    outputs = [tensor for job in jobs for tensor in (job.logprobs_NC, job.elementwise_NC)]
+    if device.type != "cpu":
+        copied = torch.cat([tensor.flatten() for tensor in outputs]).cpu()
+        parts = torch.split(copied, [tensor.numel() for tensor in outputs])
+        outputs = [part.view(tensor.shape) for part, tensor in zip(parts, outputs, strict=True)]
+    return [
+        HostOutputs(logprobs_NC=logprobs, elementwise_NC=elementwise)
+        for logprobs, elementwise in zip(outputs[::2], outputs[1::2], strict=True)
+    ]
 
 
 def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], device: torch.device) -> Tensor:

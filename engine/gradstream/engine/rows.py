@@ -85,12 +85,13 @@ def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
         result = _loss(span, logprobs_NC)
         span.job.logprobs_NC[span.first : span.last] = logprobs_NC
         span.job.elementwise_NC[span.first : span.last] = result.elementwise_TC
-        # A loss that is not finite fails its job; its gradient is never used.
-        if result.grad_TC is not None and bool(result.elementwise_TC.isfinite().all()):
-            grad_EC[span.start : span.end, :width] = result.grad_TC
-    if is_training and bool(grad_EC.any()):
+        if result.grad_TC is not None:
+            # A loss that is not finite fails its job; its gradient is never used. Nothing waits for the device to tell.
+            is_finite = result.elementwise_TC.isfinite().all()
+            grad_EC[span.start : span.end, :width] = torch.where(is_finite, result.grad_TC, 0.0)
+    if is_training:
         grad_hidden_TD = head.backward(grad_EC if places is None else places.spread(grad_EC))
-        if hidden_TD.requires_grad:
+        if grad_hidden_TD is not None and hidden_TD.requires_grad:
             with base.collecting(own_grad):
                 torch.autograd.backward(hidden_TD, grad_hidden_TD)
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradstream.engine import losses
-from gradstream.engine.accumulation import Undo, accumulate
+from gradstream.engine.accumulation import Undo, accumulate, sums_are_finite
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums, datums_of
 from gradstream.engine.losses._base import LossArguments
@@ -19,13 +20,14 @@ from gradstream.engine.memory import memory_as_failure
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.observe import log_gradient_norms, logging_router_loads
 from gradstream.engine.ops.registry import OPS, OpJob
-from gradstream.engine.passes import AdapterWork, run_adapters, run_full
+from gradstream.engine.passes import AdapterWork, HostOutputs, on_host, run_adapters, run_full
 from gradstream.engine.registry import import_siblings
 from gradstream.engine.rows import JobTensors
 from gradstream.engine.state import EngineState
 from gradstream.engine.trained import TrainedModel
 from gradstream.shared.columns import Column
 from gradstream.shared.errors import GradstreamError, InvalidRequest, NonFinite, OutOfMemory
+from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import IGNORE, Failed, ForwardBackward, ForwardBackwardDone, Outcome, Plan
 
 import_siblings(losses)
@@ -90,7 +92,22 @@ def _run_adapters(
             tensors = run_adapters(state.base, state.comm, work, plan, computing=_computing(state))
     except OutOfMemory as error:
         return [Failed.of(error)] * len(work)
-    return [_finish(state, one.adapter, job_tensors) for one, job_tensors in zip(work, tensors, strict=True)]
+    outputs = on_host(tensors)
+    verdicts = _verdicts(work, tensors)
+    return [
+        _finish(state, one.adapter, job, outputs[number], is_finite=verdicts.get(number))
+        for number, (one, job) in enumerate(zip(work, tensors, strict=True))
+    ]
+
+
+def _verdicts(work: Sequence[AdapterWork], tensors: Sequence[JobTensors]) -> dict[int, bool]:
+    """Which jobs' gradients may be accumulated, by number; of each model the first, since the others depend on its outcome."""
+    first: dict[ModelId, tuple[int, Adapter, Tensor]] = {}
+    for number, (one, job) in enumerate(zip(work, tensors, strict=True)):
+        if job.grad is not None:
+            first.setdefault(one.adapter.model_id, (number, one.adapter, job.grad))
+    verdicts = sums_are_finite([(adapter, grad) for _, adapter, grad in first.values()])
+    return {number: verdict for (number, _, _), verdict in zip(first.values(), verdicts, strict=True)}
 
 
 def _run_full(
@@ -123,7 +140,7 @@ def _try_full(
         job = run_full(state.base, state.comm, datums, grad, plan, computing=_computing(state))
     except OutOfMemory as error:
         return Failed.of(error)
-    return _finish(state, model, job, before=before)
+    return _finish(state, model, job, on_host([job])[0], before=before)
 
 
 def _computing(state: EngineState) -> AbstractContextManager[None]:
@@ -131,18 +148,27 @@ def _computing(state: EngineState) -> AbstractContextManager[None]:
 
 
 def _finish(
-    state: EngineState, model: TrainedModel, job: JobTensors, *, before: Undo | None = None
+    state: EngineState,
+    model: TrainedModel,
+    job: JobTensors,
+    outputs: HostOutputs,
+    *,
+    is_finite: bool | None = None,
+    before: Undo | None = None,
 ) -> ForwardBackwardDone | Failed:
-    """Accumulate a finished job's gradient and give its outcome. before: the accumulator ahead of a job that added to it."""
+    """Accumulate a finished job's gradient and give its outcome.
+
+    is_finite: whether the sum of accumulator and gradient is, where that is known. before: the accumulator ahead of a job that added
+    to it.
+    """
     try:
-        elementwise_NC = job.elementwise_NC.cpu()
-        _check_loss(job.datums, elementwise_NC)
+        _check_loss(job.datums, outputs.elementwise_NC)
         if job.grad is not None:
-            accumulate(model, job.grad, num_valid=job.datums.num_valid)
+            accumulate(model, job.grad, num_valid=job.datums.num_valid, is_finite=is_finite)
             log_gradient_norms(state, model, job.grad, before=before)
     except GradstreamError as error:
         return Failed.of(error)
-    return _done(model, job, elementwise_NC)
+    return _done(model, job.datums, outputs, is_backward=job.grad is not None)
 
 
 def _check_loss(datums: Datums, elementwise_NC: Tensor) -> None:
@@ -158,27 +184,27 @@ def _check_loss(datums: Datums, elementwise_NC: Tensor) -> None:
         )
 
 
-def _done(model: TrainedModel, job: JobTensors, elementwise_NC: Tensor) -> ForwardBackwardDone:
-    datums = job.datums
+def _done(model: TrainedModel, datums: Datums, host: HostOutputs, *, is_backward: bool) -> ForwardBackwardDone:
     outputs = {
-        "logprobs": _column(job.logprobs_NC.cpu(), datums),
-        "elementwise_loss": _column(elementwise_NC, datums),
+        "logprobs": _column(host.logprobs_NC, datums),
+        "elementwise_loss": _column(host.elementwise_NC, datums),
     }
     # Summed in float64 over all tokens in submission order: the same for every packing and number of ranks.
-    loss = float(elementwise_NC.double().sum())
+    loss = float(host.elementwise_NC.double().sum())
     metrics = {"loss:sum": loss}
     if model.reduction == "token_mean":
-        outputs["loss"] = _datum_means(elementwise_NC, datums)
+        outputs["loss"] = _datum_means(host.elementwise_NC, datums)
         metrics |= {"loss:mean": loss / datums.num_valid, "valid_tokens:sum": float(datums.num_valid)}
-    arguments = LossArguments(
-        logprobs_TC=job.logprobs_NC,
-        held_TC=job.logprobs_NC,
-        inputs=job.inputs,
-        params=datums.params,
-        lengths=datums.lengths,
-    )
-    metrics |= measure_valid(datums.loss, arguments, datums.is_valid_N)
-    return ForwardBackwardDone(outputs=outputs, metrics=metrics, backward=job.grad is not None)
+    if datums.loss.measure is not None:
+        arguments = LossArguments(
+            logprobs_TC=host.logprobs_NC,
+            held_TC=host.logprobs_NC,
+            inputs={name: torch.tensor(values) for name, values in datums.inputs.items()},
+            params=datums.params,
+            lengths=datums.lengths,
+        )
+        metrics |= measure_valid(datums.loss, arguments, datums.is_valid_N)
+    return ForwardBackwardDone(outputs=outputs, metrics=metrics, backward=is_backward)
 
 
 def _datum_means(elementwise_NC: Tensor, datums: Datums) -> Column:
