@@ -74,10 +74,12 @@ def put(state: EngineState, model: Adapter, content: AdapterContent) -> None:
 
 
 def load_frozen(state: EngineState, location: Location, *, tenant: TenantId) -> FrozenAdapter:
-    """A checkpoint's adapter for sampling. Raises like `load_content`."""
+    """A checkpoint's adapter for sampling. Raises like `load_content`, and OutOfMemory, on every rank."""
     content = load(state, location, tenant=tenant)
+    with room_for_adapter(state.comm, what="sample"):
+        weights = to_tensor(content.weights, device=state.base.device)
     return FrozenAdapter(
         layout=layout_for(state.base.sites, content.manifest.adapter).of_rank(content.manifest.stored_rank),
         scale=content.manifest.scale,
-        weights=to_tensor(content.weights, device=state.base.device),
+        weights=weights,
     )
