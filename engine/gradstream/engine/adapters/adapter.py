@@ -133,9 +133,13 @@ class Adapter:
         """
         frozen_rank = factors.frozen_rank
         assert factors.layout.rank == frozen_rank + self.layout.rank
-        assert not frozen_rank or factors.weights.device == self.weights.device
+        if not frozen_rank:
+            self.weights.copy_(factors.weights)
+            self.factors = Factors(self.layout, self.weights)
+            return
+        assert factors.weights.device == self.weights.device
         factors.get(self.layout.pairs(self.weights), first=frozen_rank)
-        self.factors = factors if frozen_rank else Factors(self.layout, self.weights)
+        self.factors = factors
 
     @torch.no_grad()
     def sync(self) -> None:

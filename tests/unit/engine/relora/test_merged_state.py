@@ -62,6 +62,22 @@ def test_a_snapshot_goes_on_to_the_bits_of_never_having_stopped(tmp_path: Path, 
     assert_same_models(whole, second)
 
 
+@pytest.mark.parametrize("host_bytes", [1 << 30, 0], ids=["host memory", "files"])
+def test_models_that_leave_the_device_in_between_have_the_bits_of_those_that_stay(
+    tmp_path: Path, host_bytes: int
+) -> None:
+    staying = merging_driver(output_dir=tmp_path)
+    leaving = merging_driver(output_dir=tmp_path, max_active_adapters=1, adapter_host_memory_bytes=host_bytes)
+    losses = []
+    for driver in (staying, leaving):
+        for model in ("m", "n"):
+            driver.create(model, rank=4)
+        losses.append([train(driver, range(step, step + 1), model) for step in range(5) for model in ("m", "n")])
+    assert losses[0] == losses[1]
+    assert adapter_of(leaving).num_merges == 2
+    assert_same_models(staying, leaving)
+
+
 @PATHS
 def test_a_checkpoint_goes_on_to_the_bits_of_never_having_stopped(tmp_path: Path, path: Path) -> None:
     whole = merged_twice(path, tmp_path, resets=True)
