@@ -85,7 +85,7 @@ def test_the_engine_runs_the_rows_of_its_plan(monkeypatch):
         monkeypatch.setattr(
             base_module.BaseModel,
             "packed",
-            lambda self, lengths, rows=rows: (rows.append(lengths), packed(self, lengths))[1],
+            lambda self, lengths, *parents, rows=rows: (rows.append(lengths), packed(self, lengths, *parents))[1],
         )
         driver = adapters(DENSE, packing)
         rows.clear()
