@@ -50,14 +50,15 @@ class EngineJobs:
             lora = LoraSpec(rank=rank, seed=0, train_unembed=False)
             self.run({model: CreateModel(session_id=SessionId("s"), base_model=_NAME, lora=lora)})
 
-    def run(self, work: dict[int, Payload]) -> dict[FutureId, Outcome]:
-        """One batch of a payload for each of some models; raises RuntimeError when a job fails."""
+    def run(self, work: dict[int, Payload], *, shared_prompt_tokens: int = 0) -> dict[FutureId, Outcome]:
+        """One batch of a payload for each of some models; raises RuntimeError when a job fails. shared_prompt_tokens: as in Plan."""
         self._number += 1
         jobs = [self._job(model, payload) for model, payload in work.items()]
         plan = Plan(
             kind=jobs[0].op,
             future_ids=[job.future_id for job in jobs],
             row_budget_tokens=self._row_budget_tokens,
+            shared_prompt_tokens=shared_prompt_tokens,
         )
         outcomes = self.engine.execute(Batch(number=self._number, epoch=1, plan=plan, jobs=jobs))
         failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
