@@ -32,7 +32,7 @@ _GONE = "gone"
 
 def dialect_of(record: Mapping[str, str]) -> Dialect:
     """Whose client made the model. The server itself numbers the jobs of xorl's, which their clients named."""
-    return Dialect(record.get("dialect", Dialect.TINKER))
+    return Dialect(record.get("dialect") or Dialect.TINKER)
 
 
 def is_over(record: Mapping[str, str]) -> bool:

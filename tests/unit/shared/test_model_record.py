@@ -14,7 +14,7 @@ def test_the_scripts_know_every_state_by_the_same_word(state):
 
 
 def test_a_record_that_names_no_dialect_is_of_a_tinker_model():
-    assert dialect_of({}) is Dialect.TINKER
+    assert dialect_of({}) is dialect_of({"dialect": ""}) is Dialect.TINKER
     assert dialect_of({"dialect": "xorl"}) is Dialect.XORL
 
 
