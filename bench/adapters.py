@@ -10,8 +10,10 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -118,17 +120,15 @@ class Gang:
         events: list[dict[str, Any]] = [json.loads(line) for line in lines if line.startswith("{") and name in line]
         return [event for event in events if event["event"] == name]
 
-    def cuts(self) -> list[dict[str, Any]]:
-        return self.events("snapshot")
-
-    def await_cut(self, num_before: int) -> dict[str, Any]:
-        """The next cut after so many."""
+    def await_cut(self, *, num_before: int = 0, num_models: int = 0) -> int:
+        """How many cuts there are, once they are more than num_before and the last one is of num_models at least."""
         deadline_s = time.monotonic() + AWAIT_S
-        while len(self.cuts()) <= num_before:
-            if time.monotonic() > deadline_s:
-                raise TimeoutError(f"no further snapshot within {AWAIT_S} s")
+        while time.monotonic() < deadline_s:
+            cuts = self.events("snapshot")
+            if len(cuts) > num_before and cuts[-1]["num_models"] >= num_models:
+                return len(cuts)
             time.sleep(0.2)
-        return self.cuts()[num_before]
+        raise TimeoutError(f"no further snapshot within {AWAIT_S} s")
 
 
 @contextmanager
@@ -146,24 +146,23 @@ def _running(model: Path, folder: Path, *, host_memory: str, num_models: int) ->
         yield server, Gang(server, folder)
 
 
-def measure(model: Path, folder: Path, *, host_memory: str, num_models: int, console: Console) -> Figures:
+def measure(model: Path, folder: Path, *, host_memory: str, num_models: int) -> Figures:
     """One server from its first model to its recovery."""
     with _running(model, folder, host_memory=host_memory, num_models=num_models) as (server, gang):
         models = Models(tinker.ServiceClient(base_url=server.url, api_key="tml-local"))
         start_s = time.perf_counter()
         models.create(NUM_ACTIVE)
+        gang.await_cut(num_models=NUM_ACTIVE)
         rss = gang.rss()
         models.create(num_models - NUM_ACTIVE)
         create_s = time.perf_counter() - start_s
+        num_cuts = gang.await_cut(num_models=num_models)
         idle = (gang.rss() - rss) / (num_models - NUM_ACTIVE)
-        console.print(f"{num_models} models made in {create_s:.0f} s", highlight=False)
-        gang.await_cut(0)
-        time.sleep(5)
-        num_cuts = len(gang.cuts())
-        all_cut = max(gang.cuts(), key=lambda cut: int(cut["num_changed"]))
+        all_cut = max(gang.events("snapshot"), key=lambda cut: int(cut["num_changed"]))
         active = range(num_models - NUM_ACTIVE, num_models)
         steps = [models.step_ms(number) for number in active]
-        few_cut = gang.await_cut(num_cuts)
+        gang.await_cut(num_before=num_cuts)
+        few_cut = gang.events("snapshot")[-1]
         forward = [models.forward_ms(number) for number in active]
         resting = [models.forward_ms(number) for number in range(NUM_ACTIVE)]
         killed_s = time.monotonic()
@@ -219,9 +218,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder:
         model = job.make_model(Path(folder) / "model")
         for number, (place, host_memory) in enumerate(PLACES.items()):
-            figures[place] = measure(
-                model, Path(folder) / str(number), host_memory=host_memory, num_models=options.models, console=console
-            )
+            # The SDK's threads go on speaking to a server that ended; they end with their process.
+            with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+                asked = process.submit(
+                    measure, model, Path(folder) / str(number), host_memory=host_memory, num_models=options.models
+                )
+                figures[place] = asked.result()
+            console.print(f"done: models that rest are in {place}", highlight=False)
     show(figures, console)
     about = machine(load_before=load_before, torch_threads=1)
     console.print(describe(about), highlight=False)

@@ -1,8 +1,9 @@
 """One batch through the engine: the outcomes that it gave."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from gradstream.shared.errors import GradstreamError
+from gradstream.shared.errors import GradstreamError, OutOfMemory
 from gradstream.shared.ids import FutureId
 from gradstream.shared.wire import Batch, Failed, Outcome
 from gradstream.worker.plan import Lane, lane_of
@@ -35,3 +36,9 @@ def execute(engine: Executor, batch: Batch) -> dict[FutureId, Outcome]:
         f"{len(outcomes)} outcomes for {len(batch.jobs)} jobs"
     )
     return outcomes
+
+
+def lacked_room_together(batch: Batch, outcomes: Mapping[FutureId, Outcome]) -> bool:
+    """True when several jobs failed for want of memory and none was done: one alone may have room, and no model has changed."""
+    failed = [outcome.code for outcome in outcomes.values() if isinstance(outcome, Failed)]
+    return len(failed) == len(batch.jobs) == len(outcomes) and failed.count(OutOfMemory.code) > 1

@@ -17,7 +17,7 @@ from gradstream.worker.backlog import Backlog
 from gradstream.worker.commit import Committer
 from gradstream.worker.control import IDLE_TICK_S, Control
 from gradstream.worker.dead import DeadLetters
-from gradstream.worker.execute import Executor, execute
+from gradstream.worker.execute import Executor, execute, lacked_room_together
 from gradstream.worker.fence import StopRequest
 from gradstream.worker.journal import Journal
 from gradstream.worker.models import Models
@@ -155,7 +155,11 @@ class Leader:
         jobs = self._started(crew.backlog.take(turn))
         if not crew.backlog.running:
             return
-        plan = msgspec.structs.replace(turn.plan, future_ids=[job.future_id for job in jobs])
+        self._run(jobs, msgspec.structs.replace(turn.plan, future_ids=[job.future_id for job in jobs]), start_s=start_s)
+
+    def _run(self, jobs: Sequence[Job], plan: Plan, *, start_s: float) -> None:
+        """Run a batch, and commit what ended. Jobs that had no room together run one by one, as batches of their own."""
+        crew = self._crew
         self._number += 1
         batch = Batch(number=self._number, epoch=self._epoch, plan=plan, jobs=jobs)
         if jobs:
@@ -166,6 +170,14 @@ class Leader:
             crew.control.run(batch)
             outcomes = execute(crew.engine, batch)
         crew.running.ended()
+        if lacked_room_together(batch, outcomes):
+            # Nothing has changed, and nothing of this attempt is recorded.
+            self._number -= 1
+            _log.warning("batch_split", kind=plan.kind, num_jobs=len(jobs), reason="out of memory")
+            for job in jobs:
+                alone = msgspec.structs.replace(plan, future_ids=[job.future_id])
+                self._run([job], alone, start_s=crew.clock.monotonic_s())
+            return
         elapsed_s = crew.clock.monotonic_s() - start_s
         ended = [job for job in crew.backlog.running.values() if job.future_id in outcomes]
         assert len(ended) == len(outcomes), "an outcome is of no job that runs"
