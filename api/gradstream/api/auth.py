@@ -41,15 +41,15 @@ def is_from_foreign_page(headers: Headers) -> bool:
     across origins nor by a name that a stranger's DNS points at this machine.
     """
     origin = headers.get("origin")
-    if origin is not None and not is_loopback(_host_of(origin)):
+    if origin is not None and not _is_of_this_machine(origin):
         return True
     host = headers.get("host")
-    return host is not None and not is_loopback(_host_of(f"//{host}"))
+    return host is not None and not _is_of_this_machine(f"//{host}")
 
 
 @lru_cache(maxsize=256)
-def _host_of(url: str) -> str:
+def _is_of_this_machine(url: str) -> bool:
     try:
-        return urlsplit(url).hostname or ""
+        return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
-        return ""
+        return False

@@ -15,7 +15,7 @@ A rule sees the body's top-level fields and says True for xorl. A path that need
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -163,21 +163,29 @@ class Dialects:
             _redirect(scope)
         request = Request(scope, receive)
         if call not in self._shared or scope["method"] != "POST" or is_protobuf(request):
+            del request
             await self._app(scope, receive, send)
-            return
-        async with AsyncExitStack() as stack:
-            await self._choose(request, stack)
+        elif scope["path"] in _LARGE:
+            await self._choose_large(request, send)
+        else:
+            # Long polls come this way, by the thousand: nothing is kept while they wait.
+            await self._choose(request, small_bytes(request))
+            del request
             await self._app(scope, receive, send)
 
-    async def _choose(self, request: Request, stack: AsyncExitStack) -> None:
-        """Read the body, which stack holds from then on, and change the path of a request that speaks xorl."""
+    async def _choose_large(self, request: Request, send: Send) -> None:
+        """Answer a request whose body counts against the budget for as long as that takes."""
+        async with AsyncExitStack() as stack:
+            max_bytes = self._parts.config.max_json_body_bytes
+            body = stack.enter_async_context(raw_body(request, self._parts, max_bytes=max_bytes))
+            await self._choose(request, body)
+            await self._app(request.scope, request.receive, send)
+
+    async def _choose(self, request: Request, reading: Awaitable[bytes]) -> None:
+        """Read the body, leave it in the scope, and change the path of a request that speaks xorl."""
         scope, path = request.scope, request.scope["path"]
         try:
-            if path in _LARGE:
-                max_bytes = self._parts.config.max_json_body_bytes
-                body = await stack.enter_async_context(raw_body(request, self._parts, max_bytes=max_bytes))
-            else:
-                body = await small_bytes(request)
+            body = await reading
         except (GradstreamError, ClientDisconnect) as error:
             scope[SCOPE_BODY] = error
             return
