@@ -157,7 +157,7 @@ class Leader:
             return
         self._run(jobs, msgspec.structs.replace(turn.plan, future_ids=[job.future_id for job in jobs]), start_s=start_s)
 
-    def _run(self, jobs: Sequence[Job], plan: Plan, *, start_s: float) -> None:
+    def _run(self, jobs: list[Job], plan: Plan, *, start_s: float) -> None:
         """Run a batch, and commit what ended. Jobs that had no room together run one by one, as batches of their own."""
         crew = self._crew
         self._number += 1
