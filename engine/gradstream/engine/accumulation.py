@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradstream.engine.finite import fits
 from gradstream.engine.trained import TrainedModel
 from gradstream.shared.errors import NonFinite
 
@@ -78,5 +79,5 @@ def _finite(grad: Tensor, base: Tensor | None) -> Tensor:
     for start in range(0, grad.numel(), _CHUNK):
         part = grad[start : start + _CHUNK]
         total = part if base is None else part + base[start : start + _CHUNK]
-        verdicts.append(total.isfinite().all())
+        verdicts.append(fits(total, total.dtype))
     return torch.stack(verdicts).all()

@@ -1,20 +1,72 @@
-"""One optimizer update of one model."""
+"""One optimizer update of each of some models."""
+
+from collections.abc import Sequence
 
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.merging import Merge, check_rank, coming_merge, is_due
 from gradstream.engine.memory import memory_as_failure
 from gradstream.engine.models.full import FullModel
 from gradstream.engine.ops.registry import OPS, OpJob, each
-from gradstream.engine.optim.update import update
+from gradstream.engine.optim.together import can_be_together, most_numbers, update_together
+from gradstream.engine.optim.update import StepFacts, update
 from gradstream.engine.state import EngineState
-from gradstream.shared.wire import OptimStep, OptimStepDone
+from gradstream.shared.errors import GradstreamError, OutOfMemory
+from gradstream.shared.ids import ModelId
+from gradstream.shared.wire import Failed, OptimStep, OptimStepDone, Outcome
 
 _SMALLER = "start the server with a smaller max_merged_lora_rank, max_active_adapters or max_lora_rank"
 
 
 @OPS.register(OptimStep)
+def optim_step(state: EngineState, jobs: Sequence[OpJob[OptimStep]]) -> list[Outcome]:
+    """Serve the jobs, which are of different models: those of small adapters that learn alike together, the others one by one."""
+    found = _to_be_together(state, jobs)
+    outcomes = _together(state, [jobs[number] for number in found])
+    if outcomes is None:
+        return _each(state, jobs)
+    alone = [number for number in range(len(jobs)) if number not in found]
+    by_number = dict(zip(found, outcomes, strict=True))
+    by_number |= zip(alone, _each(state, [jobs[number] for number in alone]), strict=True)
+    return [by_number[number] for number in range(len(jobs))]
+
+
+def _to_be_together(state: EngineState, jobs: Sequence[OpJob[OptimStep]]) -> list[int]:
+    """The jobs, by number, of adapters whose updates can be made by common calls; none where there is only one."""
+    found: list[int] = []
+    num_numbers = 0
+    for number, job in enumerate(jobs):
+        model = state.models.get(ModelId(job.job.owner))
+        if not isinstance(model, Adapter) or model.tenant != job.job.tenant or state.config.merging.interval:
+            continue
+        num_numbers += model.layout.num_params
+        if can_be_together(model) and num_numbers <= most_numbers(state.base.device):
+            found.append(number)
+    return found if len(found) > 1 else []
+
+
+def _together(state: EngineState, jobs: Sequence[OpJob[OptimStep]]) -> list[Outcome] | None:
+    """None when there is no room for it; all models are then as they were."""
+    try:
+        results = update_together(
+            [(state.adapter(job.job), job.payload.adam) for job in jobs],
+            seed=state.config.seed,
+            schedule=state.config.schedule,
+            compute_dtype=state.base.compute_dtype,
+            computing=memory_as_failure(state.comm, what="optim_step"),
+        )
+    except OutOfMemory:
+        return None
+    return [
+        Failed.of(one) if isinstance(one, GradstreamError) else OptimStepDone(metrics=_metrics(one)) for one in results
+    ]
+
+
+def _metrics(facts: StepFacts) -> dict[str, float]:
+    return {"grad_norm": facts.grad_norm, "lr": facts.lr, "step": float(facts.number)}
+
+
 @each
-def optim_step(state: EngineState, job: OpJob[OptimStep]) -> OptimStepDone:
+def _each(state: EngineState, job: OpJob[OptimStep]) -> OptimStepDone:
     """Apply the accumulated gradient and clear it; where the config says so, merge the adapter then.
 
     Metrics: grad_norm (before clipping), lr (after the schedule), step; merges so far, where adapters are merged. Raises UnknownModel,
@@ -32,7 +84,7 @@ def optim_step(state: EngineState, job: OpJob[OptimStep]) -> OptimStepDone:
     )
     if merge is not None:
         merge.make()
-    metrics = {"grad_norm": facts.grad_norm, "lr": facts.lr, "step": float(facts.number)}
+    metrics = _metrics(facts)
     if isinstance(model, Adapter) and state.config.merging.interval:
         metrics["merges"] = float(model.num_merges)
     return OptimStepDone(metrics=metrics)

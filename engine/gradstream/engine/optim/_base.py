@@ -33,7 +33,8 @@ class Step:
     """One update that is to be made.
 
     adam: the client's hyper-parameters. multiplier: of the learning rate, by the schedule. number: of this update, from 1. divisor: what
-    the accumulated gradient is divided by, 1 for a sum; clip: what the quotient is multiplied by, 1 if its norm is within bounds.
+    the accumulated gradient is divided by, 1 for a sum; grad_norm: the L2 norm of the quotient; clip: what the quotient is multiplied
+    by, 1 if its norm is within bounds.
     """
 
     model: TrainedModel
@@ -41,6 +42,7 @@ class Step:
     multiplier: float
     number: int
     divisor: int
+    grad_norm: float
     clip: float
     noise: Noise
 

@@ -1,8 +1,10 @@
 """One update of one model: the gradient's norm, clipping, the optimizer's work, and all of it or nothing."""
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -53,37 +55,55 @@ def update(
     weight rounded to compute_dtype is not finite; the model is then as it was.
     """
     check_adam(adam)
+    (norm,) = norms([model.grad])
+    step = planned(model, adam, norm=norm, seed=seed, schedule=schedule)
+    if not _apply(step, compute_dtype, nullcontext() if computing is None else computing):
+        raise not_finite(step)
+    return finished(step)
+
+
+def planned(model: TrainedModel, adam: AdamParams, *, norm: float, seed: int, schedule: Schedule | None) -> Step:
+    """The model's next update. norm: of what was accumulated. Raises NonFinite when it is nan or inf."""
     divisor = max(1, model.valid_tokens) if model.reduction == "token_mean" else 1
-    grad_norm = _norm(model.grad) / divisor
+    grad_norm = norm / divisor
     if not math.isfinite(grad_norm):
         raise NonFinite(f"the gradient norm of model {model.model_id} is {grad_norm}; no step was made")
     number = model.step + 1
-    step = Step(
+    return Step(
         model=model,
         adam=adam,
         multiplier=1.0 if schedule is None else schedule.multiplier(number),
         number=number,
         divisor=divisor,
+        grad_norm=grad_norm,
         clip=min(1.0, adam.grad_clip_norm / (grad_norm + _CLIP_EPS)) if adam.grad_clip_norm > 0 else 1.0,
         noise=Noise.of(seed=seed, model_id=model.model_id, step=number),
     )
-    if not _apply(step, compute_dtype, nullcontext() if computing is None else computing):
-        raise NonFinite(
-            f"step {number} of model {model.model_id} would make weights or moments nan or inf "
-            f"(learning_rate {step.lr}, eps {adam.eps}, gradient norm {grad_norm:.3g}); no step was made"
-        )
-    model.step = number
-    model.clear_grad()
-    model.sync()
-    return StepFacts(grad_norm=grad_norm, lr=step.lr, number=number)
 
 
-def _norm(grad: Tensor) -> float:
-    """The L2 norm, in float64, a stretch at a time."""
-    stretches = torch.split(grad, numbers_at_a_time(grad.device))
-    norms = [torch.linalg.vector_norm(stretch, dtype=torch.float64) for stretch in stretches]
-    # One look at the device. hypot neither overflows nor loses the only one.
-    return math.hypot(*torch.stack(norms).tolist())
+def not_finite(step: Step) -> NonFinite:
+    """Why an update was not made."""
+    return NonFinite(
+        f"step {step.number} of model {step.model.model_id} would make weights or moments nan or inf "
+        f"(learning_rate {step.lr}, eps {step.adam.eps}, gradient norm {step.grad_norm:.3g}); no step was made"
+    )
+
+
+def finished(step: Step) -> StepFacts:
+    """The model after its update was stored."""
+    step.model.step = step.number
+    step.model.clear_grad()
+    step.model.sync()
+    return StepFacts(grad_norm=step.grad_norm, lr=step.lr, number=step.number)
+
+
+def norms(grads: Sequence[Tensor]) -> list[float]:
+    """The L2 norm of each, in float64, a stretch at a time. One look at the device for all."""
+    stretches = [torch.split(grad, numbers_at_a_time(grad.device)) for grad in grads]
+    parts = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for own in stretches for part in own])
+    values = iter(parts.tolist())
+    # hypot neither overflows nor loses the only one.
+    return [math.hypot(*islice(values, len(own))) for own in stretches]
 
 
 def _apply(step: Step, compute_dtype: torch.dtype, computing: AbstractContextManager[None]) -> bool:
