@@ -17,6 +17,7 @@ from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.columns import Column
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId, SessionId
+from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import (
     IGNORE,
@@ -161,6 +162,26 @@ async def test_a_log_of_full_weights_is_replayed_searched_and_dumped(client, tmp
     assert f"grad.{name}" not in after
     assert before[f"weights.{name}"].shape == after[f"exp_avg.{name}"].shape
     assert not (before[f"weights.{name}"] == after[f"weights.{name}"]).all()
+
+
+async def test_a_server_restarted_for_adapters_says_that_its_full_weights_are_lost_and_why(
+    client, tmp_path, redis_url, engine_name
+):
+    fields = {"redis_url": redis_url, "engine": engine_name}
+    with gang(settings_file(tmp_path, **fields, **FULL)):
+        await client.create_full(create())
+        await train(client, program(1))
+    log = tmp_path / "second.log"
+    with gang(settings_file(tmp_path, **fields), log=log):
+        outcome = await client.outcome(await client.submit(MODEL, optim_step()))
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "model_lost"
+    reason = "model default is of full weights, and this server trains LoRA adapters (enable_lora: true)"
+    record = await client.intake.record(RecordKind.MODEL, MODEL)
+    assert record is not None
+    assert reason in record["error"]
+    (told,) = (line for line in log.read_text().splitlines() if '"event": "models_lost"' in line)
+    assert reason in told
 
 
 async def test_two_ranks_that_train_full_weights_go_on_after_a_kill(tmp_path, redis_url, engine_name):

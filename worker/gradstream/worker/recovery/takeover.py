@@ -21,6 +21,7 @@ from gradstream.shared.wire import (
     Outcome,
     Payload,
     RestoreSnapshot,
+    RestoreSnapshotDone,
     UnloadModel,
 )
 from gradstream.worker.disklog.errors import LogDamaged
@@ -93,20 +94,22 @@ def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> Take
     start_s = tools.clock.monotonic_s()
     behind = catch_up(tools.feed, tools.journal, last=tools.last, epoch=epoch)
     last = tools.feed.last_batch()
+    misfits: Mapping[ModelId, str] = {}
     if mode == "none":
         cut, past = None, _whole(tools.log, keep=lambda frame: last is None or frame.batch_id > last)
     else:
-        cut, past = _restored(tools, last=last, epoch=epoch)
+        cut, past, misfits = _restored(tools, last=last, epoch=epoch)
     num_made_up = make_up(tools.feed, tools.log, past, epoch=epoch, storage=tools.storage, journal=tools.journal)
     todo: list[PastBatch] = []
     why = "recovery is none" if mode == "none" else behind or _cannot_replay(tools, past, cut)
     if why is not None:
-        lost = dict.fromkeys(tools.engine.models(), why)
+        lost = {**dict.fromkeys(tools.engine.models(), why), **misfits}
     else:
         todo = past.after(None if cut is None else BatchId(*cut.id))
-        lost = _lost(_replayed(tools, todo, compare=compare, epoch=epoch))
+        lost = {**_lost(_replayed(tools, todo, compare=compare, epoch=epoch)), **misfits}
     _forget(tools, lost, epoch=epoch)
     adoption = tools.feed.adopt(sorted(tools.engine.models()), lost=lost, otherwise=why or _UNKNOWN, epoch=epoch)
+    _tell_lost({model: reason for model, reason in lost.items() if model in adoption.lost})
     _forget(tools, adoption.needless, epoch=epoch)
     models = dict(tools.engine.models())
     _log.info(
@@ -129,8 +132,18 @@ def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> Take
     )
 
 
-def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> tuple[Cut | None, Past]:
-    """The newest snapshot that is whole, now in memory, with the log from there; without one the log from its beginning."""
+def _tell_lost(reasons: Mapping[ModelId, str]) -> None:
+    """Say at once, once for all models, what their owners hear only when they come back."""
+    if reasons:
+        first = min(reasons)
+        _log.warning("models_lost", num_models=len(reasons), first=first, reason=reasons[first])
+
+
+def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> tuple[Cut | None, Past, Mapping[ModelId, str]]:
+    """The newest snapshot that is whole, now in memory, with the log from there; without one the log from its beginning.
+
+    At last the models of the snapshot that this engine cannot hold, with the reasons.
+    """
     for cut, past in cuts_that_count(tools.log, tools.store, last=last):
         payload = RestoreSnapshot(
             directory=str(tools.store.directory), epoch=cut.head.epoch, number=cut.head.number, drop_others=True
@@ -139,9 +152,10 @@ def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> tuple[Cut | 
         if isinstance(outcome, Failed):
             _log.error("snapshot_damaged", snapshot=cut.name, reason=outcome.message)
             continue
+        assert isinstance(outcome, RestoreSnapshotDone)
         tools.store.continue_from(cut)
-        return cut, past
-    return None, _whole(tools.log, keep=keep_after(None, last=last))
+        return cut, past, outcome.failed
+    return None, _whole(tools.log, keep=keep_after(None, last=last)), {}
 
 
 def _cannot_replay(tools: Tools, past: Past, cut: Cut | None) -> str | None:
