@@ -17,7 +17,7 @@ SOURCES := api engine shared worker
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-engine bench-tenants bench-durability bench-disk-log bench-edge bench-sampling bench-adapters docs golden proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-engine bench-head-memory bench-tenants bench-durability bench-disk-log bench-edge bench-sampling bench-adapters bench-gpu test-gpu gpu-packages docs golden proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench: setup ## measure the server against bare torch + peft on a tiny model
 bench-engine: setup ## measure training beside transformers.Trainer + peft in the same run
 	$(OFFLINE) $(BIN)/python -m bench.engine
 
+bench-head-memory: setup ## measure the memory of vocabulary logits, ours beside all of them at once
+	$(OFFLINE) $(BIN)/python -m bench.head_memory
+
 bench-tenants: setup ## measure many small tenants at once, and a small one beside a heavy one
 	$(OFFLINE) $(BIN)/python -m bench.tenants
 
@@ -99,6 +102,26 @@ bench-prompts: setup ## measure what shared prompts save: groups of completions,
 
 bench-adapters: setup ## measure 1,000 registered adapters, 64 of them active: memory, cuts, recovery
 	$(OFFLINE) $(BIN)/python -m bench.adapters
+
+# A machine with a GPU may have no more than Python, torch and transformers: these use its own interpreter, and set nothing up.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+GPU_ENV := PYTHONPATH=build/gpu-packages:engine:shared:api:worker:.
+# What the engine needs beyond torch's and transformers' own packages.
+GPU_PACKAGES := msgspec structlog zstandard
+
+bench-gpu: ## measure training on one NVIDIA GPU: tokens/s and MFU of Qwen3-shaped models
+	$(GPU_ENV) HF_HUB_OFFLINE=1 $(GPU_PYTHON) -m bench.gpu --server
+
+test-gpu: ## run the tests that need a GPU; they are skipped where there is none
+	$(GPU_ENV) HF_HUB_OFFLINE=1 $(GPU_PYTHON) -m pytest -c tests/gpu.ini --rootdir=. --confcutdir=tests/unit/engine -m gpu \
+	  $(shell grep -rl --include='test_*.py' 'mark\.gpu' tests/unit/engine)
+
+gpu-packages: setup ## fetch into build/gpu-packages what bench-gpu and test-gpu need on a bare machine with Python 3.12
+	rm -rf build/gpu-packages build/gpu-wheels
+	$(BIN)/python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  -c constraints.txt -d build/gpu-wheels $(GPU_PACKAGES)
+	for wheel in build/gpu-wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/gpu-packages; done
 
 proto: setup ## write the protobuf modules from their .proto files
 	$(BIN)/python tools/generate_proto.py

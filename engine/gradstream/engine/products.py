@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends.cpu import get_cpu_capability
 
 # x [T, I], weight [O, I], bias [O] or None -> [T, O].
 LinearProduct = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -58,5 +59,5 @@ class FrozenProducts:
 
 def frozen_products(weight: Tensor) -> FrozenProducts | None:
     """For a model with weights like this one; None where torch's own products are as good, or oneDNN is not part of torch."""
-    is_ours = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.cpu._is_avx2_supported()  # noqa: SLF001
+    is_ours = weight.device.type == "cpu" and weight.dtype == torch.float32 and get_cpu_capability().startswith("AVX")
     return FrozenProducts() if is_ours and torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]  # torch's
