@@ -116,7 +116,18 @@ def lead(
     watchdog = Watchdog(timeout_s=options.operation_timeout_s, clock=clock)
     watchdog.start()
     card = engine.card(epoch=epoch)
-    crew = _crew(engine, control, feed, ticking, watchdog, card=card, options=options, clock=clock, stop=stop)
+    rank = _Rank(
+        engine=engine,
+        control=control,
+        feed=feed,
+        ticking=ticking,
+        watchdog=watchdog,
+        card=card,
+        options=options,
+        clock=clock,
+        stop=stop,
+    )
+    crew = _crew(rank)
     ticking.finish()
     if crew is None:
         control.stop()
@@ -130,72 +141,86 @@ def lead(
     _log.info("stopped", epoch=epoch)
 
 
-def _crew(  # noqa: PLR0913 - what rank 0 has by then, each named
-    engine: ServedEngine,
-    control: Control,
-    feed: Feed,
-    ticking: Ticking,
-    watchdog: Watchdog,
-    *,
-    card: EngineCard,
-    options: LeadOptions,
-    clock: Clock,
-    stop: StopRequest,
-) -> Crew | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rank:
+    """What rank 0 has when it holds the lease."""
+
+    engine: ServedEngine
+    control: Control
+    feed: Feed
+    ticking: Ticking
+    watchdog: Watchdog
+    card: EngineCard
+    options: LeadOptions
+    clock: Clock
+    stop: StopRequest
+
+    def run(self, batch: Batch) -> Mapping[FutureId, Outcome]:
+        """Run a batch on every rank."""
+        with self.ticking.paused(), self.watchdog.watch(batch.plan.kind):
+            self.control.run(batch)
+            return execute(self.engine, batch)
+
+
+def _crew(rank: _Rank) -> Crew | None:
     """The crew of an epoch that has taken over; None when asked to stop while the disk was full."""
-    durability = options.durability
+    options, durability = rank.options, rank.options.durability
     log, store = DiskLog(durability.joblog), SnapshotStore(durability.snapshots)
-    drafts = Drafts(options.output_dir, engine=durability.engine, epoch=card.epoch)
-    tail = _tail_or_set_aside(log, store, clock=clock)
-
-    def settle_in() -> Journal:
-        # From here on an earlier gang that only stood still neither saves nor logs anything that counts.
-        drafts.take()
-        return _journal(tail, card, options=durability, clock=clock)
-
-    journal = when_there_is_room(settle_in, is_over=lambda: stop.asked)
+    drafts = Drafts(options.output_dir, engine=durability.engine, epoch=rank.card.epoch)
+    tail = _tail_or_set_aside(log, store, clock=rank.clock)
+    journal = _settled_in(rank, tail, drafts)
     if journal is None:
         return None
-    engine.prepare_saves_in(drafts)
-
-    def run(batch: Batch) -> Mapping[FutureId, Outcome]:
-        with ticking.paused(), watchdog.watch(batch.plan.kind):
-            control.run(batch)
-            return execute(engine, batch)
-
-    storage = Storage(options.output_dir, limit_bytes=options.storage_limit_bytes, drafts=drafts)
+    rank.engine.prepare_saves_in(drafts)
     tools = Tools(
-        feed=feed,
+        feed=rank.feed,
         log=log,
         journal=journal,
         last=tail.last,
         store=store,
-        storage=storage,
-        engine=engine,
-        run=run,
-        clock=clock,
+        storage=Storage(options.output_dir, limit_bytes=options.storage_limit_bytes, drafts=drafts),
+        engine=rank.engine,
+        run=rank.run,
+        clock=rank.clock,
         attempts=durability.joblog / "replaying.json",
-        fingerprint=card.fingerprint,
+        fingerprint=rank.card.fingerprint,
     )
     compare = tolerant(durability.tolerance) if durability.mode == "tolerant" else exact
-    taken = take_over(tools, epoch=card.epoch, mode=durability.mode, compare=compare)
+    taken = take_over(tools, epoch=rank.card.epoch, mode=durability.mode, compare=compare)
+    return _crew_of(rank, tools, taken)
+
+
+def _settled_in(rank: _Rank, tail: Tail, drafts: Drafts) -> Journal | None:
+    """This epoch's part of the log on disk, as soon as there is room for it; None when asked to stop before."""
+
+    def settle_in() -> Journal:
+        # From here on an earlier gang that only stood still neither saves nor logs anything that counts.
+        drafts.take()
+        return _journal(tail, rank.card, options=rank.options.durability, clock=rank.clock)
+
+    return when_there_is_room(settle_in, is_over=lambda: rank.stop.asked)
+
+
+def _crew_of(rank: _Rank, tools: Tools, taken: TakeOver) -> Crew:
+    """Everybody who serves from now on, from where the job log stands."""
+    feed, journal, options = rank.feed, tools.journal, rank.options
     committer = Committer(feed, log=journal.batch)
     cursor = feed.cursor()
     return Crew(
-        engine=engine,
-        control=control,
+        engine=rank.engine,
+        control=rank.control,
         feed=feed,
         reader=LogReader(feed, cursor=cursor, max_bytes=options.read_ahead_bytes, log=journal.log_read),
         committer=committer,
         backlog=Backlog(cursor=cursor, starts=taken.starts),
         models=_models(feed, taken, options),
         dead=DeadLetters(options.output_dir),
-        storage=storage,
+        storage=tools.storage,
         journal=journal,
-        snapshots=_snapshots(engine, tools, taken, journal, committer, card=card, options=durability),
-        running=RunningNote(feed, epoch=card.epoch),
-        watchdog=watchdog,
-        clock=clock,
+        snapshots=_snapshots(rank, tools, taken, committer),
+        running=RunningNote(feed, epoch=rank.card.epoch),
+        watchdog=rank.watchdog,
+        clock=rank.clock,
     )
 
 
@@ -263,33 +288,25 @@ def _models(feed: Feed, taken: TakeOver, options: LeadOptions) -> Models:
     )
 
 
-def _snapshots(  # noqa: PLR0913 - what snapshots touch, each named
-    engine: ServedEngine,
-    tools: Tools,
-    taken: TakeOver,
-    journal: Journal,
-    committer: Committer,
-    *,
-    card: EngineCard,
-    options: Durability,
-) -> Snapshots:
+def _snapshots(rank: _Rank, tools: Tools, taken: TakeOver, committer: Committer) -> Snapshots:
+    durability = rank.options.durability
     keeping = Keeping(
         feed=tools.feed,
         store=tools.store,
         committer=committer,
-        journal=journal,
-        epoch=card.epoch,
-        durability=options,
+        journal=tools.journal,
+        epoch=rank.card.epoch,
+        durability=durability,
         clock=tools.clock,
         cuts=sorted(taken.cuts, key=lambda cut: cut.id),
     )
     return Snapshots(
-        engine=engine,
+        engine=rank.engine,
         store=tools.store,
         finish=keeping.finish,
-        position=journal.scan_from,
-        stamp=Stamp(engine=options.engine, fingerprint=card.fingerprint),
-        cadence=None if options.mode == "none" else options.cadence,
+        position=tools.journal.scan_from,
+        stamp=Stamp(engine=durability.engine, fingerprint=rank.card.fingerprint),
+        cadence=None if durability.mode == "none" else durability.cadence,
         clock=tools.clock,
         changed=taken.changed,
         covered=keeping.covered,
