@@ -15,7 +15,8 @@ from gradstream.shared.clock import ManualClock
 from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.port import BatchId, Covered
 from gradstream.worker.disklog.frames import Position
-from gradstream.worker.snapshots import Cadence, Snapshots, Stamp
+from gradstream.worker.pace import Cadence
+from gradstream.worker.snapshots import Snapshots, Stamp
 
 MODEL = ModelId("m")
 COVERED = Covered(batch=BatchId(1, 1), entry_id="1-0")

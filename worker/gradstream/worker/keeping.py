@@ -17,9 +17,9 @@ from gradstream.worker.disklog.retention import retain
 from gradstream.worker.disklog.writer import Sync
 from gradstream.worker.fence import exit_fenced
 from gradstream.worker.journal import Journal
+from gradstream.worker.pace import Cadence
 from gradstream.worker.recovery.compare import Mode
 from gradstream.worker.recovery.past import position_of
-from gradstream.worker.snapshots import Cadence
 
 _log = structlog.get_logger(__name__)
 

@@ -14,8 +14,8 @@ from gradstream.shared.wire import OptimizerSpec
 from gradstream.worker.directories import joblog_dir, snapshots_dir
 from gradstream.worker.gang import LeadOptions
 from gradstream.worker.keeping import Durability
+from gradstream.worker.pace import Cadence
 from gradstream.worker.plan import Limits
-from gradstream.worker.snapshots import Cadence
 
 # What the cache of one rank's sampler holds (`SamplerLimits`), with one sequence a job.
 RUNNING_JOBS_PER_RANK = 64

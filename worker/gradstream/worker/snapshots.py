@@ -1,4 +1,4 @@
-"""When a snapshot is taken, and the thread that writes it while the gang goes on."""
+"""Snapshots: copies that the leader takes between two batches, and the thread that writes them while the gang goes on."""
 
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -15,14 +15,8 @@ from gradstream.shared.errors import StorageFailure, Unavailable
 from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.port import BatchId, Covered
 from gradstream.worker.disklog.frames import Position
+from gradstream.worker.pace import Cadence, Pace
 from gradstream.worker.patience import wait_until
-
-# After a snapshot that could not be written, the next try.
-_RETRY_S = 10.0
-# Of training, for each second that training stood still for a copy.
-_TRAINING_PER_COPY = 10.0
-# A cut is due after so many batches even if no model changed, as samples do not: behind it the log can be trimmed.
-MAX_BATCHES = 2000
 
 _log = structlog.get_logger(__name__)
 
@@ -33,18 +27,6 @@ class Copier(Protocol):
     def capture(self, model_ids: Collection[ModelId]) -> list[ModelState]:
         """Copies of these models as they are between two batches."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cadence:
-    """budget_s: of training that a recovery may have to repeat; more where the last copy stopped training for over a tenth of it. 0: a copy
-    after every batch, whatever it costs.
-    idle_s: of rest after which changed models are copied anyway.
-    """
-
-    budget_s: float = 60.0
-    idle_s: float = 5.0
-    num_kept: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +79,10 @@ class Snapshots:
         self._finish = finish
         self._position = position
         self._stamp = stamp
-        self._cadence = cadence
+        self._pace = None if cadence is None else Pace(cadence, clock=clock)
         self._clock = clock
         self._place: Place | None = None
-        self._num_batches = 0
         self._dirty: set[ModelId] = set(changed)
-        self._cost_s = 0.0
-        self._copy_s = 0.0
-        self._rest_since_s = clock.monotonic_s()
-        self._not_before_s = 0.0
         self._changed = threading.Condition()
         self._order: _Order | None = None
         # The order's files are on disk, or could not be written; `finish` may still be at work.
@@ -134,42 +111,33 @@ class Snapshots:
     def ran(self, batch: BatchId, changed: Collection[ModelId], *, cursor: str, elapsed_s: float) -> None:
         """Take in a batch before it is committed. Raises what broke the thread."""
         self._place = Place(batch=batch, cursor=cursor, position=self._position())
-        self._rest_since_s = self._clock.monotonic_s()
-        self._num_batches += 1
-        if changed:
-            self._cost_s += elapsed_s
         with self._changed:
             if self._error is not None:
                 raise self._error
-            if self._cadence is None:
+            if self._pace is None:
                 self._covered = Covered(batch=batch, entry_id=cursor)
             else:
+                self._pace.ran(has_changed=bool(changed), elapsed_s=elapsed_s)
                 self._dirty.update(changed)
 
     def is_due(self) -> bool:
         """True when a cut should be taken now and can be."""
-        now_s = self._clock.monotonic_s()
         with self._changed:
-            if self._cadence is None or self._place is None or self._order is not None or now_s < self._not_before_s:
+            if self._pace is None or self._place is None or self._order is not None:
                 return False
-            is_changed = bool(self._dirty)
-        if self._num_batches >= MAX_BATCHES:
-            return True
-        budget_s = self._cadence.budget_s
-        if budget_s:
-            budget_s = max(budget_s, _TRAINING_PER_COPY * self._copy_s)
-        return is_changed and (self._cost_s >= budget_s or now_s - self._rest_since_s >= self._cadence.idle_s)
+            return self._pace.is_due(has_changed=bool(self._dirty))
 
     def take(self, live: Collection[ModelId]) -> None:
         """Copy the models that changed since the last cut, and have them written. Between batches, when none is in work."""
         assert self._place is not None, "nothing has run"
+        assert self._pace is not None, "no cuts are taken here"
         with self._changed:
             assert self._order is None, "a snapshot is being written"
             dirty, self._dirty = self._dirty & set(live), set()
         start_s = self._clock.monotonic_s()
         changed = self._engine.capture(sorted(dirty))
-        self._copy_s = self._clock.monotonic_s() - start_s
-        self._cost_s, self._num_batches = 0.0, 0
+        with self._changed:
+            self._pace.copied(self._clock.monotonic_s() - start_s)
         head = CutHead(
             epoch=self._place.batch.epoch,
             number=self._place.batch.number,
@@ -187,14 +155,14 @@ class Snapshots:
 
     def take_now(self, live: Collection[ModelId], *, on_tick: Callable[[], None]) -> None:
         """Take a cut and return when it is on disk, or could not be written, which is logged. Calls on_tick every few seconds."""
-        if self._cadence is not None:
+        if self._pace is not None:
             self._wait(lambda: self._order is None, on_tick)
             self.take(live)
             self._wait(lambda: self._is_over, on_tick)
 
     def finish(self, live: Collection[ModelId], *, on_tick: Callable[[], None]) -> None:
         """On a clean stop: leave a cut of what changed, if anything did."""
-        if self._cadence is None:
+        if self._pace is None:
             return
         self._wait(lambda: self._order is None, on_tick)
         if self._dirty and self._place is not None:
@@ -251,7 +219,8 @@ class Snapshots:
             if not is_done:
                 # All of them: a file of the cut before may be what is missing.
                 self._dirty.update(order.live)
-                self._not_before_s = self._clock.monotonic_s() + _RETRY_S
+                assert self._pace is not None
+                self._pace.failed()
             else:
                 self._covered = covered
             self._changed.notify_all()
