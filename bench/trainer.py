@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForCausalLM,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -55,6 +56,7 @@ class TrainerJob:
         trainer = Trainer(
             model=self._model, args=arguments, train_dataset=_Sequences(text), data_collator=_pad, callbacks=[clock]
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         return clock.elapsed_s
 
