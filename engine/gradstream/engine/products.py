@@ -21,9 +21,8 @@ LinearProduct = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 MAX_PACKED_BYTES = 4 << 30
 # For how many tokens a weight is arranged; the same arrangement is as good for one and for hundreds.
 _PACK_TOKENS = 16
-# Multiplications below which the call itself costs more than the product; one token is a matter of memory alone up to the second.
-_MIN_WORK = 600_000
-_MIN_WORK_OF_ONE = 4_000_000
+# Multiplications below which the call itself costs more than the product.
+_MIN_WORK = 300_000
 
 
 class FrozenProducts:
@@ -36,9 +35,7 @@ class FrozenProducts:
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         """[T, O]. weight must never change in place."""
-        num_tokens = len(x_TI)
-        work = num_tokens * weight_OI.numel()
-        if work < (_MIN_WORK_OF_ONE if num_tokens == 1 else _MIN_WORK):
+        if len(x_TI) * weight_OI.numel() < _MIN_WORK:
             return F.linear(x_TI, weight_OI, bias_O)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 (the op that torch's compiler puts in)
             x_TI, self._arranged(weight_OI), bias_O, "none", [], ""
