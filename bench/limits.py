@@ -28,7 +28,7 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
