@@ -11,7 +11,6 @@ from gradstream.engine.optim.together import can_be_together, most_numbers, upda
 from gradstream.engine.optim.update import StepFacts, update
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import GradstreamError, OutOfMemory
-from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import Failed, OptimStep, OptimStepDone, Outcome
 
 _SMALLER = "start the server with a smaller max_merged_lora_rank, max_active_adapters or max_lora_rank"
@@ -35,8 +34,12 @@ def _to_be_together(state: EngineState, jobs: Sequence[OpJob[OptimStep]]) -> lis
     found: list[int] = []
     num_numbers = 0
     for number, job in enumerate(jobs):
-        model = state.models.get(ModelId(job.job.owner))
-        if not isinstance(model, Adapter) or model.tenant != job.job.tenant or state.config.merging.interval:
+        try:
+            model = state.model(job.job)
+        except GradstreamError:
+            # Told when it is served alone.
+            continue
+        if not isinstance(model, Adapter) or state.config.merging.interval:
             continue
         num_numbers += model.layout.num_params
         if can_be_together(model) and num_numbers <= most_numbers(state.base.device):
