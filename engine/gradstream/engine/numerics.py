@@ -23,6 +23,10 @@ from gradstream.shared.errors import Unsupported
 from gradstream.shared.wire import OptimizerSpec
 
 
+# Raised whenever a batch gets other bits than before for a reason that nothing else in the fingerprint names.
+ARITHMETIC = 2
+
+
 def resolve_dtype(policy: DTypePolicy, device: torch.device) -> torch.dtype:
     """The compute dtype of the base model. Adapters, their gradients and moments are fp32 in any case."""
     match policy:
@@ -75,6 +79,7 @@ def fingerprint(
     """Two engines with the same fingerprint give the same bits for the same batches. devices: `device_names`, None for this rank's."""
     attention = resolved_attention(config.attention, device=base.device, dtype=base.compute_dtype)
     facts = {
+        "arithmetic": str(ARITHMETIC),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": _device_name(base.device) if devices is None else devices,
