@@ -22,7 +22,6 @@ from gradstream.shared.config.machine import fixed_cublas_workspace
 from gradstream.shared.errors import Unsupported
 from gradstream.shared.wire import OptimizerSpec
 
-
 # Raised whenever a batch gets other bits than before for a reason that nothing else in the fingerprint names.
 ARITHMETIC = 2
 
