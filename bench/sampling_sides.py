@@ -139,4 +139,4 @@ def _random_adapter(base: BaseModel) -> FrozenAdapter:
     owner = Owner(model_id=ModelId("bench:train:0"), tenant=TenantId("bench"), session_id=SessionId("bench"), spec=spec)
     adapter = new_adapter(owner, base_sites=base.sites, lora_alpha=ALPHA, engine_seed=0, device=torch.device("cpu"))
     adapter.weights.add_(torch.randn(adapter.weights.shape) * NOISE_STD)
-    return adapter.frozen()
+    return adapter.frozen_copy()

@@ -150,7 +150,7 @@ async def test_a_run_with_merges_over_a_killed_gang_ends_with_the_bits_of_one_th
         load_file(dump / f"{model.replace(':', '+')}.{moment}.safetensors") for moment in ("before", "after")
     )
     name = "model.layers.0.self_attn.q_proj.a"
-    assert (before[f"stack.{name}"].shape[0], after[f"stack.{name}"].shape[0]) == (8, 12)
+    assert (before[f"frozen.{name}"].shape[0], after[f"frozen.{name}"].shape[0]) == (8, 12)
 
 
 async def test_a_checkpoint_that_was_loaded_and_then_deleted_is_not_needed_again(

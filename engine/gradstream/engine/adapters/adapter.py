@@ -121,9 +121,9 @@ class Adapter:
     def num_merges(self) -> int:
         return self.factors.frozen_rank // self.layout.rank
 
-    def stack(self) -> Tensor | None:
-        """A flat copy of the factors that were merged, in the layout of their rank; None when there are none."""
-        return self.factors.stack()
+    def frozen_factors(self) -> Tensor | None:
+        """A flat copy of the factors that merges froze, in the layout of their rank; None when there are none."""
+        return self.factors.frozen_factors()
 
     @torch.no_grad()
     def take(self, factors: Factors) -> None:
@@ -147,8 +147,8 @@ class Adapter:
         if self.factors.frozen_rank:
             self.factors.put(self.layout.pairs(self.weights), first=self.factors.frozen_rank)
 
-    def frozen(self) -> FrozenAdapter:
-        """A copy of all factors as they are now."""
+    def frozen_copy(self) -> FrozenAdapter:
+        """A copy of all factors, trained ones too, as they are now."""
         return FrozenAdapter(layout=self.factors.layout, scale=self.scale, weights=self.factors.weights.clone())
 
 

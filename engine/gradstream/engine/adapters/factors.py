@@ -53,20 +53,21 @@ class Factors:
             a.copy_(own.a.narrow(-2, first, a.shape[-2]))
             b.copy_(own.b.narrow(-1, first, b.shape[-1]))
 
-    def stack(self) -> Tensor | None:
+    def frozen_factors(self) -> Tensor | None:
         """A flat copy of the frozen factors, in the layout of their rank; None when there are none."""
         if not self.frozen_rank:
             return None
         layout = self.layout.of_rank(self.frozen_rank)
-        stack = torch.empty(layout.num_params, dtype=torch.float32, device=self.weights.device)
-        self.get(layout.pairs(stack), first=0)
-        return stack
+        frozen = torch.empty(layout.num_params, dtype=torch.float32, device=self.weights.device)
+        self.get(layout.pairs(frozen), first=0)
+        return frozen
 
 
-def joined(layout: AdapterLayout, stack: Tensor, weights: Tensor) -> Factors:
+def joined(layout: AdapterLayout, frozen: Tensor, weights: Tensor) -> Factors:
     """Frozen factors, flat in the layout of a multiple of the rank, before trained ones, flat in layout; copies of both."""
-    frozen = layout.of_rank(layout.rank * (stack.numel() // layout.num_params))
-    factors = Factors.empty(layout.of_rank(frozen.rank + layout.rank), frozen_rank=frozen.rank, device=weights.device)
-    factors.put(frozen.pairs(stack), first=0)
-    factors.put(layout.pairs(weights), first=frozen.rank)
+    frozen_layout = layout.of_rank(layout.rank * (frozen.numel() // layout.num_params))
+    frozen_rank = frozen_layout.rank
+    factors = Factors.empty(layout.of_rank(frozen_rank + layout.rank), frozen_rank=frozen_rank, device=weights.device)
+    factors.put(frozen_layout.pairs(frozen), first=0)
+    factors.put(layout.pairs(weights), first=frozen_rank)
     return factors

@@ -14,7 +14,7 @@ from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.snapshot.cut import Cut, ModelEntry
 from gradstream.engine.snapshot.full import check_full, restore_full
 from gradstream.engine.snapshot.shards import torch_dtype
-from gradstream.engine.snapshot.state import STACK, WEIGHTS, ModelState, owner_of, to_adapter
+from gradstream.engine.snapshot.state import FROZEN, WEIGHTS, ModelState, owner_of, to_adapter
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import GradstreamError, StorageFailure
@@ -94,7 +94,7 @@ def _restore(state: EngineState, store: SnapshotStore, cut: Cut, model_id: Model
 
     def work() -> bytes:
         model = store.read(cut, model_id)
-        factors = [model.tensors[name] for name in (WEIGHTS, STACK) if name in model.tensors]
+        factors = [model.tensors[name] for name in (WEIGHTS, FROZEN) if name in model.tensors]
         if not all(bool(fits(flat, state.base.compute_dtype)) for flat in factors):
             raise StorageFailure(f"snapshot {cut.name}: weights of model {model_id} are not finite")
         return msgspec.msgpack.encode({name: to_bytes(tensor) for name, tensor in model.tensors.items()})

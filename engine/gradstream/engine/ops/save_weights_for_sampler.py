@@ -36,7 +36,7 @@ def save_weights_for_sampler(state: EngineState, job: OpJob[SaveForSampler]) -> 
     )
     save(state, model, order)
     if isinstance(model, Adapter):
-        state.samplers.put(location.uri(), Resident(adapter=model.frozen(), tenant=model.tenant))
+        state.samplers.put(location.uri(), Resident(adapter=model.frozen_copy(), tenant=model.tenant))
     if job.payload.sampler_id is not None:
         return SaveForSamplerDone(sampler_id=job.payload.sampler_id)
     return SaveForSamplerDone(path=location.uri())

@@ -17,8 +17,9 @@ files. The files are written here and not by DCP's writer, which plans through c
 but the first.
 
 A model is the same on every rank, so it has one shard: flat `weights`, the tensors of its optimizer's state and, while something is
-accumulated, flat fp32 `grad`, in the order of its layout; of an adapter that was merged, flat fp32 `stack` too, the frozen factors. An adapter is of kind "lora", the base model's own weights of kind "full". The
-format leaves room for models of which each rank holds a part.
+accumulated, flat fp32 `grad`, in the order of its layout; of an adapter that was merged, flat fp32 `frozen` too, the frozen factors. An
+adapter is of kind "lora", the base model's own weights of kind "full". The format leaves room for models of which each rank holds a
+part.
 
 There is no random state to keep: an adapter's first values follow from the seed in its spec, and every draw of a sample is a hash of
 its job, its place and its seed. Samplers' frozen adapters are checkpoints of their own on disk; a sample that was running is run

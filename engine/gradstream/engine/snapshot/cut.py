@@ -61,9 +61,10 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One model of a cut.
 
     directory: below the store. files: by name in the directory, one a rank that wrote. tensors: by name, what the files hold
-    together. spec, scale: of a "lora" model; spec has its seed resolved. layout_digest: of the flat tensors' layout. step: optimizer steps taken. has_grad: there
-    is a tensor `grad` with what was accumulated since the last one, of valid_tokens tokens. The tensors besides `weights` and `grad` are
-    the state of optimizer, which began with zeros after optim_began steps, and `stack`: what was merged of an adapter. is_asleep: of a "full" model, that it was in host memory.
+    together. spec, scale: of a "lora" model; spec has its seed resolved. layout_digest: of the flat tensors' layout. step: optimizer steps
+    taken. has_grad: there is a tensor `grad` with what was accumulated since the last one, of valid_tokens tokens. The tensors besides
+    `weights` and `grad` are the state of optimizer, which began with zeros after optim_began steps, and `frozen`: the frozen factors of an
+    adapter that was merged. is_asleep: of a "full" model, that it was in host memory.
     """
 
     directory: str

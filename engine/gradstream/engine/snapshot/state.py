@@ -20,15 +20,16 @@ WEIGHTS = "weights"
 EXP_AVG = "exp_avg"
 EXP_AVG_SQ = "exp_avg_sq"
 GRAD = "grad"
-STACK = "stack"
+FROZEN = "frozen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
     """A copy of one model between two batches; it shares no memory with the model.
 
-    owner.spec, of an adapter, has its seed resolved. tensors, on the CPU: weights, grad only if has_grad, both flat [num_params] in the model's layout,
-    the state of its optimizer by name, and stack: what was merged of an adapter, in the layout of its rank. layout_digest: the digest of that layout.
+    owner.spec, of an adapter, has its seed resolved. tensors, on the CPU: weights, grad only if has_grad, both flat [num_params] in the
+    model's layout, the state of its optimizer by name, and frozen: the frozen factors of an adapter that was merged, in the layout of their
+    rank. layout_digest: the digest of the model's layout.
     """
 
     owner: Owner
@@ -59,9 +60,9 @@ def copy_of(model: Adapter | FullModel) -> ModelState:
     tensors = {WEIGHTS: model.weights, **model.optim}
     if model.has_grad:
         tensors[GRAD] = model.grad
-    stack = model.stack() if isinstance(model, Adapter) else None
-    if stack is not None:
-        tensors[STACK] = stack
+    frozen = model.frozen_factors() if isinstance(model, Adapter) else None
+    if frozen is not None:
+        tensors[FROZEN] = frozen
     return ModelState(
         owner=model.owner,
         scale=1.0 if isinstance(model, FullModel) else model.scale,
@@ -104,8 +105,8 @@ def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device
         training=Training(optimizer=model.optimizer, reduction=model.reduction),
     )
     put_state(adapter, model.tensors)
-    if STACK in model.tensors:
-        adapter.take(_with_stack(adapter, model.tensors[STACK]))
+    if FROZEN in model.tensors:
+        adapter.take(_with_frozen(adapter, model.tensors[FROZEN]))
     if model.has_grad:
         adapter.grad.copy_(model.tensors[GRAD])
     adapter.step = model.step
@@ -115,11 +116,13 @@ def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device
     return adapter
 
 
-def _with_stack(adapter: Adapter, stack: Tensor) -> Factors:
-    """What was merged before the adapter's weights; raises StorageFailure when it is not of the adapter's sites."""
-    if not stack.numel() or stack.numel() % adapter.layout.num_params:
-        raise StorageFailure(f"the snapshot of model {adapter.model_id} does not hold {STACK!r} as its layout needs it")
-    return joined(adapter.layout, stack.to(adapter.weights.device), adapter.weights)
+def _with_frozen(adapter: Adapter, frozen: Tensor) -> Factors:
+    """The frozen factors before the adapter's weights; raises StorageFailure when they are not of the adapter's sites."""
+    if not frozen.numel() or frozen.numel() % adapter.layout.num_params:
+        raise StorageFailure(
+            f"the snapshot of model {adapter.model_id} does not hold {FROZEN!r} as its layout needs it"
+        )
+    return joined(adapter.layout, frozen.to(adapter.weights.device), adapter.weights)
 
 
 def put_state(model: TrainedModel, tensors: Mapping[str, Tensor]) -> None:

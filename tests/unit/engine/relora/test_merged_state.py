@@ -112,7 +112,7 @@ def test_a_checkpoint_without_merges_takes_the_place_of_everything_merged(tmp_pa
     train(driver, range(3))
     driver.done("m", LoadWeights(path=SAVED, with_optimizer=True))
     adapter = adapter_of(driver)
-    assert (adapter.num_merges, adapter.stack()) == (0, None)
+    assert (adapter.num_merges, adapter.frozen_factors()) == (0, None)
     assert torch.equal(adapter.weights, before)
     assert adapter.factors.weights is adapter.weights
 
@@ -125,7 +125,7 @@ def test_a_server_that_does_not_merge_loads_samples_and_trains_on(tmp_path: Path
     plain.done("m", LoadWeights(path=SAVED, with_optimizer=True))
     train(plain, range(5, 8))
     assert adapter_of(plain).num_merges == 2
-    assert torch.equal(adapter_of(plain).stack(), adapter_of(driver).stack())
+    assert torch.equal(adapter_of(plain).frozen_factors(), adapter_of(driver).frozen_factors())
     assert not torch.equal(adapter_of(plain).weights, adapter_of(driver).weights)
 
 
@@ -142,13 +142,13 @@ def test_a_checkpoint_of_a_higher_rank_than_the_servers_is_refused(tmp_path: Pat
 
 def test_a_reset_with_weights_drops_what_was_merged_and_one_without_keeps_it(tmp_path: Path) -> None:
     driver = merged_twice(DENSE, tmp_path, resets=True)
-    stack = adapter_of(driver).stack()
+    frozen = adapter_of(driver).frozen_factors()
     driver.done("m", ResetModel(weights=False))
-    assert torch.equal(adapter_of(driver).stack(), stack)
+    assert torch.equal(adapter_of(driver).frozen_factors(), frozen)
     assert (adapter_of(driver).step, adapter_of(driver).optim_began) == (0, 0)
     driver.done("m", ResetModel(weights=True))
     driver.create("fresh", rank=4)
-    assert adapter_of(driver).stack() is None
+    assert adapter_of(driver).frozen_factors() is None
     assert torch.equal(adapter_of(driver).weights, adapter_of(driver, "fresh").weights)
 
 

@@ -37,7 +37,7 @@ def test_a_merge_leaves_what_the_model_computes_and_begins_with_fresh_factors(
         train(driver, range(2))
     adapter, other = adapter_of(merged), adapter_of(plain)
     assert (adapter.num_merges, adapter.factors.layout.rank, adapter.layout.rank) == (1, 8, 4)
-    assert torch.equal(adapter.stack(), other.weights)
+    assert torch.equal(adapter.frozen_factors(), other.weights)
     for (name, pair), first in zip(
         adapter.named_views(adapter.weights).items(), other.named_views(other.weights).values(), strict=True
     ):
@@ -71,9 +71,9 @@ def test_losses_and_gradients_of_a_model_merged_twice_equal_double_precision(
     outcome = driver.done("m", cross_entropy(data))
 
     leaves = double_leaves(adapter.named_views(adapter.weights))
-    stack = adapter.stack()
-    assert stack is not None
-    frozen = adapter.layout.of_rank(6).named_views(stack.double())
+    flat = adapter.frozen_factors()
+    assert flat is not None
+    frozen = adapter.layout.of_rank(6).named_views(flat.double())
     whole = {
         name: LoraPair(torch.cat([frozen[name].a, pair.a], dim=-2), torch.cat([frozen[name].b, pair.b], dim=-1))
         for name, pair in leaves.items()

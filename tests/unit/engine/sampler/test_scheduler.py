@@ -47,7 +47,7 @@ def adapter(base, *, rank=4, seed=1, value=None):
         made.weights.add_(torch.randn(made.weights.shape, generator=torch.Generator().manual_seed(seed)) * 0.03)
     else:
         made.weights.fill_(value)
-    return made.frozen()
+    return made.frozen_copy()
 
 
 def request(prompt, *, choice=WARM, num_samples=1, max_tokens=12, seed=5, **options):

@@ -15,7 +15,7 @@ from gradstream.engine.engine import Engine
 from gradstream.engine.files import storage_errors
 from gradstream.engine.optim.state import named_state, state_parts
 from gradstream.engine.snapshot.capture import capture
-from gradstream.engine.snapshot.state import GRAD, STACK, WEIGHTS, ModelState
+from gradstream.engine.snapshot.state import FROZEN, GRAD, WEIGHTS, ModelState
 from gradstream.shared import codec
 from gradstream.shared.ids import FutureId, ModelId
 from gradstream.shared.wire import ForwardBackwardDone, Outcome
@@ -126,7 +126,7 @@ class Dump:
 
     def _named(self, model: ModelState) -> dict[str, Tensor]:
         layout = self._engine.state.models[model.model_id].layout
-        stack = model.tensors.get(STACK)
+        frozen = model.tensors.get(FROZEN)
         parameters = {
             f"{name}.{tensor.name}": tensor.view(model.tensors[name])
             for name in (WEIGHTS, GRAD)
@@ -135,9 +135,9 @@ class Dump:
         }
         parts = state_parts(model.optimizer, layout, weights_dtype=model.tensors[WEIGHTS].dtype)
         views = parameters | named_state(parts, model.tensors)
-        if stack is not None and isinstance(layout, AdapterLayout):
-            merged = layout.of_rank(layout.rank * (stack.numel() // layout.num_params))
-            views |= {f"{STACK}.{tensor.name}": tensor.view(stack) for tensor in merged.tensors}
+        if frozen is not None and isinstance(layout, AdapterLayout):
+            frozen_layout = layout.of_rank(layout.rank * (frozen.numel() // layout.num_params))
+            views |= {f"{FROZEN}.{tensor.name}": tensor.view(frozen) for tensor in frozen_layout.tensors}
         return {name: view.clone() for name, view in views.items()}
 
     def _outputs(self, future_id: FutureId, moment: str, outcome: Outcome) -> None:
