@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import Literal
 
 from gradstream.engine.bundles import Bundle, Placement, bundle, num_computed, num_shared
-from gradstream.engine.layout import Layout, lay_out
 from gradstream.engine.prefixes import Path, Piece
+from gradstream.engine.row_layout import RowLayout, lay_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Row:
     """
 
     placements: tuple[Placement, ...]
-    layout: Layout | None = None
+    layout: RowLayout | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -7,7 +7,7 @@ computed token.
 import torch
 from torch import Tensor
 
-from gradstream.engine.layout import Layout
+from gradstream.engine.row_layout import RowLayout
 
 
 class Places:
@@ -15,7 +15,7 @@ class Places:
     for each of them in columns of its own.
     """
 
-    def __init__(self, layout: Layout, *, num_candidates: int, device: torch.device) -> None:
+    def __init__(self, layout: RowLayout, *, num_candidates: int, device: torch.device) -> None:
         """num_candidates: C."""
         self.source_T = torch.from_numpy(layout.source_of_computed()).to(device)
         self._shape = (layout.num_tokens, layout.num_slots * num_candidates)

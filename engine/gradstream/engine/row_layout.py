@@ -14,7 +14,7 @@ from gradstream.engine.prefixes import Path, Piece
 
 
 @dataclass(slots=True)
-class Layout:
+class RowLayout:
     """Segments of computed tokens, job by job, and which datum tokens they stand for.
 
     lengths and parents: of each segment, the latter the earlier segment that it continues, -1 for none. sources: for each segment the
@@ -47,12 +47,12 @@ class Layout:
         return np.repeat([slot for _, _, slot in self.places], [size for _, size, _ in self.places])
 
 
-def lay_out(jobs: Iterable[Sequence[tuple[int, Path]]]) -> Layout | None:
+def lay_out(jobs: Iterable[Sequence[tuple[int, Path]]]) -> RowLayout | None:
     """The layout of a row from its datums, job by job: the number of a datum's bundle, and its pieces.
 
     Only datums of one bundle share tokens. None where no two of them do.
     """
-    layout = Layout()
+    layout = RowLayout()
     source = 0
     for datums in jobs:
         _add_job(layout, datums, source)
@@ -64,7 +64,7 @@ def lay_out(jobs: Iterable[Sequence[tuple[int, Path]]]) -> Layout | None:
 _Node = tuple[int, int]
 
 
-def _add_job(layout: Layout, datums: Sequence[tuple[int, Path]], source: int) -> None:
+def _add_job(layout: RowLayout, datums: Sequence[tuple[int, Path]], source: int) -> None:
     """source: where the job's datums begin among the E tokens."""
     begin = start = layout.bounds[-1][1] if layout.bounds else 0
     counts = Counter((number, piece.node) for number, path in datums for piece in path)
