@@ -17,7 +17,7 @@ SOURCES := api engine shared worker
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-engine bench-head-memory bench-tenants bench-durability bench-disk-log bench-edge bench-sampling bench-adapters bench-gpu test-gpu gpu-packages docs golden proto lock clean
+.PHONY: help setup demo demo-rl dev test test-all torture test-clients client-envs check format bench bench-engine bench-head-memory bench-tenants bench-durability bench-disk-log bench-edge bench-sampling bench-prompts bench-adapters bench-gpu test-gpu gpu-packages docs golden proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
