@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
+from gradstream.engine.adapters.passes import AdapterPass
+from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.models.base import BaseModel
 from tests.support.engine_builders import Driver
 from tests.support.switches import MODEL

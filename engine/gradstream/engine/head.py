@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gradstream.engine.adapters.linear import backward_patch
-from gradstream.engine.adapters.passes import AdapterPass, Patch
+from gradstream.engine.adapters.passes import AdapterPass
+from gradstream.engine.adapters.slices import Patch
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.vocabulary import Product, Softmax
 

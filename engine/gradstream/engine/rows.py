@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gradstream.engine.adapters.adapter import Adapter
-from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
+from gradstream.engine.adapters.passes import AdapterPass
+from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.datums import Datums
 from gradstream.engine.head import Head
 from gradstream.engine.losses._base import LossArguments, LossResult

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradstream.engine.adapters.passes import Patch
+from gradstream.engine.adapters.slices import Patch
 from gradstream.engine.models.compiled import compiled
 
 _HALVES = (torch.bfloat16, torch.float16)

@@ -6,7 +6,8 @@ from tests.support.engine_builders import Driver, open_engine, randomize
 from tests.support.full import full_driver
 
 from gradstream.engine import head as head_module
-from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
+from gradstream.engine.adapters.passes import AdapterPass
+from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.head import Head, logits, target_logprobs
 from gradstream.engine.models.base import BaseModel
 from gradstream.shared.ids import ModelId

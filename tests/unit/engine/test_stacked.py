@@ -10,7 +10,8 @@ from tests.support.engine_builders import Driver, cross_entropy, logprobs_of, op
 from tests.support.oracle import relative_error
 
 from gradstream.engine.adapters.linear import Block, lora_linear
-from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
+from gradstream.engine.adapters.passes import AdapterPass
+from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.adapters.stacked import StackedPatch, side_by_side
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import LoraSpec
@@ -96,16 +97,27 @@ def test_slices_of_other_shapes_without_gradients_in_line_or_with_gaps_between_t
     mixed = _slices(base, EQUAL)
     other = noisy_adapter(base, spec=LoraSpec(rank=3, seed=1))
     mixed[1] = AdapterSlice(start=5, end=10, weights=other, grad=torch.zeros(other.layout.num_params))
-    scattered = [
-        AdapterSlice(start=part.start, end=part.end, weights=part.weights, grad=torch.zeros_like(part.grad))
-        for part in _slices(base, EQUAL)
-    ]
+    scattered = _scattered(_slices(base, EQUAL))
 
-    for adapters in (few, long, *(AdapterPass(parts, compute_dtype=torch.float32) for parts in (apart, mixed))):
-        assert not any(isinstance(patch, StackedPatch) for patch in adapters.products(site))
-    # Where buffers happen to lie is the allocator's business; what is added there is right in any case.
-    adapters = AdapterPass(scattered, compute_dtype=torch.float32)
-    assert [part.start for part in adapters.patches(site)] == [0, 5, 10, 15]
+    for adapters in (
+        few,
+        long,
+        *(AdapterPass(parts, compute_dtype=torch.float32) for parts in (apart, mixed, scattered)),
+    ):
+        patches = adapters.products(site)
+        assert len(patches) == len(adapters.slices)
+        assert not any(isinstance(patch, StackedPatch) for patch in patches)
+
+
+def _scattered(slices: Sequence[AdapterSlice]) -> list[AdapterSlice]:
+    """The slices with gradients at unequal distances in one buffer."""
+    num_params = slices[0].grad.numel()
+    starts = [number * num_params + number**2 for number in range(len(slices))]
+    buffer = torch.zeros(starts[-1] + num_params)
+    return [
+        AdapterSlice(start=part.start, end=part.end, weights=part.weights, grad=buffer[start : start + num_params])
+        for part, start in zip(slices, starts, strict=True)
+    ]
 
 
 def test_side_by_side_finds_equal_distances_only():

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gradstream.engine.adapters.layout import LoraPair, Site
 from gradstream.engine.adapters.linear import Block, Groups, lora_linear
-from gradstream.engine.adapters.passes import AdapterPass, Patch
+from gradstream.engine.adapters.passes import AdapterPass
+from gradstream.engine.adapters.slices import Patch
 from gradstream.engine.products import LinearProduct
 
 

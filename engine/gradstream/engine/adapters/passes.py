@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gradstream.engine.adapters.adapter import LoraWeights
 from gradstream.engine.adapters.layout import AdapterLayout, LoraPair
-from gradstream.engine.adapters.slices import AdapterSlice as AdapterSlice
-from gradstream.engine.adapters.slices import Patch as Patch
+from gradstream.engine.adapters.slices import AdapterSlice, Patch
 from gradstream.engine.adapters.stacked import StackedPatch, side_by_side
 from gradstream.engine.adapters.stacking import together
 

@@ -6,7 +6,8 @@ from tests.support.adapters import noisy_adapter
 from tests.support.engine_builders import DENSE, MOE
 from tests.support.switches import base_of, hidden_of
 
-from gradstream.engine.adapters.passes import AdapterPass, AdapterSlice
+from gradstream.engine.adapters.passes import AdapterPass
+from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.head import Head, logits, target_logprobs
 from gradstream.engine.models.routers import routers
 
