@@ -86,6 +86,19 @@ class TakeOver:
     starts: Mapping[FutureId, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What a take-over has before it replays anything.
+
+    cut: the snapshot in memory, None without one. past: the log from there on, or all of it. misfits: the models of the snapshot that this
+    engine cannot hold, with the reasons.
+    """
+
+    cut: Cut | None
+    past: Past
+    misfits: Mapping[ModelId, str] = field(default_factory=dict)
+
+
 def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> TakeOver:
     """Commit what earlier gangs had logged and not committed, and restore their models.
 
@@ -94,19 +107,20 @@ def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> Take
     start_s = tools.clock.monotonic_s()
     behind = catch_up(tools.feed, tools.journal, last=tools.last, epoch=epoch)
     last = tools.feed.last_batch()
-    misfits: Mapping[ModelId, str] = {}
     if mode == "none":
-        cut, past = None, _whole(tools.log, keep=lambda frame: last is None or frame.batch_id > last)
+        uncommitted = _whole(tools.log, keep=lambda frame: last is None or frame.batch_id > last)
+        restored = Restored(cut=None, past=uncommitted)
     else:
-        cut, past, misfits = _restored(tools, last=last, epoch=epoch)
+        restored = _restored(tools, last=last, epoch=epoch)
+    cut, past = restored.cut, restored.past
     num_made_up = make_up(tools.feed, tools.log, past, epoch=epoch, storage=tools.storage, journal=tools.journal)
     todo: list[PastBatch] = []
     why = "recovery is none" if mode == "none" else behind or _cannot_replay(tools, past, cut)
     if why is not None:
-        lost = {**dict.fromkeys(tools.engine.models(), why), **misfits}
+        lost = {**dict.fromkeys(tools.engine.models(), why), **restored.misfits}
     else:
         todo = past.after(None if cut is None else BatchId(*cut.id))
-        lost = {**_lost(_replayed(tools, todo, compare=compare, epoch=epoch)), **misfits}
+        lost = {**_lost(_replayed(tools, todo, compare=compare, epoch=epoch)), **restored.misfits}
     _forget(tools, lost, epoch=epoch)
     adoption = tools.feed.adopt(sorted(tools.engine.models()), lost=lost, otherwise=why or _UNKNOWN, epoch=epoch)
     _tell_lost({model: reason for model, reason in lost.items() if model in adoption.lost})
@@ -139,11 +153,8 @@ def _tell_lost(reasons: Mapping[ModelId, str]) -> None:
         _log.warning("models_lost", num_models=len(reasons), first=first, reason=reasons[first])
 
 
-def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> tuple[Cut | None, Past, Mapping[ModelId, str]]:
-    """The newest snapshot that is whole, now in memory, with the log from there; without one the log from its beginning.
-
-    At last the models of the snapshot that this engine cannot hold, with the reasons.
-    """
+def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> Restored:
+    """The newest snapshot that is whole, now in memory, with the log from there; without one the log from its beginning."""
     for cut, past in cuts_that_count(tools.log, tools.store, last=last):
         payload = RestoreSnapshot(
             directory=str(tools.store.directory), epoch=cut.head.epoch, number=cut.head.number, drop_others=True
@@ -154,8 +165,8 @@ def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> tuple[Cut | 
             continue
         assert isinstance(outcome, RestoreSnapshotDone)
         tools.store.continue_from(cut)
-        return cut, past, outcome.failed
-    return None, _whole(tools.log, keep=keep_after(None, last=last)), {}
+        return Restored(cut=cut, past=past, misfits=outcome.failed)
+    return Restored(cut=None, past=_whole(tools.log, keep=keep_after(None, last=last)))
 
 
 def _cannot_replay(tools: Tools, past: Past, cut: Cut | None) -> str | None:
