@@ -22,28 +22,34 @@ def optim_step(state: EngineState, jobs: Sequence[OpJob[OptimStep]]) -> list[Out
     found = _to_be_together(state, jobs)
     outcomes = _together(state, [jobs[number] for number in found])
     if outcomes is None:
-        return _each(state, jobs)
+        return _alone(state, jobs)
     alone = [number for number in range(len(jobs)) if number not in found]
     by_number = dict(zip(found, outcomes, strict=True))
-    by_number |= zip(alone, _each(state, [jobs[number] for number in alone]), strict=True)
+    by_number |= zip(alone, _alone(state, [jobs[number] for number in alone]), strict=True)
     return [by_number[number] for number in range(len(jobs))]
 
 
 def _to_be_together(state: EngineState, jobs: Sequence[OpJob[OptimStep]]) -> list[int]:
-    """The jobs, by number, of adapters whose updates can be made by common calls; none where there is only one."""
+    """The jobs, by number, of adapters whose updates can be made by common calls; none where there is only one.
+
+    Models too large for what is left of the room are passed over, wherever they rest.
+    """
+    left_numbers = most_numbers(state.base.device)
+    if left_numbers == 0 or state.config.merging.interval:
+        return []
     found: list[int] = []
-    num_numbers = 0
     for number, job in enumerate(jobs):
         try:
+            num_numbers = state.held(job.job).layout.num_params
+            if num_numbers > left_numbers:
+                continue
             model = state.model(job.job)
         except GradstreamError:
             # Told when it is served alone.
             continue
-        if not isinstance(model, Adapter) or state.config.merging.interval:
-            continue
-        num_numbers += model.layout.num_params
-        if can_be_together(model) and num_numbers <= most_numbers(state.base.device):
+        if isinstance(model, Adapter) and can_be_together(model):
             found.append(number)
+            left_numbers -= num_numbers
     return found if len(found) > 1 else []
 
 
@@ -69,7 +75,7 @@ def _metrics(facts: StepFacts) -> dict[str, float]:
 
 
 @each
-def _each(state: EngineState, job: OpJob[OptimStep]) -> OptimStepDone:
+def _alone(state: EngineState, job: OpJob[OptimStep]) -> OptimStepDone:
     """Apply the accumulated gradient and clear it; where the config says so, merge the adapter then.
 
     Metrics: grad_norm (before clipping), lr (after the schedule), step; merges so far, where adapters are merged. Raises UnknownModel,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.support.engine_builders import Driver, cross_entropy, open_engine, random_data
 
+from gradstream.engine.optim.together import update_together
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import AdamParams, Failed, OptimStep, OptimStepDone
 
@@ -42,7 +43,7 @@ def _tensors(driver: Driver, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_models_in_one_batch_get_the_bits_that_each_gets_by_itself(driver):
-    metrics, after = {}, {}
+    metrics = {}
     before = {name: _tensors(driver, name) for name in ADAMS}
     for _ in range(2):
         _accumulate(driver)
@@ -89,6 +90,28 @@ def test_what_fails_one_models_step_leaves_it_as_it_was_and_the_others_step(driv
     assert torch.equal(driver.grad("b"), grad)
     assert broken.step == 0
     assert [driver.engine.state.models[ModelId(name)].step for name in "acd"] == [1, 1, 1]
+
+
+def test_a_model_too_large_to_be_together_leaves_the_room_to_the_small_ones_after_it(driver, monkeypatch):
+    driver.create("large", rank=16)
+    sizes = {name: driver.engine.state.models[ModelId(name)].layout.num_params for name in ("large", "a", "b", "c")}
+    room = sizes["a"] + sizes["b"]
+    assert sizes["large"] > room
+    monkeypatch.setattr("gradstream.engine.ops.optim_step.most_numbers", lambda _: room)
+    together = []
+
+    def noting(wanted, **more):
+        together.extend(model.model_id for model, _ in wanted)
+        return update_together(wanted, **more)
+
+    monkeypatch.setattr("gradstream.engine.ops.optim_step.update_together", noting)
+    _accumulate(driver)
+    driver.done("large", cross_entropy(random_data([9])))
+
+    outcomes = driver.run(*((name, OptimStep(adam=AdamParams())) for name in sizes))
+
+    assert all(isinstance(outcome, OptimStepDone) for outcome in outcomes)
+    assert together == ["a", "b"]
 
 
 def test_a_device_without_room_for_all_at_once_serves_them_one_by_one(driver, monkeypatch):
