@@ -1,5 +1,6 @@
-"""Which slices of a row are computed together; a pure function of their places and shapes, so it follows from the plan.
+"""Which slices of a row are computed together.
 
+A pure function of the plan, the adapters' shapes and the machine, which the fingerprint names; so a replay computes the same together.
 Batched products need equally many tokens of each adapter and always pay. Grouped products take any numbers of tokens: on CPUs they are
 a loop in C++, which pays where an adapter's share is small; on GPUs they are one kernel. `docs/performance.md` has the measurements.
 """
