@@ -57,8 +57,8 @@ def sums_are_finite(pairs: Sequence[tuple[TrainedModel, Tensor]]) -> list[bool]:
 def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int, is_finite: bool | None = None) -> None:
     """Add a job's gradient, flat fp32 [P]; model.grad itself, where it was added there already.
 
-    num_valid: the job's tokens with a target. is_finite: whether the sum is, where that is known. Raises NonFinite, with the model as it was (but for such a shared grad), when a sum
-    would not be finite.
+    num_valid: the job's tokens with a target. is_finite: whether the sum is, where that is known. Raises NonFinite, with the model as it
+    was (but for such a shared grad), when a sum would not be finite.
     """
     is_shared = grad is model.grad
     if is_finite is None:

@@ -36,8 +36,9 @@ async def wake_up(request: Request) -> Sleep:
 
 async def _offload(parts: Parts, tenant: TenantId, *, asleep: bool) -> Sleep:
     if (await parts.catalog.card()).is_lora:
+        call = "sleep" if asleep else "wake_up"
         raise Unsupported(
-            f"{'sleep' if asleep else 'wake_up'}: this server trains adapters beside a base model that all of them share; only one that trains full weights can sleep"
+            f"{call}: this server trains adapters beside a base model that all of them share; only one that trains full weights can sleep"
         )
     deadline_s = parts.clock.monotonic_s() + WAIT_S
     future = await submit(parts, target(DEFAULT_MODEL, tenant=tenant), OffloadModel(asleep=asleep), seq_id=None)

@@ -27,7 +27,8 @@ from gradstream.shared.wire import LoraSpec, OptimizerSpec
 class LoadOrder:
     """Which checkpoint for whom. base_models: every name of the base model that runs here, the main one first.
 
-    max_merged_rank: of an adapter with all that was merged. tenant None: whosever it is. expected is the spec that the checkpoint must have, None for any; optimizer the one that its state must be of, if that is loaded.
+    max_merged_rank: of an adapter with all that was merged. tenant None: whosever it is. expected is the spec that the checkpoint must
+    have, None for any; optimizer the one that its state must be of, if that is loaded.
     """
 
     location: Location | Start

@@ -1,8 +1,8 @@
 """Frames to bytes and back.
 
 A frame is: u32 length of the body, u32 checksum, u8 flags, body; integers little-endian. The body is the msgpack of a frame type, as a
-zstd frame when flag 1 is set; a job whose payload is a zstd frame already is not packed again. The checksum is zlib's crc32 of flags and body, continued from the segment's salt (0 for the first
-frame of a file).
+zstd frame when flag 1 is set; a job whose payload is a zstd frame already is not packed again. The checksum is zlib's crc32 of flags
+and body, continued from the segment's salt (0 for the first frame of a file).
 """
 
 import re
