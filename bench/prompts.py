@@ -23,6 +23,8 @@ from transformers.utils import logging
 from bench.ours import EngineJobs
 from bench.report import Machine, describe, machine
 from bench.text import Tokens, make_model
+from gradstream.engine.packing import pack
+from gradstream.engine.prefixes import find_prefixes
 from gradstream.shared.columns import Column
 from gradstream.shared.config import Settings
 from gradstream.shared.wire import ForwardBackward
@@ -102,10 +104,18 @@ def job_of(datums: Sequence[Tokens], prompt: int, *, backward: bool) -> ForwardB
     )
 
 
+def num_computed(inputs: Sequence[Tokens]) -> int:
+    """Tokens that one job's rows compute where prompts are shared; a group of several rows has its prompt in each of them."""
+    lengths = list(map(len, inputs))
+    paths = find_prefixes(np.concatenate(inputs), lengths, min_tokens=SHARED_FROM)
+    return sum(row.num_tokens for row in pack([lengths], budget_tokens=ROW_TOKENS, paths=[paths]))
+
+
 def measure(jobs: Jobs, shape: tuple[int, int, int], *, rounds: int, vocab_size: int) -> Case:
     """One case."""
     prompt, group, mean = shape
     datums = completions(prompt, group, mean, vocab_size=vocab_size)
+    inputs = [own[:-1] for own in datums]
     train, score = (job_of(datums, prompt, backward=backward) for backward in (True, False))
     taken: list[tuple[float, ...]] = []
     error = 0.0
@@ -119,13 +129,13 @@ def measure(jobs: Jobs, shape: tuple[int, int, int], *, rounds: int, vocab_size:
     train_s, train_shared_s, score_s, score_shared_s, wall_s, wall_shared_s = (
         float(np.median(values)) for values in zip(*taken, strict=True)
     )
-    tokens = sum(len(own) - 1 for own in datums)
+    tokens = sum(map(len, inputs))
     return Case(
         prompt=prompt,
         group=group,
         completion=mean,
         tokens=tokens,
-        computed=tokens - (group - 1) * prompt,
+        computed=num_computed(inputs),
         train_s=round(train_s, 3),
         train_shared_s=round(train_shared_s, 3),
         train_ratio=round(float(np.median([one[0] / one[1] for one in taken])), 2),
