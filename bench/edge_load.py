@@ -1,7 +1,7 @@
 """The clients of bench.edge, in a process of their own.
 
-Run by bench.edge: python -m bench.edge_load submits|heartbeats|polls --port PORT ...; one JSON line comes out at the end, and polls says
-{"parked": N} before that. heartbeats goes on until stdin ends.
+Run by bench.edge: python -m bench.edge_load submits|round_trips|heartbeats|polls --port PORT ...; one JSON line comes out at the end.
+polls says {"sent": N} before that, when its requests are on their way; heartbeats goes on until stdin ends.
 """
 
 import argparse

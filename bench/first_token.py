@@ -20,7 +20,7 @@ from tinker import types
 from bench import job
 from bench.fleet import ClientProcess, clients
 from bench.latency import CONFIG, MODEL_NAME
-from bench.report import latency, machine
+from bench.report import describe, latency, machine
 from examples.local_server import local_server
 
 PROMPT = list(range(4, 36))
@@ -108,9 +108,7 @@ def main() -> None:
         table.add_row(name, f"{figure.p50_ms:.1f}", f"{figure.p95_ms:.1f}", ratio, str(figure.num))
     console.print(table)
     facts = machine(load_before=load_before, torch_threads=1)
-    console.print(
-        f"{facts.cpu}, {facts.cores} cores, load {facts.load[0]} before and {facts.load[1]} after", highlight=False
-    )
+    console.print(describe(facts), highlight=False)
 
 
 if __name__ == "__main__":

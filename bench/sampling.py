@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from bench.report import Machine, machine
+from bench.report import describe, machine
 from bench.sampling_sides import Generate, Ours, Task, make_model, make_prompts
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -109,16 +109,6 @@ def show(title: str, figures: list[Figure], console: Console) -> None:
     console.print(f"CPU ratios: {ratios[0]:.2f} to {ratios[-1]:.2f}, median {statistics.median(ratios):.2f}")
 
 
-def show_machine(facts: Machine, console: Console) -> None:
-    """Where the run was made."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts.packages.items())
-    console.print(
-        f"{facts.cpu}, {facts.cores} cores, load {facts.load[0]} before and {facts.load[1]} after, "
-        f"{facts.torch_threads} torch threads, Python {facts.python}, {versions}",
-        highlight=False,
-    )
-
-
 def _line(figure: Figure) -> str:
     return f"{figure.task}, batch {figure.batch}: ratio {figure.ratio:.2f}, by CPU time {figure.cpu_ratio:.2f}"
 
@@ -154,7 +144,7 @@ def main() -> None:
     for title, figures in found.items():
         show(title, figures, console)
     facts = machine(load_before=load_before, torch_threads=options.threads)
-    show_machine(facts, console)
+    console.print(describe(facts), highlight=False)
     if options.json:
         every = {title: [asdict(figure) for figure in figures] for title, figures in found.items()}
         options.json.write_text(json.dumps({"machine": asdict(facts), "figures": every}, indent=2) + "\n")
