@@ -58,7 +58,7 @@ client-envs: setup ## make the environments of the stock clients that the contra
 	@$(BIN)/python tools/client_envs.py --pip-args='$(PIP_ARGS)'
 
 test-clients: client-envs ## run the stock clients against a server: three versions of the tinker SDK, cookbook recipes, the xorl client
-	$(OFFLINE) $(BIN)/python -m pytest tests/contract/clients -rs --tb=short $(PYTEST_ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest tests/contract/clients -n $(TEST_WORKERS) --dist loadfile -rs --tb=short $(PYTEST_ARGS)
 
 check: setup ## format, lint, types, import contracts, dead code, dependencies, generated files
 	$(BIN)/ruff format --check .
