@@ -44,7 +44,7 @@ def _through(adapters: AdapterPass, base, site: int, x_TI, seed_TO):
     x_TI = x_TI.clone().requires_grad_(True)
     weight_OI = base.causal_lm.model.layers[0].mlp.down_proj.weight
     blocks = [Block(0, len(x_TI), weight_OI)]
-    y_TO = lora_linear(x_TI, blocks, None, adapters.products(site), adapters.anchor)
+    y_TO = lora_linear(x_TI, blocks, None, adapters.grouped_patches(site), adapters.anchor)
     torch.autograd.backward(y_TO, seed_TO)
     return y_TO.detach(), x_TI.grad
 
@@ -58,7 +58,7 @@ def test_a_stack_gives_the_products_and_gradients_of_double_precision_and_of_sin
     slices, others = _slices(base, lengths), _slices(base, lengths)
     together = AdapterPass(slices, compute_dtype=torch.float32)
     single = AdapterPass(others, compute_dtype=torch.float32, is_stacked=False)
-    (patch,) = together.products(site.index)
+    (patch,) = together.grouped_patches(site.index)
     assert isinstance(patch, StackedPatch)
     assert (patch.ends_A is None) == (lengths is EQUAL)
 
@@ -104,7 +104,7 @@ def test_slices_of_other_shapes_without_gradients_in_line_or_with_gaps_between_t
         long,
         *(AdapterPass(parts, compute_dtype=torch.float32) for parts in (apart, mixed, scattered)),
     ):
-        patches = adapters.products(site)
+        patches = adapters.grouped_patches(site)
         assert len(patches) == len(adapters.slices)
         assert not any(isinstance(patch, StackedPatch) for patch in patches)
 

@@ -44,7 +44,7 @@ class AdaptedLinear(nn.Module):
         adapters = self.slot.current
         if adapters is None:
             return nn.functional.linear(x, self.weight, self.bias)
-        patches = adapters.products(self.site_index)
+        patches = adapters.grouped_patches(self.site_index)
         anchor = adapters.anchor if adapters.is_training else None
         block = Block(0, x.shape[-2], self.weight, self.slot.product)
         return lora_linear(x, [block], self.bias, patches, anchor)

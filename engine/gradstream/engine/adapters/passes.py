@@ -32,7 +32,7 @@ class AdapterPass:
             self._groups += singles if stack is None else [stack]
             self._singles += singles
         self._patches: dict[int, list[Patch]] = {}
-        self._products: dict[int, list[Patch | StackedPatch]] = {}
+        self._grouped_patches: dict[int, list[Patch | StackedPatch]] = {}
 
     @classmethod
     def inference(
@@ -48,11 +48,11 @@ class AdapterPass:
             self._patches[site] = [single.patch(site) for single in self._singles if single.has(site)]
         return self._patches[site]
 
-    def products(self, site: int) -> list[Patch | StackedPatch]:
+    def grouped_patches(self, site: int) -> list[Patch | StackedPatch]:
         """The same, those together that are computed together; of sites with one weight."""
-        if site not in self._products:
-            self._products[site] = [group.patch(site) for group in self._groups if group.has(site)]
-        return self._products[site]
+        if site not in self._grouped_patches:
+            self._grouped_patches[site] = [group.patch(site) for group in self._groups if group.has(site)]
+        return self._grouped_patches[site]
 
 
 def _grouped(

@@ -80,7 +80,9 @@ class _AdaptedProduct:
         adapters = self._slot.current
         if adapters is None:
             return F.linear(x, self._weight_OI, self._bias_O)
-        patches = [replace(patch, column=column) for site, column in self._sites for patch in adapters.products(site)]
+        patches = [
+            replace(patch, column=column) for site, column in self._sites for patch in adapters.grouped_patches(site)
+        ]
         anchor = adapters.anchor if adapters.is_training else None
         block = Block(0, x.shape[-2], self._weight_OI, self._slot.product)
         return lora_linear(x, [block], self._bias_O, patches, anchor)
