@@ -59,8 +59,12 @@ class Small:
 def run_gang(redis_url: str, engine: str, directory: Path, *, dies: bool) -> int | None:
     process = multiprocessing.get_context("spawn").Process(target=_lead, args=(redis_url, engine, directory, dies))
     process.start()
-    process.join(timeout=100)
-    return process.exitcode
+    try:
+        process.join(timeout=100)
+        return process.exitcode
+    finally:
+        process.kill()
+        process.join()
 
 
 def _lead(redis_url: str, engine: str, directory: Path, dies: bool) -> None:
