@@ -14,7 +14,7 @@ _FEWER = (
     "send fewer or shorter datums, or start the server with a smaller sample_packing_sequence_len, enable_gradient_checkpointing or "
     "enable_activation_offload"
 )
-_IDLE = "start the server with a smaller max_active_adapters or max_lora_rank"
+_FEWER_ADAPTERS = "start the server with a smaller max_active_adapters or max_lora_rank"
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def memory_as_failure(comm: Comm, *, what: str, help_: str = _FEWER) -> Iterator
 
 def room_for_adapter(comm: Comm, *, what: str) -> AbstractContextManager[None]:
     """The same for an adapter that comes to the device."""
-    return memory_as_failure(comm, what=what, help_=_IDLE)
+    return memory_as_failure(comm, what=what, help_=_FEWER_ADAPTERS)
 
 
 def _no_room(error: RuntimeError | MemoryError) -> str | None:

@@ -194,7 +194,7 @@ def test_a_disk_that_is_full_leaves_models_in_host_memory_and_says_so_once(
         patch.setattr(files, "write_tensors", full)
         with_models(driver, "abcd")
     assert sorted(places(driver.engine).values()) == ["device", "device", "host", "host"]
-    (told,) = [entry for entry in logs if entry["event"] == "idle_models_stay_in_memory"]
+    (told,) = [entry for entry in logs if entry["event"] == "parked_models_stay_in_memory"]
     assert "the disk is full" in told["reason"]
     driver.step("a")
     assert sorted(places(driver.engine).values()) == ["device", "device", "file", "file"]

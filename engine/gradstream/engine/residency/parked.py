@@ -11,7 +11,7 @@ from gradstream.shared.ids import ModelId, TenantId
 
 
 class ParkedModel:
-    """An adapter that rests. Its state is that of a snapshot, and nobody changes it."""
+    """A parked adapter. Its state is that of a snapshot, and nobody changes it."""
 
     def __init__(self, adapter: Adapter, *, layout: AdapterLayout) -> None:
         """A copy of the adapter as it is. layout: equal to the adapter's; parked models of one kind share it."""

@@ -34,8 +34,8 @@ class Bounds:
 class ModelTable(MutableMapping[ModelId, Active]):
     """A mapping whose values are on the device: what is looked up comes there, and leaves it when others need the room.
 
-    Those used least recently leave first, but none that was used in the batch that runs. Every rank makes the same calls, so the same models
-    are on every rank's device. A model's tensors are others after it was away; between two batches nobody may hold on to them.
+    Those used least recently are parked first, but none that was used in the batch that runs. Every rank makes the same calls, so the same
+    models are on every rank's device. A model's tensors are others after it was parked; between two batches nobody may hold on to them.
     """
 
     def __init__(self, *, device: torch.device, bounds: Bounds, place: ParkingPlace) -> None:
@@ -206,7 +206,7 @@ class ModelTable(MutableMapping[ModelId, Active]):
                 parked.move_to_file(self._place)
             except StorageFailure as failure:
                 if not self._is_full:
-                    _log.warning("idle_models_stay_in_memory", reason=failure.message, num_bytes=self._host_bytes)
+                    _log.warning("parked_models_stay_in_memory", reason=failure.message, num_bytes=self._host_bytes)
                 self._is_full = True
                 return
             self._is_full = False

@@ -264,8 +264,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(
             ge=1,
-            description="LoRA models on the device at a time, and of one batch. Those used least recently rest in host memory and come back "
-            "when they are needed; results do not depend on it.",
+            description="LoRA models on the device at a time, and of one batch. Those used least recently are parked in host memory and come "
+            "back when they are needed; results do not depend on it.",
         ),
     ] = 64
     adapter_host_memory: Annotated[
@@ -273,7 +273,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             extra=SIZE,
-            description="What resting LoRA models may take of each rank's host memory; the others rest in files below output_dir.",
+            description="What parked LoRA models may take of each rank's host memory; the others are parked in files below output_dir.",
         ),
     ] = 4 * _GB
     max_samplers_per_tenant: Annotated[
