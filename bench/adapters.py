@@ -1,7 +1,7 @@
 """Many registered models on one server, few of which train: memory, time to bring one back, cuts, recovery.
 
 Run it with `make bench-adapters`, or `python -m bench.adapters --models 200` from the repository's root. Everything goes through the
-tinker SDK and a real server, once with the resting models in host memory and once in files; both are there beside models on the device
+tinker SDK and a real server, once with the parked models in host memory and once in files; both are there beside models on the device
 in the same run.
 """
 
@@ -31,10 +31,10 @@ from bench.latency import CONFIG, MODEL_NAME
 from bench.report import describe, machine
 from examples.local_server import LocalServer, local_server
 
-# What resting models may take of host memory, by where they are then.
+# What parked models may take of host memory, by where they are then.
 PLACES = {"host memory": "64gb", "files": "0"}
 NUM_ACTIVE = 64
-# Of one model on the device and one that rests.
+# Of one model on the device and one that is parked.
 NUM_PAIRS = 32
 CREATED_AT_ONCE = 16
 AWAIT_S = 300.0
@@ -42,19 +42,19 @@ AWAIT_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What one server gave. forward_active_ms, forward_resting_ms, step_ms are medians: of a forward pass on one token of a model on the
-    device and of one that rests, in the gang; and of a step of training, submit to result.
+    """What one server gave. forward_active_ms, forward_parked_ms, step_ms are medians: of a forward pass on one token of a model on the
+    device and of a parked one, in the gang; and of a step of training, submit to result.
 
-    create_s: making all models but those that are active. idle_kib: growth of the gang's resident memory for each model that rests;
+    create_s: making all models but those that are active. parked_kib: growth of the gang's resident memory for each parked model;
     state_kib: of its tensors. cut_all, cut_few, as text: the time of a cut in which the most models, and of a later one in which a few
     had changed, and how many these were. recovery_s: from the kill of rank 0 to the next result; restored_ms: the take-over in it.
     """
 
     create_s: float
-    idle_kib: float
+    parked_kib: float
     state_kib: float
     forward_active_ms: float
-    forward_resting_ms: float
+    forward_parked_ms: float
     step_ms: float
     cut_all: str
     cut_few: str
@@ -161,7 +161,7 @@ def measure(model: Path, folder: Path, *, host_memory: str, num_models: int) -> 
         models.create(num_models - NUM_ACTIVE)
         create_s = time.perf_counter() - start_s
         num_cuts = gang.await_cut(num_models=num_models)
-        idle = (gang.rss() - rss) / (num_models - NUM_ACTIVE)
+        parked = (gang.rss() - rss) / (num_models - NUM_ACTIVE)
         all_cut = max(gang.events("snapshot"), key=lambda cut: int(cut["num_changed"]))
         active = range(num_models - NUM_ACTIVE, num_models)
         steps = [models.step_ms(number) for number in active]
@@ -178,10 +178,10 @@ def measure(model: Path, folder: Path, *, host_memory: str, num_models: int) -> 
         recovery_s = time.monotonic() - killed_s
         return Figures(
             create_s=round(create_s, 1),
-            idle_kib=round(idle / 1024, 1),
+            parked_kib=round(parked / 1024, 1),
             state_kib=round(int(all_cut["num_bytes"]) / int(all_cut["num_changed"]) / 1024, 1),
             forward_active_ms=round(median(batches[-2 * NUM_PAIRS :: 2]), 2),
-            forward_resting_ms=round(median(batches[1 - 2 * NUM_PAIRS :: 2]), 2),
+            forward_parked_ms=round(median(batches[1 - 2 * NUM_PAIRS :: 2]), 2),
             step_ms=round(median(steps), 2),
             cut_all=_cut(all_cut),
             cut_few=_cut(few_cut),
@@ -198,10 +198,10 @@ def show(figures: dict[str, Figures], console: Console) -> None:
     """Print what the servers gave, side by side."""
     table = Table("", *figures)
     rows: Sequence[tuple[str, str]] = (
-        ("resident memory a resting model, KiB", "idle_kib"),
+        ("resident memory a parked model, KiB", "parked_kib"),
         ("its tensors, KiB", "state_kib"),
         ("1 token, model on the device, in the gang, ms", "forward_active_ms"),
-        ("1 token, model that rests, in the gang, ms", "forward_resting_ms"),
+        ("1 token, parked model, in the gang, ms", "forward_parked_ms"),
         ("a step of training, ms", "step_ms"),
         ("largest cut", "cut_all"),
         ("a later cut", "cut_few"),
@@ -231,7 +231,7 @@ def main() -> None:
                     measure, model, Path(folder) / str(number), host_memory=host_memory, num_models=options.models
                 )
                 figures[place] = asked.result()
-            console.print(f"done: models that rest are in {place}", highlight=False)
+            console.print(f"done: parked models are in {place}", highlight=False)
     show(figures, console)
     about = machine(load_before=load_before, torch_threads=1)
     console.print(describe(about), highlight=False)

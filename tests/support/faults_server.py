@@ -33,7 +33,7 @@ DEFAULTS: Mapping[str, str] = {
     "max_restart_backoff_s": "1",
     "poll_hold_s": "5",
     "snapshot_replay_budget_s": REPLAY_BUDGET_S,
-    # Of three models one rests, in a file.
+    # Of three models one is parked, in a file.
     "max_active_adapters": "2",
     "adapter_host_memory": "0",
 }

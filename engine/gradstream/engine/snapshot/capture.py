@@ -11,8 +11,8 @@ from gradstream.shared.ids import ModelId
 def capture(state: EngineState, model_ids: Iterable[ModelId]) -> list[ModelState]:
     """These models as they are now, in this order; not collective, and to be called between batches.
 
-    Models on the device are copied to host memory; those that are parked are there already, or mapped from their files. Raises UnknownModel,
-    naming the model, when one is not held by this engine, and ParkedFileDamaged.
+    Models on the device are copied to host memory; those that are parked are there already, or mapped from their files. Raises
+    UnknownModel, naming the model, when one is not held by this engine, and ParkedFileDamaged.
     """
     return [_captured(state, model_id) for model_id in model_ids]
 
