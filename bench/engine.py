@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.table import Table
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from bench.limits import Work, matmul_flops_per_s
+from bench.limits import TrainingCost, matmul_flops_per_s
 from bench.ours import EngineJobs
 from bench.report import Machine, describe, machine
 from bench.text import Text, equal_text, make_model, variable_text
@@ -61,7 +62,7 @@ class EngineRun:
 
 def measure(folder: Path, texts: Sequence[Text], *, rounds: int, scratch: Path) -> tuple[list[Speed], float]:
     """The speeds, and the limit in operations a second."""
-    ours = EngineJobs(folder, rank=RANK)
+    ours = EngineJobs.of_loras(folder, rank=RANK)
     trainer = TrainerJob(folder, rank=RANK, learning_rate=LEARNING_RATE, scratch=scratch)
     base = ours.engine.state.base
     adam = AdamParams(learning_rate=LEARNING_RATE, beta2=0.999, eps=1e-8, grad_clip_norm=CLIP)
@@ -73,15 +74,15 @@ def measure(folder: Path, texts: Sequence[Text], *, rounds: int, scratch: Path) 
             # The first round is for warming up.
             if number:
                 times[text.name].append(elapsed)
-        limits.append(matmul_flops_per_s(base.device, base.compute_dtype))
+        limits.append(matmul_flops_per_s(base.device, base.compute_dtype, clock=time.process_time))
     limit = float(np.median(limits))
-    work = Work.of(AutoConfig.from_pretrained(folder))
-    return [_speed(text, times[text.name], work, limit) for text in texts], limit
+    cost = TrainingCost.of(AutoConfig.from_pretrained(folder))
+    return [_speed(text, times[text.name], cost, limit) for text in texts], limit
 
 
-def _speed(text: Text, elapsed: list[tuple[float, float]], work: Work, limit: float) -> Speed:
+def _speed(text: Text, elapsed: list[tuple[float, float]], cost: TrainingCost, limit: float) -> Speed:
     ours_s, trainer_s = (float(np.median(values)) for values in zip(*elapsed, strict=True))
-    flops = work.lora_flops([len(tokens) for step in text.steps for tokens in step])
+    flops = cost.flops([len(tokens) for step in text.steps for tokens in step], is_lora=True)
     return Speed(
         text=text.name,
         tokens=text.num_tokens,
@@ -146,7 +147,7 @@ def main() -> None:
             equal_text(batch=max(1, options.batch // 4), length=options.longest // 2, **sizes),
         ]
         speeds, limit = measure(model, texts, rounds=options.rounds, scratch=Path(folder) / "trainer")
-        num_gemm = Work.of(AutoConfig.from_pretrained(model)).num_gemm
+        num_gemm = TrainingCost.of(AutoConfig.from_pretrained(model)).num_gemm
     run = EngineRun(
         model="random Qwen3" if options.model is None else options.model.name,
         num_gemm=num_gemm,

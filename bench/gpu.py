@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from bench import bare_machine
-from bench.gpu_model import SHAPES, Trainer, Work
+from bench.gpu_model import SHAPES, RandomModelEngine, Work
+from bench.limits import TrainingCost, matmul_flops_per_s
 
 # Dense bfloat16 products, from the makers' data sheets; by the beginning of the device's name.
 _PEAK_TFLOPS = {"NVIDIA H200": 989.0, "NVIDIA H100": 989.0, "NVIDIA A100": 312.0, "NVIDIA L40S": 362.0}
@@ -43,24 +44,14 @@ class Figure:
 
 
 def matmul_tflops(device: str) -> float:
-    """What one large product reaches: bfloat16 on a GPU, float32 elsewhere. The best of five."""
-    is_cuda = device != "cpu"
-    size = 8192 if is_cuda else 1024
-    dtype = torch.bfloat16 if is_cuda else torch.float32
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
-        _synchronize(device)
-        started = time.perf_counter()
-        torch.mm(left, right)
-        _synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best / 1e12
+    """What one large product reaches: bfloat16 on a GPU, float32 elsewhere."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return matmul_flops_per_s(torch.device(device), dtype, clock=time.perf_counter) / 1e12
 
 
 def measure(name: str, mode: str, work: Work, *, device: str, limit_tflops: float) -> Figure:
     """Median step of one model; a model that does not fit is a figure with an error."""
-    shape, is_lora = SHAPES[name], mode == "lora"
+    is_lora = mode == "lora"
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -74,13 +65,14 @@ def measure(name: str, mode: str, work: Work, *, device: str, limit_tflops: floa
             torch.cuda.empty_cache()
     step_s = statistics.median(times)
     tokens_per_s = work.num_sequences * work.context / step_s
-    tflops = tokens_per_s * shape.flops_per_token(context=work.context, is_lora=is_lora) / 1e12
+    flops = TrainingCost.of(SHAPES[name].config()).flops([work.context] * work.num_sequences, is_lora=is_lora)
+    tflops = flops / step_s / 1e12
     peak = _peak_tflops(device)
     return Figure(
         shape=name,
         mode=mode,
         tokens_per_s=round(tokens_per_s, 1),
-        step_ms=round(step_s * 1000, 1),
+        step_ms=round(step_s * 1000, 3),
         mfu=None if peak is None else round(tflops / peak, 4),
         share_of_matmul=round(tflops / limit_tflops, 4),
         peak_gib=0.0 if device == "cpu" else round(torch.cuda.max_memory_allocated() / 2**30, 2),
@@ -89,11 +81,11 @@ def measure(name: str, mode: str, work: Work, *, device: str, limit_tflops: floa
 
 def _steps(name: str, is_lora: bool, work: Work, *, device: str, folder: Path) -> list[float]:
     """Wall times in s."""
-    trainer = Trainer(SHAPES[name], device=device, is_lora=is_lora, rank=work.rank, folder=folder)
+    engine = RandomModelEngine(SHAPES[name], device=device, is_lora=is_lora, rank=work.rank, folder=folder)
     times = []
     for turn in range(_WARM_UP + work.steps):
         started = time.perf_counter()
-        trainer.step(num_sequences=work.num_sequences, context=work.context)
+        engine.step(num_sequences=work.num_sequences, context=work.context)
         if turn >= _WARM_UP:
             times.append(time.perf_counter() - started)
     return times
@@ -104,11 +96,6 @@ def _peak_tflops(device: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((tflops for start, tflops in _PEAK_TFLOPS.items() if name.startswith(start)), None)
-
-
-def _synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
 
 
 def _line(figure: Figure) -> str:

@@ -10,30 +10,18 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from bench.limits import synchronize
+from bench.ours import NAME, EngineJobs, cross_entropy
 from gradstream.engine.config import DTypePolicy, EngineConfig
 from gradstream.engine.engine import Engine
 from gradstream.engine.models.build import Build, seam
 from gradstream.engine.numerics import configure, resolve_dtype
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.state import EngineState
-from gradstream.shared import codec
-from gradstream.shared.columns import Column
-from gradstream.shared.ids import DEFAULT_MODEL, LOCAL_TENANT, ModelId, SessionId, future_id
-from gradstream.shared.wire import (
-    AdamParams,
-    Batch,
-    CreateModel,
-    Failed,
-    ForwardBackward,
-    Job,
-    LoraSpec,
-    OptimStep,
-    Payload,
-    Plan,
-)
+from gradstream.shared.wire import AdamParams, LoraSpec, OptimStep
 
-NAME = "bench"
 _MAX_POSITION = 32_768
+_ROW_TOKENS = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +37,19 @@ class Shape:
     vocab: int = 151_936
     is_tied: bool = True
 
-    @property
-    def matmul_params(self) -> int:
-        """Parameters that every token is multiplied with: all but the embedding, and the unembedding once."""
-        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.key_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocab * self.hidden
-
-    def flops_per_token(self, *, context: int, is_lora: bool) -> float:
-        """Of a forward and backward pass, by the usual count: 2 a parameter forward, 2 for the gradient of activations, 2 for that of
-        weights where they train; attention over half of the context. Adapters themselves are left out.
-        """
-        attention = 2 * self.layers * self.heads * self.head_size * context
-        return (4 if is_lora else 6) * self.matmul_params + 3 * attention
+    def config(self) -> Qwen3Config:
+        return Qwen3Config(
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_heads,
+            head_dim=self.head_size,
+            max_position_embeddings=_MAX_POSITION,
+            tie_word_embeddings=self.is_tied,
+            attn_implementation="sdpa",
+        )
 
 
 SHAPES = {
@@ -73,19 +62,8 @@ SHAPES = {
 
 def qwen3(shape: Shape, *, device: torch.device, dtype: torch.dtype) -> Qwen3ForCausalLM:
     """Random weights, made where they stay."""
-    config = Qwen3Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_heads,
-        head_dim=shape.head_size,
-        max_position_embeddings=_MAX_POSITION,
-        tie_word_embeddings=shape.is_tied,
-        attn_implementation="sdpa",
-        dtype=dtype,
-    )
+    config = shape.config()
+    config.dtype = dtype
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -106,7 +84,7 @@ class Work:
     steps: int
 
 
-class Trainer:
+class RandomModelEngine:
     """The engine with one model of a shape, driven by the batches that the server's gang would execute."""
 
     def __init__(self, shape: Shape, *, device: str, is_lora: bool, rank: int, folder: Path) -> None:
@@ -118,47 +96,21 @@ class Trainer:
             device=device,
             dtype=DTypePolicy.AUTO if is_lora or device != "cpu" else DTypePolicy.FLOAT32,
             is_lora=is_lora,
-            row_budget_tokens=16_384,
+            row_budget_tokens=_ROW_TOKENS,
         )
         configure(config)
         place = torch.device(device)
         model = qwen3(shape, device=place, dtype=resolve_dtype(config.dtype, place)).eval().requires_grad_(False)
         base = seam(model, digest="random", build=Build.of(config))
-        self.engine = Engine(EngineState(config=config, comm=Comm.single(), base=base))
+        engine = Engine(EngineState(config=config, comm=Comm.single(), base=base))
+        self._jobs = EngineJobs(engine, row_budget_tokens=_ROW_TOKENS)
+        self._jobs.create(LoraSpec(rank=rank, seed=0, train_unembed=False) if is_lora else None)
         self._vocab, self._device = shape.vocab, place
-        self._seq = 0
-        lora = LoraSpec(rank=rank, seed=0, train_unembed=False) if is_lora else None
-        self._owner = ModelId("s:train:0" if is_lora else DEFAULT_MODEL)
-        self._run(CreateModel(session_id=SessionId("s"), base_model=NAME, lora=lora))
+        self._rng = np.random.default_rng(0)
 
     def step(self, *, num_sequences: int, context: int) -> None:
         """forward_backward on random tokens, optim_step, and everything done on the device."""
-        rng = np.random.default_rng(self._seq)
-        tokens = rng.integers(0, self._vocab, (num_sequences, context + 1))
-        self._run(
-            ForwardBackward(
-                tokens=Column.of([row[:-1].astype("int32") for row in tokens], dtype="int32"),
-                inputs={"target_tokens": Column.of([row[1:] for row in tokens], dtype="int64")},
-                loss_fn="cross_entropy",
-                backward=True,
-            )
-        )
-        self._run(OptimStep(adam=AdamParams(learning_rate=1e-4)))
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def _run(self, payload: Payload) -> None:
-        """Raises RuntimeError when the job fails."""
-        job = Job(
-            future_id=future_id(self._owner, self._seq),
-            owner=self._owner,
-            seq=self._seq,
-            op=codec.op_of(payload),
-            tenant=LOCAL_TENANT,
-            payload=codec.encode(payload),
-        )
-        self._seq += 1
-        plan = Plan(kind=job.op, future_ids=[job.future_id], row_budget_tokens=16_384)
-        outcome = self.engine.execute(Batch(number=self._seq, epoch=1, plan=plan, jobs=[job]))[job.future_id]
-        if isinstance(outcome, Failed):
-            raise RuntimeError(outcome.message)  # noqa: TRY004 (a job that failed is no wrong type)
+        tokens = self._rng.integers(0, self._vocab, (num_sequences, context + 1))
+        self._jobs.run({0: cross_entropy(list(tokens))})
+        self._jobs.run({0: OptimStep(adam=AdamParams(learning_rate=1e-4))})
+        synchronize(self._device)

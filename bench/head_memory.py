@@ -39,7 +39,7 @@ def run_side(side: str, folder: Path, *, num_tokens: int, vocab_size: int) -> in
     """Bytes by which one side's pass raises this process's peak."""
     (step,) = equal_text(num_steps=1, batch=1, length=num_tokens, vocab_size=vocab_size).steps
     if side == "ours":
-        jobs = EngineJobs(folder, rank=RANK)
+        jobs = EngineJobs.of_loras(folder, rank=RANK)
         payload = cross_entropy(list(step))
         before = _peak_bytes()
         jobs.run({0: payload})

@@ -1,4 +1,7 @@
-"""The engine of the server in this process, without the server: the same batches as the gang would execute."""
+"""The engine of the server in this process, without the server: the same batches as the gang would execute.
+
+Imports nothing but torch, transformers, numpy and the engine, so that `bench.gpu` runs where the server's packages are not installed.
+"""
 
 import time
 from pathlib import Path
@@ -9,7 +12,7 @@ from gradstream.engine.engine import Engine
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared import codec
 from gradstream.shared.columns import Column
-from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, SessionId, future_id
+from gradstream.shared.ids import DEFAULT_MODEL, LOCAL_TENANT, FutureId, ModelId, SessionId, future_id
 from gradstream.shared.wire import (
     AdamParams,
     Batch,
@@ -24,7 +27,7 @@ from gradstream.shared.wire import (
     Plan,
 )
 
-_NAME = "bench"
+NAME = "bench"
 
 
 def cross_entropy(sequences: list[Tokens]) -> ForwardBackward:
@@ -38,17 +41,30 @@ def cross_entropy(sequences: list[Tokens]) -> ForwardBackward:
 
 
 class EngineJobs:
-    """An engine with some adapters, and batches of jobs on them. Models are numbered from 0."""
+    """An engine, and batches of jobs on its models, which are numbered from 0 in the order of their making."""
 
-    def __init__(self, folder: Path, *, rank: int, num_models: int = 1, row_budget_tokens: int = 8192) -> None:
-        config = EngineConfig(model_path=folder, model_name=_NAME, tokenizer_id=_NAME, output_dir=folder)
-        self.engine = Engine.open(config, Comm.single())
+    def __init__(self, engine: Engine, *, row_budget_tokens: int) -> None:
+        self.engine = engine
         self._row_budget_tokens = row_budget_tokens
-        self._seqs = [0] * num_models
+        self._owners: list[ModelId] = []
+        self._seqs: list[int] = []
         self._number = 0
-        for model in range(num_models):
-            lora = LoraSpec(rank=rank, seed=0, train_unembed=False)
-            self.run({model: CreateModel(session_id=SessionId("s"), base_model=_NAME, lora=lora)})
+
+    @classmethod
+    def of_loras(cls, folder: Path, *, rank: int, num_models: int = 1, row_budget_tokens: int = 8192) -> "EngineJobs":
+        """With some adapters on the model in a folder."""
+        config = EngineConfig(model_path=folder, model_name=NAME, tokenizer_id=NAME, output_dir=folder)
+        jobs = cls(Engine.open(config, Comm.single()), row_budget_tokens=row_budget_tokens)
+        for _ in range(num_models):
+            jobs.create(LoraSpec(rank=rank, seed=0, train_unembed=False))
+        return jobs
+
+    def create(self, lora: LoraSpec | None) -> None:
+        """Another adapter; None: the model itself, for training in full."""
+        model = len(self._owners)
+        self._owners.append(ModelId(DEFAULT_MODEL if lora is None else f"s:train:{model}"))
+        self._seqs.append(0)
+        self.run({model: CreateModel(session_id=SessionId("s"), base_model=NAME, lora=lora)})
 
     def run(self, work: dict[int, Payload], *, shared_prompt_tokens: int = 0) -> dict[FutureId, Outcome]:
         """One batch of a payload for each of some models; raises RuntimeError when a job fails. shared_prompt_tokens: as in Plan."""
@@ -76,7 +92,7 @@ class EngineJobs:
         return time.process_time() - started
 
     def _job(self, model: int, payload: Payload) -> Job:
-        owner, seq = ModelId(f"s:train:{model}"), self._seqs[model]
+        owner, seq = self._owners[model], self._seqs[model]
         self._seqs[model] += 1
         return Job(
             future_id=future_id(owner, seq),

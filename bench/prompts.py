@@ -66,7 +66,7 @@ class Jobs:
     """An engine with one adapter."""
 
     def __init__(self, folder: Path) -> None:
-        self._engine = EngineJobs(folder, rank=RANK, row_budget_tokens=ROW_TOKENS)
+        self._engine = EngineJobs.of_loras(folder, rank=RANK, row_budget_tokens=ROW_TOKENS)
         (self._adapter,) = self._engine.engine.state.models.values()
         # One of the factors of a new adapter is zero, and the other's gradient with it.
         noise = torch.randn(self._adapter.weights.shape, generator=torch.Generator().manual_seed(SEED))

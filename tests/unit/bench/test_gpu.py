@@ -5,6 +5,7 @@ import torch
 
 from bench import bare_machine, gpu
 from bench.gpu_model import SHAPES, Shape, Work, qwen3
+from bench.limits import TrainingCost
 
 WORK = Work(num_sequences=2, context=16, rank=4, steps=1)
 CPU = torch.device("cpu")
@@ -16,7 +17,8 @@ def test_a_tiny_model_trains_and_has_figures(mode):
     assert figure.error is None
     assert figure.tokens_per_s > 0
     assert figure.tokens_per_s == pytest.approx(32 / figure.step_ms * 1000, rel=0.01)
-    flops = figure.tokens_per_s * SHAPES["tiny"].flops_per_token(context=16, is_lora=mode == "lora")
+    cost = TrainingCost.of(SHAPES["tiny"].config())
+    flops = figure.tokens_per_s * cost.flops([16], is_lora=mode == "lora") / 16
     assert figure.share_of_matmul == pytest.approx(flops / 1e12, abs=1e-4)
 
 
@@ -38,7 +40,7 @@ def test_every_weight_matrix_but_the_embedding_counts_and_the_head_once(is_tied)
         for name, value in model.named_parameters()
         if value.dim() == 2 and "embed_tokens" not in name and "lm_head" not in name
     }
-    assert shape.matmul_params == sum(matrices.values()) + model.lm_head.weight.numel()
+    assert TrainingCost.of(shape.config()).num_gemm == sum(matrices.values()) + model.lm_head.weight.numel()
 
 
 def test_flops_are_those_of_a_hand_count():
@@ -46,13 +48,14 @@ def test_flops_are_those_of_a_hand_count():
     params = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16 + 10 * 8
     # Scores and their product with the values, 2 * 4 multiplications and additions each a head and key, for half of 6 keys, three times.
     attention = 3 * 2 * (2 * 2 * 4) * 3
-    assert shape.flops_per_token(context=6, is_lora=False) == 6 * params + attention
-    assert shape.flops_per_token(context=6, is_lora=True) == 4 * params + attention
+    cost = TrainingCost.of(shape.config())
+    assert cost.flops([6, 6], is_lora=False) == 2 * 6 * (6 * params + attention)
+    assert cost.flops([6], is_lora=True) == 6 * (4 * params + attention)
 
 
 def test_published_shapes_have_about_as_many_parameters_as_their_names_say():
     total = {
-        name: shape.matmul_params + (0 if shape.is_tied else shape.vocab * shape.hidden)
+        name: TrainingCost.of(shape.config()).num_gemm + (0 if shape.is_tied else shape.vocab * shape.hidden)
         for name, shape in SHAPES.items()
     }
     assert total["0.6B"] == pytest.approx(0.6e9, rel=0.02)
