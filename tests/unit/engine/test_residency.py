@@ -16,6 +16,7 @@ from tests.support.engine_builders import (
 )
 from tests.support.snapshots import assert_same_state, restore, snapshot
 
+from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.engine import Engine
 from gradstream.engine.residency import files
 from gradstream.engine.residency.files import ParkedFileDamaged, ParkingPlace, remove_left
@@ -28,6 +29,7 @@ from gradstream.shared.wire import (
     OptimStep,
     Outcome,
     Payload,
+    RestoreSnapshotDone,
     Sample,
     SampleDone,
     SamplingParams,
@@ -128,7 +130,7 @@ def test_a_recorded_batch_of_more_models_than_the_bound_runs_as_it_ran(tmp_path:
 
 
 @pytest.mark.parametrize("host_bytes", [IN_HOST, IN_FILES], ids=["host", "files"])
-def test_a_cut_and_a_recovery_of_many_models_leave_few_on_the_device(tmp_path: Path, host_bytes: int) -> None:
+def test_after_a_recovery_all_models_rest_with_the_bits_of_the_cut(tmp_path: Path, host_bytes: int) -> None:
     first = with_models(bounded(tmp_path, host_bytes=host_bytes))
     work = random_work(num_batches=20)
     for batch in work[:10]:
@@ -139,11 +141,29 @@ def test_a_cut_and_a_recovery_of_many_models_leave_few_on_the_device(tmp_path: P
     second = bounded(tmp_path, host_bytes=host_bytes)
     outcome = restore(second.engine, payload)
     assert not isinstance(outcome, Failed)
-    assert list(places(second.engine).values()).count("device") == 2
+    assert "device" not in places(second.engine).values()
     assert_same_models(first.engine, second.engine)
     for batch in work[10:]:
         assert [type(one) for one in first.run(*batch)] == [type(one) for one in second.run(*batch)]
     assert_same_models(first.engine, second.engine)
+
+
+def test_a_cut_of_more_models_than_the_device_has_room_for_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = with_models(bounded(tmp_path, max_active=64))
+    payload = snapshot(first.engine, tmp_path / "cuts")
+    second = bounded(tmp_path, max_active=64)
+
+    def lack(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adapter, "__init__", lack)
+        assert isinstance(restore(second.engine, payload), RestoreSnapshotDone)
+    assert_same_models(first.engine, second.engine)
+    job = ("a", cross_entropy(random_data([5])))
+    assert first.run(job) == second.run(job)
 
 
 def test_models_that_rest_are_not_copied_for_a_cut(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import msgspec
 import torch
 
-from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout, layout_for
 from gradstream.engine.checkpoint.snapshot import to_bytes, to_tensor
 from gradstream.engine.finite import fits
@@ -14,7 +13,7 @@ from gradstream.engine.parallel.agree import on_leader
 from gradstream.engine.snapshot.cut import Cut, ModelEntry
 from gradstream.engine.snapshot.full import check_full, restore_full
 from gradstream.engine.snapshot.shards import torch_dtype
-from gradstream.engine.snapshot.state import FROZEN, WEIGHTS, ModelState, owner_of, to_adapter
+from gradstream.engine.snapshot.state import FROZEN, WEIGHTS, ModelState, check_tensors, owner_of
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.engine.state import EngineState
 from gradstream.shared.errors import GradstreamError, StorageFailure
@@ -28,6 +27,7 @@ from gradstream.shared.wire import RestoredModel, RestoreSnapshot, RestoreSnapsh
 def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> RestoreSnapshotDone:
     """Rank 0 verifies and reads; every rank then holds the same models. A model that is here already is replaced.
 
+    Adapters rest until a job needs them: those of a cut need not have room on the device together.
     A model that does not fit the base model is not restored, and told in `failed`. Raises StorageFailure, with all models in memory
     as they were, when the cut or one of its files is missing or damaged.
     """
@@ -46,7 +46,7 @@ def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> Restore
         if layout is None:
             restored[model_id] = restore_full(state, store, cut, model_id)
         else:
-            restored[model_id] = _restore(state, store, cut, model_id, layout)
+            restored.put_resting(_read(state, store, cut, model_id, layout), layout)
     steps = {model_id: cut.models[model_id].step for model_id in restored}
     tenants = restored.tenants()
     state.models.take(restored, drop_others=payload.drop_others)
@@ -88,8 +88,11 @@ def _check(state: EngineState, entry: ModelEntry, *, what: str) -> AdapterLayout
     return layout
 
 
-def _restore(state: EngineState, store: SnapshotStore, cut: Cut, model_id: ModelId, layout: AdapterLayout) -> Adapter:
-    """The adapter as it was, on every rank; collective. Raises StorageFailure when a file cannot be read."""
+def _read(state: EngineState, store: SnapshotStore, cut: Cut, model_id: ModelId, layout: AdapterLayout) -> ModelState:
+    """The adapter's state as it was, on every rank; collective.
+
+    Raises StorageFailure when a file cannot be read, or does not hold what the layout and the optimizer need.
+    """
     entry = cut.models[model_id]
 
     def work() -> bytes:
@@ -115,4 +118,5 @@ def _restore(state: EngineState, store: SnapshotStore, cut: Cut, model_id: Model
             for name, values in data.items()
         },
     )
-    return to_adapter(model, layout, device=state.base.device)
+    check_tensors(model, layout)
+    return model

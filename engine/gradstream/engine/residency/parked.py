@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout
 from gradstream.engine.residency.files import ParkedFile, ParkingPlace
-from gradstream.engine.snapshot.state import ModelState, copy_of
+from gradstream.engine.snapshot.state import ModelState
 from gradstream.engine.trained import Owner
 from gradstream.shared.ids import ModelId, TenantId
 
@@ -13,10 +12,10 @@ from gradstream.shared.ids import ModelId, TenantId
 class ParkedModel:
     """A parked adapter. Its state is that of a snapshot, and nobody changes it."""
 
-    def __init__(self, adapter: Adapter, *, layout: AdapterLayout) -> None:
-        """A copy of the adapter as it is. layout: equal to the adapter's; parked models of one kind share it."""
+    def __init__(self, state: ModelState, *, layout: AdapterLayout) -> None:
+        """state: of an adapter, its tensors as the layout needs them. layout: of its digest; parked models of one kind share it."""
         self._layout = layout
-        self._state = copy_of(adapter)
+        self._state = state
         self._file: ParkedFile | None = None
         self.size_bytes = self._state.size_bytes
 

@@ -95,6 +95,17 @@ class ModelTable(MutableMapping[ModelId, Active]):
         """The model where it is; None when there is none."""
         return self._models.get(model_id)
 
+    def put_resting(self, state: ModelState, layout: AdapterLayout) -> None:
+        """Hold an adapter with this state, which nobody changes any more, in the place of one of its id; it needs no room on the device.
+
+        layout: of the state's digest; its tensors must be as that needs them.
+        """
+        parked = ParkedModel(state, layout=self._layouts.setdefault(layout.digest, layout))
+        self._leave(state.model_id)
+        self._models[state.model_id] = parked
+        self._enter_host(state.model_id, parked)
+        self._spill()
+
     def tenants(self) -> dict[ModelId, TenantId]:
         """Whose each model is."""
         return {model_id: model.tenant for model_id, model in self._models.items()}
@@ -106,7 +117,9 @@ class ModelTable(MutableMapping[ModelId, Active]):
 
     def empty(self) -> "ModelTable":
         """Another table like this one, without models."""
-        return ModelTable(device=self._device, bounds=self._bounds, place=self._place)
+        table = ModelTable(device=self._device, bounds=self._bounds, place=self._place)
+        table._layouts = self._layouts
+        return table
 
     def bring(self, model_id: ModelId) -> Active:
         """The model, brought to the device if it is not there; it may leave again at once. Raises like a look-up."""
@@ -192,11 +205,7 @@ class ModelTable(MutableMapping[ModelId, Active]):
             model = self._models[model_id]
             if not isinstance(model, Adapter):
                 continue
-            layout = self._layouts.setdefault(model.layout.digest, model.layout)
-            parked = ParkedModel(model, layout=layout)
-            del self._active[model_id]
-            self._models[model_id] = parked
-            self._enter_host(model_id, parked)
+            self.put_resting(copy_of(model), model.layout)
 
     def _spill(self) -> None:
         """Let models leave host memory until they fit; those that the disk has no room for stay."""

@@ -10,6 +10,7 @@ from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.factors import Factors, joined
 from gradstream.engine.adapters.layout import AdapterLayout
 from gradstream.engine.models.full import FullModel
+from gradstream.engine.optim.state import state_parts
 from gradstream.engine.snapshot.cut import ModelEntry, ModelKind
 from gradstream.engine.trained import Owner, Reduction, TrainedModel, Training
 from gradstream.shared.errors import StorageFailure
@@ -90,6 +91,26 @@ def owner_of(model_id: ModelId, entry: ModelEntry) -> Owner:
     )
 
 
+def check_tensors(model: ModelState, layout: AdapterLayout) -> None:
+    """Raise StorageFailure unless the tensors of a "lora" model are those of its optimizer and its layout, as `to_adapter` needs them."""
+    needed = {WEIGHTS: (torch.float32, (layout.num_params,))}
+    if model.has_grad:
+        needed[GRAD] = needed[WEIGHTS]
+    for name, wanted in needed.items():
+        found = model.tensors.get(name)
+        if found is None or (found.dtype, tuple(found.shape)) != wanted:
+            raise StorageFailure(
+                f"the snapshot of model {model.model_id} does not hold {name!r} as its layout needs it"
+            )
+    for part in state_parts(model.optimizer, layout):
+        found = model.tensors.get(part.name)
+        if found is None or (found.dtype, tuple(found.shape)) != (part.dtype, (part.numel,)):
+            raise _misfit(model.model_id, part.name, model.optimizer)
+    frozen = model.tensors.get(FROZEN)
+    if frozen is not None:
+        _check_frozen(model.model_id, frozen, layout)
+
+
 def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device) -> Adapter:
     """A trainable adapter with exactly the contents of a "lora" model; layout has the model's layout_digest.
 
@@ -118,11 +139,19 @@ def to_adapter(model: ModelState, layout: AdapterLayout, *, device: torch.device
 
 def _with_frozen(adapter: Adapter, frozen: Tensor) -> Factors:
     """The frozen factors before the adapter's weights; raises StorageFailure when they are not of the adapter's sites."""
-    if not frozen.numel() or frozen.numel() % adapter.layout.num_params:
-        raise StorageFailure(
-            f"the snapshot of model {adapter.model_id} does not hold {FROZEN!r} as its layout needs it"
-        )
+    _check_frozen(adapter.model_id, frozen, adapter.layout)
     return joined(adapter.layout, frozen.to(adapter.weights.device), adapter.weights)
+
+
+def _check_frozen(model_id: ModelId, frozen: Tensor, layout: AdapterLayout) -> None:
+    if frozen.dtype != torch.float32 or not frozen.numel() or frozen.numel() % layout.num_params:
+        raise StorageFailure(f"the snapshot of model {model_id} does not hold {FROZEN!r} as its layout needs it")
+
+
+def _misfit(model_id: ModelId, name: str, optimizer: OptimizerSpec) -> StorageFailure:
+    return StorageFailure(
+        f"the snapshot of model {model_id} does not hold {name!r} as {optimizer.type} ({optimizer.dtype}) needs it"
+    )
 
 
 def put_state(model: TrainedModel, tensors: Mapping[str, Tensor]) -> None:
@@ -130,9 +159,6 @@ def put_state(model: TrainedModel, tensors: Mapping[str, Tensor]) -> None:
     for name, target in model.optim.items():
         found = tensors.get(name)
         if found is None or found.dtype != target.dtype or found.shape != target.shape:
-            raise StorageFailure(
-                f"the snapshot of model {model.model_id} does not hold {name!r} as {model.optimizer.type} "
-                f"({model.optimizer.dtype}) needs it"
-            )
+            raise _misfit(model.model_id, name, model.optimizer)
     for name, target in model.optim.items():
         target.copy_(tensors[name])
