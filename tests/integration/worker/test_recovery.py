@@ -3,21 +3,18 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import msgspec
 import numpy as np
 import pytest
 import redis
-from safetensors.numpy import load_file
-from tests.support.gang import BASE_MODEL, TINY, Client, forward_backward, gang, optim_step, output_dir, settings_file
-from tests.support.golden import replayed
+from tests.support.gang import BASE_MODEL, Client, forward_backward, gang, optim_step, output_dir, settings_file
+from tests.support.recovery import STRICT, kill, program, train, uninterrupted, until, weights_of
 
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared import codec
-from gradstream.shared.clock import SystemClock
 from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import LOCAL_TENANT, ModelId
 from gradstream.shared.joblog.port import RecordKind, Submission
@@ -31,64 +28,17 @@ from gradstream.shared.wire import (
     Outcome,
     Payload,
     SaveWeights,
-    SaveWeightsDone,
     UnloadModel,
 )
-from gradstream.worker.disklog.archive import export_log
 from gradstream.worker.disklog.log import DiskLog
-from gradstream.worker.disklog.selection import Choice
 
 pytestmark = [pytest.mark.timeout(400)]
-
-STRICT = {"batch_isolation": "strict", "snapshot_idle_s": 0.2}
 
 
 @pytest.fixture
 async def client(redis_url: str, engine_name: str) -> AsyncIterator[Client]:
     async with RedisIntake(redis_url, engine=engine_name) as intake:
         yield Client(intake)
-
-
-def program(steps: int) -> list[Payload]:
-    """Two accumulated passes and a step, several times."""
-    jobs: list[Payload] = []
-    for step in range(steps):
-        jobs += [forward_backward(12, 7, seed=step), forward_backward(30, seed=100 + step), optim_step()]
-    return jobs
-
-
-async def train(client: Client, model: ModelId, jobs: list[Payload]) -> list[Outcome]:
-    return await client.outcomes([await client.submit(model, job) for job in jobs])
-
-
-async def weights_of(client: Client, model: ModelId, settings: Path, name: str) -> dict[str, bytes]:
-    """Every file of a checkpoint that is saved now, tensor by tensor."""
-    (saved,) = await train(client, model, [SaveWeights(name=name)])
-    assert isinstance(saved, SaveWeightsDone), saved
-    directory = parse_uri(saved.path).directory(output_dir(settings))
-    return {
-        f"{path.name}/{key}": value.tobytes()
-        for path in sorted(directory.glob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
-
-
-async def uninterrupted(tmp_path: Path, redis_url: str, engine: str, jobs: list[Payload], **fields: object):
-    """Outcomes and weights of a run that nobody disturbs, on an engine of its own."""
-    directory = tmp_path / "uninterrupted"
-    directory.mkdir()
-    settings = settings_file(directory, redis_url=redis_url, engine=f"{engine}-calm", **STRICT, **fields)
-    async with RedisIntake(redis_url, engine=f"{engine}-calm") as intake:
-        calm = Client(intake)
-        with gang(settings):
-            model, _ = await calm.create()
-            outcomes = await train(calm, model, jobs)
-            return outcomes, await weights_of(calm, model, settings, "end")
-
-
-def kill(process) -> None:
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 async def test_a_run_over_three_killed_gangs_ends_with_the_bits_of_one_that_nobody_killed(
@@ -113,44 +63,6 @@ async def test_a_run_over_three_killed_gangs_ends_with_the_bits_of_one_that_nobo
     assert weights == expected[1]
     record = await client.intake.record(RecordKind.MODEL, model)
     assert (record["state"], record["applied"]) == ("ready", str(len(jobs) + 1))
-
-
-@pytest.mark.config_field("merge_lora_interval", "reset_optimizer_on_merge")
-async def test_a_run_with_merges_over_a_killed_gang_ends_with_the_bits_of_one_that_nobody_killed(
-    client, tmp_path, redis_url, engine_name
-):
-    merging = {"merge_lora_interval": 2, "reset_optimizer_on_merge": True}
-    jobs = program(6)
-    expected = await uninterrupted(tmp_path, redis_url, engine_name, jobs, **merging)
-    # One merge is in the snapshot, the next one has to be made again.
-    settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, **STRICT, **merging)
-    with gang(settings) as process:
-        model, _ = await client.create()
-        outcomes = await train(client, model, jobs[:8])
-        store = SnapshotStore(output_dir(settings) / "snapshots" / engine_name)
-        await until(lambda: any(cut.models[model].step == 2 for cut in store.cuts() if model in cut.models))
-        outcomes += await train(client, model, jobs[8:13])
-        kill(process)
-    with gang(settings):
-        outcomes += await train(client, model, jobs[13:])
-        weights = await weights_of(client, model, settings, "end")
-    assert outcomes == expected[0]
-    assert [outcome.metrics["merges"] for outcome in outcomes[2::3]] == [0, 1, 1, 2, 2, 3]
-    assert weights == expected[1]
-
-    # What the log itself says is enough to replay it.
-    file, dump = tmp_path / "run.gslog", tmp_path / "dump"
-    log = DiskLog(output_dir(settings) / "joblog" / engine_name)
-    export_log(log, file, choice=Choice(), clock=SystemClock())
-    report = replayed(
-        "--log", str(file), "--model-path", str(TINY), "--dump", str(dump), "--dump-at", f"{model}:{len(jobs)}"
-    )
-    assert (report.num_differing, report.num_not_run) == (0, 0)
-    before, after = (
-        load_file(dump / f"{model.replace(':', '+')}.{moment}.safetensors") for moment in ("before", "after")
-    )
-    name = "model.layers.0.self_attn.q_proj.a"
-    assert (before[f"frozen.{name}"].shape[0], after[f"frozen.{name}"].shape[0]) == (8, 12)
 
 
 async def test_a_checkpoint_that_was_loaded_and_then_deleted_is_not_needed_again(
@@ -421,9 +333,3 @@ async def test_a_snapshot_of_a_batch_that_was_never_logged_and_gangs_that_die_id
         weights = await weights_of(client, model, settings, "end")
     assert outcomes == expected[0]
     assert weights == expected[1]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - a poll with a deadline
-            await asyncio.sleep(0.05)
