@@ -130,7 +130,7 @@ def test_a_recorded_batch_of_more_models_than_the_bound_runs_as_it_ran(tmp_path:
 
 
 @pytest.mark.parametrize("host_bytes", [IN_HOST, IN_FILES], ids=["host", "files"])
-def test_after_a_recovery_all_models_rest_with_the_bits_of_the_cut(tmp_path: Path, host_bytes: int) -> None:
+def test_after_a_recovery_all_models_are_parked_with_the_bits_of_the_cut(tmp_path: Path, host_bytes: int) -> None:
     first = with_models(bounded(tmp_path, host_bytes=host_bytes))
     work = random_work(num_batches=20)
     for batch in work[:10]:

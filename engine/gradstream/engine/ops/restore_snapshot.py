@@ -27,7 +27,7 @@ from gradstream.shared.wire import RestoredModel, RestoreSnapshot, RestoreSnapsh
 def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> RestoreSnapshotDone:
     """Rank 0 verifies and reads; every rank then holds the same models. A model that is here already is replaced.
 
-    Adapters rest until a job needs them: those of a cut need not have room on the device together.
+    Adapters are parked until a job needs them: those of a cut need not have room on the device together.
     A model that does not fit the base model is not restored, and told in `failed`. Raises StorageFailure, with all models in memory
     as they were, when the cut or one of its files is missing or damaged.
     """
@@ -46,7 +46,7 @@ def restore_snapshot(state: EngineState, job: OpJob[RestoreSnapshot]) -> Restore
         if layout is None:
             restored[model_id] = restore_full(state, store, cut, model_id)
         else:
-            restored.put_resting(_read(state, store, cut, model_id, layout), layout)
+            restored.put_parked(_read(state, store, cut, model_id, layout), layout)
     steps = {model_id: cut.models[model_id].step for model_id in restored}
     tenants = restored.tenants()
     state.models.take(restored, drop_others=payload.drop_others)

@@ -95,7 +95,7 @@ class ModelTable(MutableMapping[ModelId, Active]):
         """The model where it is; None when there is none."""
         return self._models.get(model_id)
 
-    def put_resting(self, state: ModelState, layout: AdapterLayout) -> None:
+    def put_parked(self, state: ModelState, layout: AdapterLayout) -> None:
         """Hold an adapter with this state, which nobody changes any more, in the place of one of its id; it needs no room on the device.
 
         layout: of the state's digest; its tensors must be as that needs them.
@@ -205,7 +205,7 @@ class ModelTable(MutableMapping[ModelId, Active]):
             model = self._models[model_id]
             if not isinstance(model, Adapter):
                 continue
-            self.put_resting(copy_of(model), model.layout)
+            self.put_parked(copy_of(model), model.layout)
 
     def _spill(self) -> None:
         """Let models leave host memory until they fit; those that the disk has no room for stay."""
