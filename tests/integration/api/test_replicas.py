@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.support.api_process import DEADLINE_S, api_process, free_port, handover, wait_until, wait_until_it_answers
+from tests.support.api_process import ANY_PORT, DEADLINE_S, api_process, handover, wait_until
 from tests.support.cards import UNIFORM_CARD
 from tests.support.echo_worker import EchoWorker, echo_worker
 from tests.support.rig import Rig
@@ -23,7 +23,7 @@ class Pair:
     first: Rig
     second: Rig
     worker: EchoWorker
-    first_process: "subprocess.Popen[str]"
+    first_process: "subprocess.Popen[bytes]"
 
     def trained(self, model: str) -> list[int]:
         """The seqs of a model in the order in which they ran."""
@@ -33,18 +33,16 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path, redis_url: str, engine_name: str) -> Iterator[Pair]:
     """Two API processes from one settings file, on ports of their own."""
-    ports = [free_port(), free_port()]
-    path = handover(tmp_path, redis_url=redis_url, engine=engine_name, port=ports[0])
+    path = handover(tmp_path, redis_url=redis_url, engine=engine_name)
     with contextlib.ExitStack() as stack:
         worker = stack.enter_context(echo_worker(redis_url, engine=engine_name, card=UNIFORM_CARD))
-        processes = [stack.enter_context(api_process(path, "--port", str(port))) for port in ports]
+        replicas = [stack.enter_context(api_process(path, *ANY_PORT)) for _ in range(2)]
         rigs = []
-        for port, process in zip(ports, processes, strict=True):
-            base_url = f"http://127.0.0.1:{port}"
-            wait_until_it_answers(base_url, process)
+        for replica in replicas:
+            base_url = replica.base_url()
             http = stack.enter_context(httpx.Client(base_url=base_url, timeout=DEADLINE_S))
             rigs.append(Rig(base_url, http, worker))
-        yield Pair(*rigs, worker, processes[0])
+        yield Pair(*rigs, worker, replicas[0].process)
 
 
 def poll(threads: ThreadPoolExecutor, rig: Rig, future: str) -> "Future[httpx.Response]":
