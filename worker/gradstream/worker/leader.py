@@ -1,6 +1,6 @@
 """The loop of rank 0: read the log, plan, broadcast, execute, commit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import structlog
 from gradstream.shared import codec
 from gradstream.shared.clock import Clock
 from gradstream.shared.errors import GradstreamError, Unavailable
-from gradstream.shared.ids import ModelId
+from gradstream.shared.ids import FutureId, ModelId
 from gradstream.shared.joblog.port import BatchId, Commit, Ended, Feed, RecordKind, RecordWrite
 from gradstream.shared.wire import Batch, Failed, Job, LoadWeightsDone, Outcome, Plan
 from gradstream.worker.backlog import Backlog
@@ -162,21 +162,9 @@ class Leader:
         crew = self._crew
         self._number += 1
         batch = Batch(number=self._number, epoch=self._epoch, plan=plan, jobs=jobs)
-        if jobs:
-            free_names(jobs, storage=crew.storage, recorded=self._recorded, settle=self._settle)
-            crew.journal.started(batch.number, plan.future_ids)
-        crew.running.began(batch.number, plan.kind, list(crew.backlog.running))
-        with crew.watchdog.watch(plan.kind):
-            crew.control.run(batch)
-            outcomes = execute(crew.engine, batch)
-        crew.running.ended()
+        outcomes = self._execute(batch)
         if lacked_room_together(batch, outcomes):
-            # Nothing has changed, and nothing of this attempt is recorded.
-            self._number -= 1
-            _log.warning("batch_split", kind=plan.kind, num_jobs=len(jobs), reason="out of memory")
-            for job in jobs:
-                alone = msgspec.structs.replace(plan, future_ids=[job.future_id])
-                self._run([job], alone, start_s=crew.clock.monotonic_s())
+            self._run_one_by_one(batch)
             return
         elapsed_s = crew.clock.monotonic_s() - start_s
         ended = [job for job in crew.backlog.running.values() if job.future_id in outcomes]
@@ -198,6 +186,31 @@ class Leader:
             num_tokens=sum(job.num_tokens for job in jobs),
             elapsed_ms=round(1000 * elapsed_s, 1),
         )
+
+    def _execute(self, batch: Batch) -> Mapping[FutureId, Outcome]:
+        """Have every rank run a batch, of which the log on disk says before that it starts."""
+        crew = self._crew
+        if batch.jobs:
+            free_names(batch.jobs, storage=crew.storage, recorded=self._recorded, settle=self._settle)
+            crew.journal.started(batch.number, batch.plan.future_ids)
+        crew.running.began(batch.number, batch.plan.kind, list(crew.backlog.running))
+        with crew.watchdog.watch(batch.plan.kind):
+            crew.control.run(batch)
+            outcomes = execute(crew.engine, batch)
+        crew.running.ended()
+        return outcomes
+
+    def _run_one_by_one(self, batch: Batch) -> None:
+        """Run the jobs of the newest batch, which changed nothing and is not committed, as batches of their own from its number on.
+
+        The mark that they started stays in the log: the first of these batches is marked with the same number, which only says again
+        that its job runs. Readers count the epochs in which a job started, not the marks.
+        """
+        self._number -= 1
+        _log.warning("batch_split", kind=batch.plan.kind, num_jobs=len(batch.jobs), reason="out of memory")
+        for job in batch.jobs:
+            alone = msgspec.structs.replace(batch.plan, future_ids=[job.future_id])
+            self._run([job], alone, start_s=self._crew.clock.monotonic_s())
 
     def _recorded(self, kind: RecordKind, name: str) -> dict[str, str] | None:
         return self._patiently(lambda: self._crew.feed.record(kind, name))
