@@ -13,8 +13,8 @@ from gradstream.worker.plan import Lane, Turn
 class Backlog:
     """Holds entries from reading until their commit. One thread.
 
-    An entry is *waiting* until a turn takes it, then *running* until `settle`; samples run for several turns. The cursor is the id of the last entry before
-    the oldest one that is not settled, so that reading from it sees every open job again.
+    An entry is *waiting* until a turn takes it, then *running* until `settle`; samples run for several turns. The cursor is the id of the
+    last entry before the oldest one that is not settled, so that reading from it sees every open job again.
     """
 
     def __init__(self, *, cursor: str, starts: Mapping[FutureId, int] | None = None) -> None:

@@ -116,6 +116,7 @@ def _check(manifest: Manifest, record: dict[str, str], settings: Settings) -> No
         raise UnknownModel(f"checkpoint {record['path']} was deleted or replaced since the export was asked for")
     served = {settings.model_name, settings.model_path, *settings.model_aliases}
     if manifest.base_model not in served:
+        own = settings.model_name or settings.model_path
         raise InvalidRequest(
-            f"checkpoint {record['path']} is of the base model {manifest.base_model}, and this server has {settings.model_name or settings.model_path}"
+            f"checkpoint {record['path']} is of the base model {manifest.base_model}, and this server has {own}"
         )

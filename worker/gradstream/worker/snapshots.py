@@ -58,7 +58,8 @@ class Snapshots:
 
     finish is called by the writing thread for each cut that is on disk, waits until the cut's batch is committed, and returns up to where
     the kept cuts cover the log. position tells where a reader of the log on disk must start to meet every open job. changed: models
-    that are not as in the store's base cut; the first cut is after the first batch of this epoch. cadence None: no cuts; everything that was committed counts as covered.
+    that are not as in the store's base cut; the first cut is after the first batch of this epoch. cadence None: no cuts; everything that
+    was committed counts as covered.
     """
 
     def __init__(  # noqa: PLR0913 - what it works with, each named

@@ -43,8 +43,8 @@ def lora_linear(
 ) -> Tensor:
     """x [..., I] -> y [..., O]: x W^T + bias, plus scale * (x a^T) b^T on each patch's tokens.
 
-    T is the product of the leading sizes. blocks tile the tokens in order. Patches lie within blocks. With an anchor (a training pass) the backward pass adds the
-    patches' gradients to their buffers instead of returning them: no leaf per factor, no accumulation node.
+    T is the product of the leading sizes. blocks tile the tokens in order. Patches lie within blocks. With an anchor (a training pass) the
+    backward pass adds the patches' gradients to their buffers instead of returning them: no leaf per factor, no accumulation node.
     """
     if anchor is None or not torch.is_grad_enabled():
         y_TO, _ = _forward(x.flatten(0, -2), blocks, bias_O, patches)

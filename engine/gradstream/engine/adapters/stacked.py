@@ -1,6 +1,7 @@
 """Adapters of one shape that follow one another in a row: their low-rank products as one batched or one grouped product.
 
-Legend: A adapters, T tokens of all of them, N tokens of each where all have as many, I in features, O out features, R rank, P parameters of one adapter.
+Legend: A adapters, T tokens of all of them, N tokens of each where all have as many, I in features, O out features, R rank, P parameters of
+one adapter.
 """
 
 from dataclasses import dataclass

@@ -59,8 +59,9 @@ def merge_checkpoint(
 
     The sums are made in float32 and stored in the base model's dtype, in safetensors shards, beside config and tokenizer. A head
     that is tied to the embedding is untied when the adapter changes it, which the written config says. The base model is held in
-    memory once. family: where config and tokenizer are, None for base_dir. Raises UnknownModel (no checkpoint), InvalidRequest (of another model), StorageFailure (damaged, or out exists, or
-    the disk refuses), Unsupported (the base model cannot be read), and whatever progress raises; out is whole or not there.
+    memory once. family: where config and tokenizer are, None for base_dir. Raises UnknownModel (no checkpoint), InvalidRequest (of another
+    model), StorageFailure (damaged, or out exists, or the disk refuses), Unsupported (the base model cannot be read), and whatever progress
+    raises; out is whole or not there.
     """
     family = family or Family(config_dir=base_dir, tokenizer_dir=base_dir)
     source = str(checkpoint_dir)

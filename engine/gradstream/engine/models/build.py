@@ -82,8 +82,8 @@ class Build:
 def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, build: Build | None = None) -> BaseModel:
     """The model in path (safetensors, sharded or not), on device in dtype: frozen, for adapters, or with trainable weights.
 
-    build None: the defaults. Raises Unsupported when it is no causal LM that the engine computes exactly: fields of its config that are known to matter
-    are checked first, and then the packed pass is compared with transformers' own forward on a few tokens.
+    build None: the defaults. Raises Unsupported when it is no causal LM that the engine computes exactly: fields of its config that are
+    known to matter are checked first, and then the packed pass is compared with transformers' own forward on a few tokens.
     """
     build = Build() if build is None else build
     if build.init_device == "cuda" and device.type != "cuda":

@@ -61,7 +61,8 @@ def compile_layers(
 ) -> None:
     """Compile every decoder layer in place, for any number of tokens. Modules of the types in apart run as they are, between kernels.
 
-    units: paths of further modules that are compiled; those inside a layer are so already. backend: torch's name of what makes the kernels; "aot_eager" makes none and needs no compiler.
+    units: paths of further modules that are compiled; those inside a layer are so already. backend: torch's name of what makes the kernels;
+    "aot_eager" makes none and needs no compiler.
     """
     _configure()
     options = _OPTIONS if backend == "inductor" else None

@@ -60,8 +60,8 @@ class _Leaf:
 class FlatParameters:
     """One model's trained parameters. weights: flat [P] in the compute dtype; it stays the same object for life.
 
-    device: where passes run. While `collecting`, a backward pass adds each parameter's gradient to a flat fp32 tensor as soon as it is complete, and frees it.
-    is_fresh: the weights are those of the model's files. frozen: the parameters that are not trained, by name.
+    device: where passes run. While `collecting`, a backward pass adds each parameter's gradient to a flat fp32 tensor as soon as it is
+    complete, and frees it. is_fresh: the weights are those of the model's files. frozen: the parameters that are not trained, by name.
     """
 
     def __init__(self, causal_lm: nn.Module, *, device: torch.device, freeze_router: bool) -> None:

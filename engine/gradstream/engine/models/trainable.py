@@ -12,7 +12,8 @@ from gradstream.shared.errors import Unsupported
 def train_fully(causal_lm: nn.Module, *, freeze_router: bool, is_grouped: bool = False) -> FlatParameters:
     """Make the model's parameters trainable views into one flat tensor, on the device where they are.
 
-    freeze_router: the weights that choose experts stay as they are. is_grouped: experts go through torch's grouped product. Raises Unsupported for experts or an unembedding of another kind.
+    freeze_router: the weights that choose experts stay as they are. is_grouped: experts go through torch's grouped product. Raises
+    Unsupported for experts or an unembedding of another kind.
     """
     head = causal_lm.get_submodule("lm_head")
     if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:

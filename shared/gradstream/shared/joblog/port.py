@@ -44,9 +44,9 @@ class Submission:
 
     seq None: the server numbers this model's jobs in the order of their arrival, without a gap. Then the same object submitted again is
     the same job. So is one with the same retry_key and payload for Limits.retry_window_s, unless its request arrived after somebody
-    had asked for that job's outcome, or after the life of the model that the job belonged to; without a retry_key each submission is a job of its own. retry_digest stands for the payload there, where the
-    same request does not always give the same one. A model may be made again behind its unload, or after it failed or was lost; its
-    seqs go on. age_ms: how long ago the client's request arrived.
+    had asked for that job's outcome, or after the life of the model that the job belonged to; without a retry_key each submission is a job
+    of its own. retry_digest stands for the payload there, where the same request does not always give the same one. A model may be made
+    again behind its unload, or after it failed or was lost; its seqs go on. age_ms: how long ago the client's request arrived.
     """
 
     owner: OwnerId

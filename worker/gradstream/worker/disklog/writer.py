@@ -67,8 +67,9 @@ class DiskLogWriter:
     """Appends frames of one epoch. Thread-safe; one per gang.
 
     A method that raises StorageFailure (the disk is full, an I/O error) has written nothing and may be called again. SyncFailed is
-    final: the process must end; so is Fenced, raised when a segment is due and a newer gang's are there. Frames are in the hands of the system when a method returns, so a killed process loses none; a power
-    cut loses those since the last sync, which sync says: always, with each batch; everysec, once a second; no, when the system likes.
+    final: the process must end; so is Fenced, raised when a segment is due and a newer gang's are there. Frames are in the hands of the
+    system when a method returns, so a killed process loses none; a power cut loses those since the last sync, which sync says: always, with
+    each batch; everysec, once a second; no, when the system likes.
     """
 
     def __init__(

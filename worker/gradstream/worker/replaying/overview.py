@@ -52,7 +52,8 @@ class Note:
 class Overview:
     """A log. batches: in order. place: of each job that ended, the number of its batch in batches. open: jobs without an outcome.
 
-    creators: jobs that make their model, with the base model that they name. base_models: under which names models were made. fingerprints: by epoch. damage: what keeps the rest from being read.
+    creators: jobs that make their model, with the base model that they name. base_models: under which names models were made. fingerprints:
+    by epoch. damage: what keeps the rest from being read.
     """
 
     batches: list[Note] = field(default_factory=list)
