@@ -1,12 +1,17 @@
 """A device without room for a job, as that job's own failure."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
+import structlog
 import torch
 
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared.errors import OutOfMemory
+
+_log = structlog.get_logger(__name__)
 
 # What torch's allocator for host memory calls itself in its errors, which have no class of their own.
 _NO_HOST_MEMORY = "DefaultCPUAllocator"
@@ -31,6 +36,9 @@ def memory_as_failure(comm: Comm, *, what: str, help_: str = _FEWER) -> Iterator
         reason = _no_room(error)
         if reason is None:
             raise
+        _log.info("no_room_on_device", what=what, reason=reason, where=_where(error))
+        # Its frames hold the tensors of the work, for as long as anybody holds the error.
+        error.__traceback__ = None
     if _is_anywhere(comm, reason is not None):
         told = "on another rank" if reason is None else reason
         raise OutOfMemory(f"{what}: the device has no room for it, and nothing was changed ({told}); {help_}")
@@ -48,6 +56,12 @@ def _no_room(error: RuntimeError | MemoryError) -> str | None:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return text.partition(". ")[0]
     return f"{name}{said}".partition(". ")[0] if name else None
+
+
+def _where(error: BaseException) -> str:
+    """The innermost function that the error came through."""
+    frames = traceback.extract_tb(error.__traceback__, limit=-1)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
 
 
 def _is_anywhere(comm: Comm, is_here: bool) -> bool:

@@ -1,6 +1,8 @@
 """What one rank holds between batches."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.checkpoint.budget import DiskBudget
@@ -20,6 +22,8 @@ from gradstream.engine.sampler.store import SamplerStore
 from gradstream.shared.errors import InvalidRequest, OutOfMemory, UnknownModel, Unsupported
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import Job
+
+Made = TypeVar("Made")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,21 +99,44 @@ class EngineState:
 
     def _bring(self, model_id: ModelId, *, what: str) -> None:
         """Bring a model to the device; if need be all others that are not in use leave it."""
-        try:
+
+        def bring() -> None:
             with room_for_adapter(self.comm, what=what):
                 self.models.bring(model_id)
-        except OutOfMemory:
-            # On every rank alike, also where there was room: the same models are on every rank's device.
-            self.models.shed()
-            try:
-                with room_for_adapter(self.comm, what=what):
-                    self.models.bring(model_id)
-            except OutOfMemory:
-                self.models.shed()
-                raise
+
+        self.with_room(bring)
+
+    def with_room(self, work: Callable[[], Made]) -> Made:
+        """What the work makes. If it finds no room, models that the batch does not use leave the device, and it is tried once more.
+
+        Collective: the work raises OutOfMemory, on every rank alike, with all as it was. That is raised when it happens again, or when no
+        model can leave; those not in use have left the device then.
+        """
+        # Asked beforehand: work may have brought a model on one rank and found no room on another.
+        can_leave = self.models.has_idle
+        try:
+            return work()
+        except OutOfMemory as error:
+            failure = _bare(error)
+        # After the block above, in which the failed work's frames, and so its tensors, are still held.
+        self.models.shed()
+        if not can_leave:
+            raise failure
+        try:
+            return work()
+        except OutOfMemory as error:
+            failure = _bare(error)
+        self.models.shed()
+        raise failure
 
     @property
     def flat(self) -> FlatParameters:
         """The base model's own weights, where these are trained."""
         assert self.base.flat is not None
         return self.base.flat
+
+
+def _bare(error: OutOfMemory) -> OutOfMemory:
+    """The error without the frames that it came through."""
+    error.__context__ = None
+    return error.with_traceback(None)

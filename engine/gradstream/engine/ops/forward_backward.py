@@ -84,12 +84,7 @@ def _run_adapters(
     Before that, adapters that this batch does not use leave the device, and it is tried once more.
     """
     try:
-        try:
-            tensors = run_adapters(state.base, state.comm, work, plan, computing=_computing(state))
-        except OutOfMemory:
-            if not state.models.shed():
-                raise
-            tensors = run_adapters(state.base, state.comm, work, plan, computing=_computing(state))
+        tensors = state.with_room(lambda: run_adapters(state.base, state.comm, work, plan, computing=_computing(state)))
     except OutOfMemory as error:
         return [Failed.of(error)] * len(work)
     outputs = on_host(tensors)

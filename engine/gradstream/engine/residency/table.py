@@ -163,14 +163,18 @@ class ModelTable(MutableMapping[ModelId, Active]):
         """Let a model leave the device if another one would be too many."""
         self._park(self._bounds.max_active - 1)
 
-    def shed(self) -> int:
-        """Let all models leave the device that the running batch has not used; how many went."""
-        num_before = len(self._active)
+    @property
+    def has_idle(self) -> bool:
+        """True when a model is on the device that may leave it."""
+        in_use = self._in_use or set()
+        return any(one not in in_use and isinstance(self._models[one], Adapter) for one in self._active)
+
+    def shed(self) -> None:
+        """Let all models leave the device that the running batch has not used."""
         self._park(0)
         self._spill()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        return num_before - len(self._active)
 
     def _wake(self, model_id: ModelId, parked: ParkedModel) -> Adapter:
         state = parked.state()
