@@ -37,7 +37,7 @@ class Admission:
         self._num_held = 0
 
     async def submit(self, submission: Submission, *, hold: bool = True) -> Receipt:
-        """The receipt; raises QueueFull only after hold_s without room, everything else at once."""
+        """The receipt; raises QueueFull when there is no room until hold_s after its request arrived, everything else at once."""
         try:
             receipt = await self._submit(submission, hold=hold)
         except GradstreamError as error:
@@ -56,13 +56,12 @@ class Admission:
                 raise
         self._num_held += 1
         try:
-            return await self._submit_until(
-                submission, since_s=since_s, deadline_s=self._clock.monotonic_s() + self._hold_s
-            )
+            return await self._submit_until(submission, since_s=since_s)
         finally:
             self._num_held -= 1
 
-    async def _submit_until(self, submission: Submission, *, since_s: float, deadline_s: float) -> Receipt:
+    async def _submit_until(self, submission: Submission, *, since_s: float) -> Receipt:
+        deadline_s = since_s + self._hold_s
         while True:
             left_s = deadline_s - self._clock.monotonic_s()
             await self._sleep(max(0.0, min(_RETRY_EVERY_S, left_s)))

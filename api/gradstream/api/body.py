@@ -10,6 +10,7 @@ import msgspec
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gradstream.api.arrival import arrived_s
 from gradstream.api.auth import tenant_of
 from gradstream.api.parts import Parts
 from gradstream.shared import codec
@@ -38,7 +39,8 @@ class Body(BaseModel):
 async def raw_body(request: Request, parts: Parts, *, max_bytes: int) -> AsyncIterator[bytes]:
     """The body's bytes, unpacked, counted against the server's budget while they are held.
 
-    A large body whose length is declared is not read before there is room for all of it; it waits in the client's hands, for a while.
+    A large body whose length is declared is not read before there is room for all of it; it waits in the client's hands, until admit_hold_s
+    after the arrival of the request.
     Raises PayloadTooLarge above max_bytes (before buffering where the length is declared), InvalidRequest for an encoding that is
     broken or not known, QueueFull when other bodies fill the memory.
     """
@@ -48,7 +50,8 @@ async def raw_body(request: Request, parts: Parts, *, max_bytes: int) -> AsyncIt
     declared = _check_declared_length(request, max_bytes)
     with parts.bodies.lease(tenant_of(request)) as lease:
         if declared > OFFLOAD_ABOVE_BYTES:
-            await lease.wait(declared, timeout_s=parts.config.admit_hold_s)
+            deadline_s = arrived_s(parts.clock) + parts.config.admit_hold_s
+            await lease.wait(declared, timeout_s=max(0.0, deadline_s - parts.clock.monotonic_s()))
         received: list[bytes] = []
         num_bytes = 0
         async for part in request.stream():

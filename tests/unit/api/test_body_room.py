@@ -1,10 +1,16 @@
 """Room for request bodies: who waits for it, who is refused, and that nothing is left behind."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
+from starlette.requests import Request
 
+from gradstream.api.arrival import note_arrival
+from gradstream.api.auth import SCOPE_TENANT
+from gradstream.api.body import raw_body
 from gradstream.api.limits import ByteBudget
+from gradstream.shared.clock import ManualClock
 from gradstream.shared.errors import QueueFull
 from gradstream.shared.ids import LOCAL_TENANT, TenantId
 
@@ -55,3 +61,20 @@ async def test_a_client_that_goes_away_while_its_body_waits_leaves_nothing_behin
     let_in.cancel()
     await asyncio.gather(let_in, return_exceptions=True)
     assert budget.held_bytes == 0
+
+
+async def test_a_request_that_has_waited_elsewhere_for_as_long_as_it_may_waits_no_more_for_room_for_its_body() -> None:
+    clock, budget = ManualClock(), ByteBudget(1 << 20)
+    parts = SimpleNamespace(clock=clock, bodies=budget, config=SimpleNamespace(admit_hold_s=30.0))
+    scope = {"type": "http", "headers": [(b"content-length", b"500000")], SCOPE_TENANT: LOCAL_TENANT}
+
+    async def request() -> None:
+        async with raw_body(Request(scope), parts, max_bytes=1 << 20):  # type: ignore[arg-type]
+            raise AssertionError("there is no room")
+
+    note_arrival(clock)
+    clock.advance(31.0)
+    with budget.lease(LOCAL_TENANT) as first:
+        first.take(400_000)
+        with pytest.raises(QueueFull, match="no room for 500000 bytes"):
+            await asyncio.wait_for(request(), timeout=10.0)

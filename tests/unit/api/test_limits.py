@@ -70,6 +70,15 @@ async def test_a_queue_that_stays_full_refuses_after_the_hold() -> None:
     assert queue.num_asked == 4
 
 
+async def test_the_hold_counts_from_the_arrival_of_the_request() -> None:
+    queue, clock = FullQueue(num_full=10**6), ManualClock()
+    note_arrival(clock)
+    clock.advance(0.5)
+    with pytest.raises(QueueFull):
+        await admission(queue, hold_s=0.6, clock=clock).submit(JOB)
+    assert clock.monotonic_s() - arrived_s(clock) == pytest.approx(0.6)
+
+
 async def test_a_submission_that_may_not_be_held_is_refused_at_once() -> None:
     queue = FullQueue(num_full=1)
     with pytest.raises(QueueFull):

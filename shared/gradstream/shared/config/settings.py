@@ -419,7 +419,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         32 * _MB
     )
     max_inflight_body_bytes: Annotated[
-        int, Meta(ge=1024, extra=SIZE, description="Bodies of all requests in progress together.")
+        int,
+        Meta(
+            ge=1024,
+            extra=SIZE,
+            description="Bodies of all requests in progress together; a large one that finds no room waits, up to admit_hold_s.",
+        ),
     ] = 512 * _MB
     max_datums: Annotated[int, Meta(ge=1, description="Most datums in one request.")] = 4096
     max_num_samples: Annotated[int, Meta(ge=1, description="Most samples of one prompt.")] = 1024
@@ -427,7 +432,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, Meta(ge=0, le=40, description="Seconds a poll waits for its result; the SDK gives up after 45.")
     ] = 25.0
     admit_hold_s: Annotated[
-        float, Meta(ge=0, le=40, description="Seconds a request waits for room in the queue before it gets 429.")
+        float,
+        Meta(
+            ge=0,
+            le=40,
+            description="Seconds from its arrival a request waits, for room for its body and then in the queue, before it gets 429.",
+        ),
     ] = 20.0
 
     engine_name: Annotated[
