@@ -1,8 +1,7 @@
 """Products with weights that never change, on CPUs, by oneDNN: for passes whose last bits need not be those of training.
 
 torch hands float32 products to MKL, which arranges the whole weight anew at every call and leaves out the widest instructions of
-processors that are not Intel's. oneDNN takes a weight that was arranged once. On an AMD EPYC a product for 2 to 32 tokens is 1.5 to 4
-times as fast with it (docs/performance.md).
+processors that are not Intel's. oneDNN takes a weight that was arranged once. `make bench-sampling` measures the sampler with it.
 
 Legend: T tokens, I in features, O out features.
 """
@@ -17,7 +16,7 @@ from torch.backends.cpu import get_cpu_capability
 # x [T, I], weight [O, I], bias [O] or None -> [T, O].
 LinearProduct = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-# What arranged copies may take beside the model; weights that come later are used as they lie, at half the gain.
+# What arranged copies may take beside the model; weights that come later are used as they lie.
 MAX_PACKED_BYTES = 4 << 30
 # For how many tokens a weight is arranged; the same arrangement is as good for one and for hundreds.
 _PACK_TOKENS = 16

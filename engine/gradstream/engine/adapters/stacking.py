@@ -2,7 +2,7 @@
 
 A pure function of the plan, the adapters' shapes and the machine, which the fingerprint names; so a replay computes the same together.
 Batched products need equally many tokens of each adapter and always pay. Grouped products take any numbers of tokens: on CPUs they are
-a loop in C++, which pays where an adapter's share is small; on GPUs they are one kernel. `docs/performance.md` has the measurements.
+a loop in C++, which pays where an adapter's share is small; on GPUs they are one kernel.
 """
 
 from collections.abc import Iterator, Sequence
