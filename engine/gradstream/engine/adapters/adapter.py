@@ -122,7 +122,7 @@ class Adapter:
         return self.factors.frozen_rank // self.layout.rank
 
     def frozen_factors(self) -> Tensor | None:
-        """A flat copy of the factors that merges froze, in the layout of their rank; None when there are none."""
+        """A flat copy of the factors that merges froze, in host memory, in the layout of their rank; None when there are none."""
         return self.factors.frozen_factors()
 
     @torch.no_grad()

@@ -54,12 +54,16 @@ class Factors:
             b.copy_(own.b.narrow(-1, first, b.shape[-1]))
 
     def frozen_factors(self) -> Tensor | None:
-        """A flat copy of the frozen factors, in the layout of their rank; None when there are none."""
+        """A flat copy of the frozen factors in host memory, in the layout of their rank; None when there are none."""
         if not self.frozen_rank:
             return None
         layout = self.layout.of_rank(self.frozen_rank)
-        frozen = torch.empty(layout.num_params, dtype=torch.float32, device=self.weights.device)
-        self.get(layout.pairs(frozen), first=0)
+        frozen = torch.empty(layout.num_params, dtype=torch.float32)
+        for site, (a, b) in layout.pairs(frozen).items():
+            own = self.pairs[site]
+            # Whole, which needs no room on their device; a part of b's columns would be gathered there.
+            a.copy_(own.a.cpu().narrow(-2, 0, self.frozen_rank))
+            b.copy_(own.b.cpu().narrow(-1, 0, self.frozen_rank))
         return frozen
 
 

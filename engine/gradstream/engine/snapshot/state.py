@@ -61,9 +61,10 @@ def copy_of(model: Adapter | FullModel) -> ModelState:
     tensors = {WEIGHTS: model.weights, **model.optim}
     if model.has_grad:
         tensors[GRAD] = model.grad
+    copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
     frozen = model.frozen_factors() if isinstance(model, Adapter) else None
     if frozen is not None:
-        tensors[FROZEN] = frozen
+        copies[FROZEN] = frozen
     return ModelState(
         owner=model.owner,
         scale=1.0 if isinstance(model, FullModel) else model.scale,
@@ -76,7 +77,7 @@ def copy_of(model: Adapter | FullModel) -> ModelState:
         valid_tokens=model.valid_tokens,
         is_asleep=isinstance(model, FullModel) and model.is_asleep,
         optim_began=model.optim_began,
-        tensors={name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()},
+        tensors=copies,
     )
 
 
