@@ -1,8 +1,10 @@
 """Saving and loading on a gang: rank 0 touches the disk, every rank learns what came of it. All functions are collective."""
 
 import msgspec
+from torch import Tensor
 
 from gradstream.engine.adapters.adapter import Adapter, FrozenAdapter
+from gradstream.engine.adapters.factors import Factors
 from gradstream.engine.adapters.layout import layout_for
 from gradstream.engine.checkpoint.full_save import huggingface_files, training_files
 from gradstream.engine.checkpoint.load import LoadOrder, load_content
@@ -68,16 +70,23 @@ def put(state: EngineState, model: Adapter, content: AdapterContent) -> None:
     if not content.manifest.num_merges:
         restore(model, content)
         return
-    with room_for_adapter(state.comm, what="load_weights"):
-        factors = factors_of(model, content)
-    restore(model, content, factors)
+
+    def make() -> Factors:
+        with room_for_adapter(state.comm, what="load_weights"):
+            return factors_of(model, content)
+
+    restore(model, content, state.with_room(make))
 
 
 def load_frozen(state: EngineState, location: Location, *, tenant: TenantId) -> FrozenAdapter:
     """A checkpoint's adapter for sampling. Raises like `load_content`, and OutOfMemory, on every rank."""
     content = load(state, location, tenant=tenant)
-    with room_for_adapter(state.comm, what="sample"):
-        weights = to_tensor(content.weights, device=state.base.device)
+
+    def make() -> Tensor:
+        with room_for_adapter(state.comm, what="sample"):
+            return to_tensor(content.weights, device=state.base.device)
+
+    weights = state.with_room(make)
     return FrozenAdapter(
         layout=layout_for(state.base.sites, content.manifest.adapter).of_rank(content.manifest.stored_rank),
         scale=content.manifest.scale,

@@ -78,15 +78,19 @@ def _adapter(state: EngineState, owner: Owner, payload: CreateModel) -> Adapter:
     spec = with_modules(state.base.sites, owner.spec, state.config.lora_target_modules)
     training = _training(state, payload)
     state.models.make_room()
-    with room_for_adapter(state.comm, what="create_model"):
-        return new_adapter(
-            replace(owner, spec=spec),
-            base_sites=state.base.sites,
-            lora_alpha=state.config.lora_alpha,
-            engine_seed=state.config.seed,
-            device=state.base.device,
-            training=training,
-        )
+
+    def make() -> Adapter:
+        with room_for_adapter(state.comm, what="create_model"):
+            return new_adapter(
+                replace(owner, spec=spec),
+                base_sites=state.base.sites,
+                lora_alpha=state.config.lora_alpha,
+                engine_seed=state.config.seed,
+                device=state.base.device,
+                training=training,
+            )
+
+    return state.with_room(make)
 
 
 def _check_spec(state: EngineState, spec: LoraSpec) -> None:

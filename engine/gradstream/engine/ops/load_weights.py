@@ -50,18 +50,21 @@ def _create(state: EngineState, job: OpJob[LoadWeights]) -> Adapter:
         spec=content.manifest.adapter,
         user_metadata=job.payload.user_metadata,
     )
+    optimizer = content.manifest.optimizer if content.has_optimizer else state.config.optimizer
     state.models.make_room()
-    with room_for_adapter(state.comm, what="load_weights"):
-        model = new_adapter(
-            owner,
-            base_sites=state.base.sites,
-            lora_alpha=state.config.lora_alpha,
-            engine_seed=state.config.seed,
-            device=state.base.device,
-            training=Training(
-                optimizer=content.manifest.optimizer if content.has_optimizer else state.config.optimizer
-            ),
-        )
+
+    def make() -> Adapter:
+        with room_for_adapter(state.comm, what="load_weights"):
+            return new_adapter(
+                owner,
+                base_sites=state.base.sites,
+                lora_alpha=state.config.lora_alpha,
+                engine_seed=state.config.seed,
+                device=state.base.device,
+                training=Training(optimizer=optimizer),
+            )
+
+    model = state.with_room(make)
     put(state, model, content)
     state.models[model.model_id] = model
     return model

@@ -83,13 +83,15 @@ def _alone(state: EngineState, job: OpJob[OptimStep]) -> OptimStepDone:
     """
     model = state.model(job.job)
     merge = _coming_merge(state, model)
-    facts = update(
-        model,
-        job.payload.adam,
-        seed=state.config.seed,
-        schedule=state.config.schedule,
-        compute_dtype=state.base.compute_dtype,
-        computing=memory_as_failure(state.comm, what="optim_step"),
+    facts = state.with_room(
+        lambda: update(
+            model,
+            job.payload.adam,
+            seed=state.config.seed,
+            schedule=state.config.schedule,
+            compute_dtype=state.base.compute_dtype,
+            computing=memory_as_failure(state.comm, what="optim_step"),
+        )
     )
     if merge is not None:
         merge.make()
@@ -105,5 +107,9 @@ def _coming_merge(state: EngineState, model: Adapter | FullModel) -> Merge | Non
     if not isinstance(model, Adapter) or not is_due(model, merging):
         return None
     check_rank(model, merging)
-    with memory_as_failure(state.comm, what="optim_step", help_=_SMALLER):
-        return coming_merge(model, resets_optimizer=merging.resets_optimizer)
+
+    def make() -> Merge:
+        with memory_as_failure(state.comm, what="optim_step", help_=_SMALLER):
+            return coming_merge(model, resets_optimizer=merging.resets_optimizer)
+
+    return state.with_room(make)
