@@ -203,6 +203,22 @@ def test_a_damaged_file_ends_the_process_and_gives_no_weights(tmp_path: Path, da
     assert not isinstance(driver.run(("b", cross_entropy(random_data([5]))))[0], Failed)
 
 
+def test_models_that_leave_together_enter_host_memory_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = with_models(bounded(tmp_path, max_active=64, host_bytes=IN_FILES))
+    held: list[int] = []
+    write = ParkingPlace.write
+
+    def counted(place: ParkingPlace, tensors: dict[str, torch.Tensor]) -> files.ParkedFile:
+        held.append(list(places(driver.engine).values()).count("host"))
+        return write(place, tensors)
+
+    monkeypatch.setattr(ParkingPlace, "write", counted)
+    driver.engine.state.models.shed()
+    assert held == [1] * len(NAMES)
+
+
 def test_a_disk_that_is_full_leaves_models_in_host_memory_and_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,28 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.engine_builders import Driver, cross_entropy, open_engine, random_data
+from tests.support.engine_builders import Driver, create, cross_entropy, open_engine, random_data
+from tests.support.relora import merging_driver
+from tests.support.snapshots import assert_same_state
 
 from gradstream.engine import passes
 from gradstream.engine.adapters.adapter import Adapter
+from gradstream.engine.checkpoint import shared
+from gradstream.engine.ops import create_model, load_weights, optim_step
 from gradstream.engine.residency.parked import ParkedModel
-from gradstream.shared.wire import Failed
+from gradstream.shared.errors import OutOfMemory
+from gradstream.shared.ids import ModelId, SessionId
+from gradstream.shared.wire import (
+    AdamParams,
+    Failed,
+    LoadWeights,
+    OptimStep,
+    Payload,
+    Sample,
+    SamplingParams,
+    SaveForSampler,
+    SaveWeights,
+)
 
 ROOM = 100
 ADAPTER = 10
@@ -108,3 +124,77 @@ def test_a_model_that_comes_back_takes_the_room_of_idle_ones(tmp_path: Path, dev
     driver.done("m0", cross_entropy(random_data([5])))
     assert on_device(driver) == 1
     del held
+
+
+def loaded(path: str, *, is_new: bool = False) -> LoadWeights:
+    return LoadWeights(path=path, with_optimizer=False, create=is_new, session_id=SessionId("s"))
+
+
+SAMPLE = Sample(
+    path="tinker://a/sampler_weights/frozen", prompt=bytes(4), params=SamplingParams(max_tokens=1, temperature=0.0)
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "model", "payload"),
+    [
+        (create_model, "new_adapter", "new", create()),
+        (load_weights, "new_adapter", "new", loaded("tinker://a/weights/saved", is_new=True)),
+        (shared, "factors_of", "a", loaded("tinker://a/weights/saved")),
+        (shared, "to_tensor", "sampler", SAMPLE),
+        (Adapter, "frozen_copy", "a", SaveForSampler(name="new", session_id=SessionId("s"))),
+        (optim_step, "coming_merge", "a", OptimStep(adam=AdamParams())),
+        (optim_step, "update", "a", OptimStep(adam=AdamParams())),
+    ],
+    ids=["create", "load into a new one", "load", "sample", "save for sampler", "merge", "update"],
+)
+def test_an_idle_model_leaves_for_work_that_finds_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, model: str, payload: Payload
+) -> None:
+    driver = merging_driver(output_dir=tmp_path, interval=1)
+    for one in "ab":
+        driver.create(one, rank=4)
+    driver.done("a", OptimStep(adam=AdamParams()))
+    driver.done("a", SaveWeights(name="saved"))
+    driver.done("a", SaveForSampler(name="frozen", session_id=SessionId("s")))
+    driver.engine.state.samplers.drop("tinker://a/sampler_weights/frozen")
+    work = getattr(place, name)
+    tries: list[bool] = []
+
+    def crowded(*arguments: Any, **named: Any) -> Any:
+        tries.append(is_idle(driver, "b"))
+        if not tries[-1]:
+            # As memory_as_failure makes it of torch's where the work itself is what asks for memory.
+            raise OutOfMemory("no room") if name == "update" else torch.OutOfMemoryError("CUDA out of memory. GPU 0")
+        return work(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, crowded)
+        driver.done(model, payload)
+    assert tries == [False, True]
+
+
+def is_idle(driver: Driver, name: str) -> bool:
+    return isinstance(driver.engine.state.models.peek(ModelId(name)), ParkedModel)
+
+
+def test_a_merged_model_leaves_a_device_that_has_no_room_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = merging_driver(output_dir=tmp_path, interval=1)
+    driver.create("a", rank=4)
+    driver.done("a", OptimStep(adam=AdamParams()))
+    (before,) = driver.engine.capture([ModelId("a")])
+    allocate = torch.empty
+
+    def full(*arguments: Any, device: object = None, **named: Any) -> torch.Tensor:
+        if device is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. GPU 0")
+        return allocate(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", full)
+        driver.engine.state.models.shed()
+    assert is_idle(driver, "a")
+    (after,) = driver.engine.capture([ModelId("a")])
+    assert_same_state(after, before)
