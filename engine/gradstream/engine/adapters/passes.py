@@ -101,7 +101,9 @@ class _Stack:
         self._grads_AP = grads_AP
         self.singles = [_Slice(part, compute_dtype, row) for part, row in zip(group, self._weights_AP, strict=True)]
         counts = [part.num_tokens for part in group]
-        scale_A = torch.tensor([part.adapter.scale for part in group], dtype=compute_dtype)
+        # Not rounded to the compute dtype, as a number that a tensor is multiplied by is not.
+        scale_dtype = torch.promote_types(compute_dtype, torch.float32)
+        scale_A = torch.tensor([part.adapter.scale for part in group], dtype=scale_dtype)
         self._ends_A: Tensor | None = None
         if len(set(counts)) == 1:
             self._scale = scale_A.to(device, non_blocking=True)[:, None, None]

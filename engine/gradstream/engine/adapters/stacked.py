@@ -18,7 +18,7 @@ class StackedPatch:
     """Adapters at one site, one after the other on tokens [start, end). The same products as those of a `Patch` for each of them.
 
     ends_A: int32, where each adapter's tokens end, counted from start; None where all have equally many. scale: alpha / rank of each,
-    as the low-rank activations take it: [A, 1, 1], or [T, 1] with ends_A. weight: a [A, R, I] and b [A, O, R] in the compute dtype.
+    as the low-rank activations take it: [A, 1, 1], or [T, 1] with ends_A, in float32 or wider. weight: a [A, R, I] and b [A, O, R] in the compute dtype.
     grad: the same of the trained ranks, views into the adapters' own buffers, which are added to. frozen_rank, column: see Patch.
     """
 
