@@ -69,6 +69,7 @@ def restore_full(state: EngineState, store: SnapshotStore, cut: Cut, model_id: M
         state.comm.broadcast_(target)
     model.sync()
     model.step = entry.step
+    model.optim_began = entry.optim_began
     model.has_grad = entry.has_grad
     model.valid_tokens = entry.valid_tokens
     if entry.is_asleep:

@@ -14,7 +14,7 @@ from tests.support.engine_builders import (
     open_engine,
     random_data,
 )
-from tests.support.full import MODEL, full_driver
+from tests.support.full import MODEL, full_driver, full_model
 from tests.support.snapshots import assert_same_state, restore, snapshot
 
 from gradstream.shared.wire import (
@@ -135,3 +135,13 @@ def test_adapters_do_not_fit_a_server_that_trains_full_weights(tmp_path: Path) -
     outcome = restore(open_engine(is_lora=False), snapshot(lora.engine, tmp_path))
     assert isinstance(outcome, RestoreSnapshotDone)
     assert "is a LoRA adapter, and this server trains full weights" in outcome.failed["a"]  # type: ignore[index]
+
+
+def test_when_the_optimizer_began_comes_back(tmp_path: Path) -> None:
+    first = full_driver()
+    part(first, range(6))
+    full_model(first.engine).optim_began = 2
+    payload = snapshot(first.engine, tmp_path)
+    second = Driver(open_engine(is_lora=False))
+    restore(second.engine, payload)
+    assert full_model(second.engine).optim_began == 2
