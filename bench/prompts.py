@@ -67,7 +67,8 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self._engine = EngineJobs.of_loras(folder, rank=RANK, row_budget_tokens=ROW_TOKENS)
-        (self._adapter,) = self._engine.engine.state.models.values()
+        models = self._engine.engine.state.models
+        (self._adapter,) = [models[model_id] for model_id in models]
         # One of the factors of a new adapter is zero, and the other's gradient with it.
         noise = torch.randn(self._adapter.weights.shape, generator=torch.Generator().manual_seed(SEED))
         self._adapter.weights.add_(noise, alpha=0.02)

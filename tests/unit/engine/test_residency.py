@@ -121,6 +121,29 @@ def test_those_used_least_recently_leave_and_never_one_of_the_running_batch(tmp_
     assert places(driver.engine) == {"a": "device", "b": "device", "c": "host"}
 
 
+def test_only_a_look_up_by_id_brings_a_model_to_the_device(tmp_path: Path) -> None:
+    driver = with_models(bounded(tmp_path), "abc")
+    table = driver.engine.state.models
+    before = places(driver.engine)
+    assert (list(table), len(table), ModelId("a") in table) == (["a", "b", "c"], 3, True)
+    assert not any(hasattr(table, name) for name in ("get", "keys", "values", "items", "pop"))
+    assert places(driver.engine) == before
+    assert before["a"] == "host"
+    assert not isinstance(table[ModelId("a")], ParkedModel)
+    assert places(driver.engine)["a"] == "device"
+
+
+def test_a_model_that_is_used_around_a_batch_is_the_one_that_the_batch_changes(tmp_path: Path) -> None:
+    driver = with_models(bounded(tmp_path, max_active=1), "abc")
+    table = driver.engine.state.models
+    with table.batch([ModelId("a")]):
+        model = table[ModelId("a")]
+        driver.run(*[(name, cross_entropy(random_data([5]))) for name in "bca"])
+        assert table.peek(ModelId("a")) is model
+        assert model.has_grad
+    assert list(places(driver.engine).values()).count("device") == 1
+
+
 def test_a_recorded_batch_of_more_models_than_the_bound_runs_as_it_ran(tmp_path: Path) -> None:
     small, whole = with_models(bounded(tmp_path)), with_models(bounded(tmp_path, max_active=64))
     batch = [(name, cross_entropy(random_data([5, 3]))) for name in NAMES]

@@ -28,7 +28,7 @@ def failure(engine: Engine) -> str:
 def test_a_sound_model_passes_and_is_as_before(kind, path):
     engine = opened(kind, path, enable_self_test=True)
     plain = opened(kind, path)
-    assert engine.state.models == {}
+    assert not engine.state.models
     got, want = (dict(one.state.base.causal_lm.named_parameters()) for one in (engine, plain))
     assert all(torch.equal(got[name], want[name]) and got[name].grad is None for name in want)
 

@@ -44,7 +44,8 @@ SPEC_NUMBERS = sorted(name for name, kind in get_type_hints(OptimizerSpec).items
 def outcome_of(driver: Driver, payload: Payload, *, model: str = MODEL) -> Outcome:
     """Of one job; whatever becomes of it, what the engine holds is finite."""
     (outcome,) = driver.run((model, payload))
-    for trained in driver.engine.state.models.values():
+    models = driver.engine.state.models
+    for trained in [models[model_id] for model_id in models]:
         assert bool(trained.weights.isfinite().all())
         assert bool(trained.grad.isfinite().all())
         assert all(bool(tensor.isfinite().all()) for tensor in trained.optim.values())

@@ -1,7 +1,7 @@
 """The models of an engine by id, wherever each of them is."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -31,8 +31,10 @@ class Bounds:
     host_bytes: int = 4 << 30
 
 
-class ModelTable(MutableMapping[ModelId, Active]):
-    """A mapping whose values are on the device: what is looked up comes there, and leaves it when others need the room.
+class ModelTable:
+    """Models by id, on the device when they are looked up: what is looked up comes there, and leaves it when others need the room.
+
+    Not a mapping, whose get, values and items would bring every model to the device; `peek` leaves it where it is.
 
     Those used least recently are parked first, but none that was used in the batch that runs. Every rank makes the same calls, so the same
     models are on every rank's device. A model's tensors are others after it was parked; between two batches nobody may hold on to them.
@@ -147,10 +149,16 @@ class ModelTable(MutableMapping[ModelId, Active]):
 
     @contextmanager
     def batch(self, model_ids: Sequence[ModelId]) -> Iterator[None]:
-        """While the block runs, models that it uses stay on the device. model_ids: which it may use; they leave last."""
+        """While the block runs, models that it uses stay on the device. model_ids: which it may use; they leave last.
+
+        A block within another is part of that.
+        """
         for model_id in model_ids:
             if model_id in self._active:
                 self._active.move_to_end(model_id)
+        if self._in_use is not None:
+            yield
+            return
         self._in_use = set()
         try:
             yield

@@ -19,11 +19,11 @@ def test_an_adapters_own_alpha_goes_before_the_servers(tmp_path):
     driver = Driver(open_engine())
     driver.done("own", create(alpha=6.0))
     driver.done("servers", create(alpha=None))
-    scales = {name: model.scale for name, model in driver.engine.state.models.items()}
+    scales = {model.model_id: model.scale for model in driver.engine.capture(driver.engine.state.models)}
     assert scales == {"own": 1.5, "servers": LORA_ALPHA / 4}
     other = open_engine(lora_alpha=99.0)
     restore(other, snapshot(driver.engine, tmp_path))
-    assert {name: model.scale for name, model in other.state.models.items()} == scales
+    assert {model.model_id: model.scale for model in other.capture(other.state.models)} == scales
     driver.done("own", ResetModel(weights=True))
     assert driver.engine.state.models["own"].scale == 1.5
 

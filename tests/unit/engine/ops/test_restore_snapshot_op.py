@@ -106,4 +106,4 @@ def test_a_model_of_another_base_does_not_fit(trained, tmp_path):
     other = open_engine()
     outcome = restore(other, payload)
     assert set(outcome.failed) == {"a", "b"}
-    assert other.state.models == {}
+    assert not other.state.models

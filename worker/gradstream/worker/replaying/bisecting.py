@@ -139,7 +139,7 @@ def replayed_events(session: Session, *, with_state: bool) -> Iterator[Event]:
 
 def _states(session: Session, ran: Ran) -> dict[str, State]:
     held = session.engine.state.models
-    owners = {ModelId(ended.job.owner) for ended in ran.past.ended} & held.keys()
+    owners = {ModelId(ended.job.owner) for ended in ran.past.ended} & set(held)
     return {model.model_id: model.tensors for model in capture(session.engine.state, owners)}
 
 

@@ -35,14 +35,17 @@ def run_in_debugger(
     quiet_stdout: the debugger writes to stderr, since stdout is for what the command prints.
     """
     job = next((ended.job for ended in past.ended if ended.job.future_id == at), past.ended[0].job)
-    model = engine.state.models.get(ModelId(job.owner))
+    models, owner = engine.state.models, ModelId(job.owner)
     jobs = [
         LoggedRun(job=ended.job, payload=_payload(ended.job), recorded=codec.decode_outcome(ended.data))
         for ended in past.ended
     ]
     debugger = pdb.Pdb(stdout=sys.stderr) if quiet_stdout else pdb.Pdb()
     try:
-        return _stopped(debugger, engine, model, batch, jobs, run)
+        # As in the batch itself: the model that is shown is the one that the batch changes.
+        with models.batch([owner]):
+            model = None if models.peek(owner) is None else models[owner]
+            return _stopped(debugger, engine, model, batch, jobs, run)
     except bdb.BdbQuit as error:
         raise Stopped from error
 

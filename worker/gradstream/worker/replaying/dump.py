@@ -125,7 +125,9 @@ class Dump:
             path.chmod(_FILE_MODE)
 
     def _named(self, model: ModelState) -> dict[str, Tensor]:
-        layout = self._engine.state.models[model.model_id].layout
+        held = self._engine.state.models.peek(model.model_id)
+        assert held is not None, "what was captured is held"
+        layout = held.layout
         frozen = model.tensors.get(FROZEN)
         parameters = {
             f"{name}.{tensor.name}": tensor.view(model.tensors[name])
