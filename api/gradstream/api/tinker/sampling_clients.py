@@ -1,9 +1,10 @@
 """One client of a sampler among several: its number, the stream of its finished samples, and samples it gave up."""
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Request, Response
 from pydantic import BaseModel, Field
 
 from gradstream.api.auth import tenant_of
@@ -11,7 +12,7 @@ from gradstream.api.body import Body, documents, offloaded, parse_small, raw_bod
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import own_record
 from gradstream.shared import ids
-from gradstream.shared.errors import UnknownModel
+from gradstream.shared.errors import Unavailable, UnknownModel
 from gradstream.shared.ids import FutureId, SamplerId
 from gradstream.shared.joblog.port import Completion, Completions, RecordKind
 
@@ -60,7 +61,7 @@ class Joined(BaseModel):
 
 
 @router.post("/retrieve_futures", openapi_extra=documents(RetrieveFuturesBody))
-async def retrieve_futures(request: Request) -> RetrievedFutures:
+async def retrieve_futures(request: Request, background: BackgroundTasks) -> RetrievedFutures:
     """The client's samples that ended since prev_cursor, as soon as there is one or the poll's time is over.
 
     prev_cursor itself says that everything up to it was seen. Results of retrieved_request_ids need not be kept for long.
@@ -73,7 +74,7 @@ async def retrieve_futures(request: Request) -> RetrievedFutures:
         parts, RecordKind.SAMPLER, target.sampling_session_id, tenant=tenant_of(request), field="sampling_session_id"
     )
     sampler = SamplerId(target.sampling_session_id)
-    await _acknowledge(parts, sampler, body.retrieved_request_ids)
+    background.add_task(_acknowledge, parts, sampler, body.retrieved_request_ids)
     found = await _completions(parts, sampler, body)
     return RetrievedFutures(completions=[_view(item) for item in found.items], cursor=found.cursor)
 
@@ -92,8 +93,10 @@ async def _completions(parts: Parts, sampler: SamplerId, body: RetrieveFuturesBo
 async def _acknowledge(parts: Parts, sampler: SamplerId, request_ids: list[str]) -> None:
     """Shorten the life of results that the client has; ids of anything but this sampler's samples are skipped."""
     own = [FutureId(name) for name in request_ids if name.startswith(f"{sampler}:") and ids.is_valid_future_id(name)]
-    for start in range(0, len(own), _ACKNOWLEDGED_TOGETHER):
-        await asyncio.gather(*map(parts.intake.mark_delivered, own[start : start + _ACKNOWLEDGED_TOGETHER]))
+    # With the queue away the results only live longer.
+    with suppress(Unavailable):
+        for start in range(0, len(own), _ACKNOWLEDGED_TOGETHER):
+            await asyncio.gather(*map(parts.intake.mark_delivered, own[start : start + _ACKNOWLEDGED_TOGETHER]))
 
 
 def _view(item: Completion) -> dict[str, Any]:
