@@ -3,8 +3,10 @@
 import asyncio
 import multiprocessing
 import os
+import time
 from collections.abc import Collection
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 from tests.support.cards import UNIFORM_CARD
@@ -16,6 +18,7 @@ from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.ids import FutureId, ModelId, TenantId
+from gradstream.shared.joblog.port import Commit
 from gradstream.shared.joblog.redis_feed import RedisFeed
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Batch, Failed, Outcome, SampleDone
@@ -23,10 +26,12 @@ from gradstream.worker.control import Control
 from gradstream.worker.dead import DeadLetters
 from gradstream.worker.fence import StopRequest
 from gradstream.worker.gang import LeadOptions, lead
+from gradstream.worker.journal import Journal
 from gradstream.worker.keeping import Durability
 from gradstream.worker.plan import Limits
 
 POISON = "tinker://poison"
+LOG_BATCH = Journal.batch
 
 
 class Broken(Exception):
@@ -62,6 +67,12 @@ class Engine:
         return {job.future_id: SampleDone(sequences=[]) for job in batch.jobs}
 
 
+def log_slowly(journal: Journal, commit: Commit) -> None:
+    """Take longer to log an outcome than the gang takes to run the next batch."""
+    time.sleep(0.3)
+    LOG_BATCH(journal, commit)
+
+
 def run_gang(redis_url: str, engine: str, directory: Path, *, last: int) -> int | None:
     """One gang in a process of its own, until it breaks or has served `last` samples: its exit status."""
     process = multiprocessing.get_context("spawn").Process(target=_lead, args=(redis_url, engine, directory, last))
@@ -79,7 +90,7 @@ def _lead(redis_url: str, engine: str, directory: Path, last: int) -> None:
         read_ahead_bytes=1 << 20,
         durability=Durability(engine="main", joblog=directory / "joblog", snapshots=directory / "snapshots"),
     )
-    with RedisFeed(redis_url, engine=engine) as feed:
+    with patch.object(Journal, "batch", log_slowly), RedisFeed(redis_url, engine=engine) as feed:
         control = Control(rank=0, num_ranks=1, group=None)
         try:
             lead(Engine(stop, last=last), control, feed, options=options, clock=SystemClock(), stop=stop)
@@ -102,7 +113,8 @@ async def outcomes(redis_url: str, engine: str, futures: list[str]) -> list[Outc
 
 def test_after_two_deaths_the_poisoned_job_fails_and_the_others_are_served(redis_url, engine_name, tmp_path):
     futures = asyncio.run(submit_all(redis_url, engine_name))
-    # All three share the first batch; then each runs alone, so the second death convicts the right one.
+    # All three share the first batch; then each runs alone, and the next one only when its outcome is recorded, so the second death
+    # convicts the right one.
     for _ in range(2):
         assert run_gang(redis_url, engine_name, tmp_path, last=3) == 1
     assert run_gang(redis_url, engine_name, tmp_path, last=1) == 0

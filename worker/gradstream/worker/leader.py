@@ -1,7 +1,8 @@
 """The loop of rank 0: read the log, plan, broadcast, execute, commit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -120,24 +121,27 @@ class Leader:
             crew.control.idle()
 
     def _answer_without_engine(self) -> None:
-        """Commit the outcomes of jobs at the front of their queues that the engine does not or cannot serve."""
+        """Commit the outcomes of jobs at the front of their queues that the engine does not or cannot serve, until none is there."""
+        while answered := list(islice(self._answered_without_engine(), _MAX_REFUSED)):
+            future_ids = [executed.job.future_id for executed in answered]
+            self._number += 1
+            self._commit(answered, Plan(kind=REFUSED, future_ids=future_ids, row_budget_tokens=0))
+            _log.info("jobs_answered_without_engine", num_jobs=len(answered), number=self._number)
+
+    def _answered_without_engine(self) -> Iterator[Executed]:
+        """These jobs, taken from their queues, each with its outcome; a suspect is the last of its commit."""
         crew = self._crew
-        answered: list[Executed] = []
         for owner in list(crew.backlog.waiting):
-            while len(answered) < _MAX_REFUSED and (jobs := crew.backlog.waiting.get(owner)):
+            while jobs := crew.backlog.waiting.get(owner):
                 starts = crew.backlog.starts.get(jobs[0].future_id, 0)
                 outcome = self._outcome_without_engine(jobs[0], starts=starts)
                 if outcome is None:
                     break
                 if crew.models.is_deadly(starts) and isinstance(outcome, Failed):
                     crew.dead.put(jobs[0], outcome, starts=starts, at_ms=crew.clock.wall_ms())
-                job = crew.backlog.take_first(owner)
-                answered.append(self._executed(job, outcome))
-        if answered:
-            future_ids = [executed.job.future_id for executed in answered]
-            self._number += 1
-            self._commit(answered, Plan(kind=REFUSED, future_ids=future_ids, row_budget_tokens=0))
-            _log.info("jobs_answered_without_engine", num_jobs=len(answered), number=self._number)
+                yield self._executed(crew.backlog.take_first(owner), outcome)
+                if starts:
+                    return
 
     def _outcome_without_engine(self, job: Job, *, starts: int) -> Outcome | None:
         crew = self._crew
@@ -250,6 +254,7 @@ class Leader:
     def _commit(self, executed: Sequence[Executed], plan: Plan, *, elapsed_s: float = 0.0) -> None:
         crew = self._crew
         changed = [ModelId(one.job.owner) for one in executed] if plan.kind in STATEFUL else []
+        has_suspect = any(one.job.future_id in crew.backlog.starts for one in executed)
         cursor = crew.backlog.settle([one.job for one in executed])
         crew.snapshots.ran(BatchId(self._epoch, self._number), changed, cursor=cursor, elapsed_s=elapsed_s)
         sources = {one.job.future_id: one.source for one in executed if one.source is not None}
@@ -272,6 +277,9 @@ class Leader:
         )
         self._last = BatchId(self._epoch, self._number)
         crew.committer.put(commit, on_tick=crew.control.idle)
+        if has_suspect:
+            # The next job may be the one that kills: it must not convict this one, whose outcome nobody had seen.
+            crew.committer.flush(on_tick=crew.control.idle)
         crew.reader.release(sum(len(one.job.payload) for one in executed))
 
     def _context(self, executed: Executed) -> list[RecordWrite]:
