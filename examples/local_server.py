@@ -1,5 +1,6 @@
 """A gradstream server as a child process: started, awaited, and stopped in every case."""
 
+import itertools
 import os
 import signal
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ HOST = "127.0.0.1"
 STOP_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 10.0
 POLL_S = 0.2
+# Below those that Linux gives to sockets which name no port: nobody takes one of these between its choice and the server's start.
+PORTS = range(10_000, 32_000)
+_turns = itertools.count()
 
 
 class ServerFailed(RuntimeError):
@@ -33,11 +37,17 @@ class LocalServer:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of the loopback interface that nobody listens on now, another one at each call and in each process.
+
+    Raises ServerFailed when there is none.
+    """
+    for _ in PORTS:
+        # Processes that were started one after another begin far from each other.
+        port = PORTS[(127 * os.getpid() + next(_turns)) % len(PORTS)]
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((HOST, port))
+            return port
+    raise ServerFailed(f"no port from {PORTS.start} to {PORTS.stop - 1} of {HOST} is free")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import httpx
 import psutil
 import redis
 
+from examples.local_server import free_port
 from gradstream.shared.embedded import child as shim
 from gradstream.shared.joblog.keys import Keys
 
@@ -255,13 +255,6 @@ def role_of(process: psutil.Process) -> Role | None:
         return _MODULES.get(module)
     except (psutil.Error, OSError):
         return None
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

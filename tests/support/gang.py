@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from examples.local_server import free_port
 from gradstream.shared import codec, ids
 from gradstream.shared.columns import Column
 from gradstream.shared.config import Settings, load_settings, read_handover, resolve, write_handover
@@ -74,7 +74,7 @@ def gang(
     """
     module = ["-m", "gradstream.worker", "--settings", str(settings)]
     if num_ranks > 1:
-        where = ["--master-addr", "127.0.0.1", "--master-port", str(_free_port())]
+        where = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
         module = ["-m", "gradstream.worker.torchrun", "--nproc-per-node", str(num_ranks), *where, *module]
     log = log or settings.with_suffix(".log")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -111,12 +111,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Client:

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -13,18 +12,16 @@ from pathlib import Path
 
 import psutil
 
+from examples.local_server import free_port
 from gradstream.shared.config import Settings, read_handover
 from gradstream.shared.embedded import child as shim
 
 ROOT = Path(__file__).parents[2]
+# A machine with other work may take many times as long as an idle one.
+READY_S = 240.0
+STOPPED_S = 120.0
 # On the loopback interface the ranks need no host name that resolves.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -55,7 +52,7 @@ class Server:
         self.until(lambda: "ready: " in self.text)
         return self
 
-    def until(self, condition: Callable[[], object], timeout_s: float = 90.0) -> None:
+    def until(self, condition: Callable[[], object], timeout_s: float = READY_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert self.process.poll() is None, self.text
@@ -99,15 +96,28 @@ class Server:
             family = self.family()
             self.process.terminate()
             try:
-                self.process.wait(45)
+                self.process.wait(STOPPED_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
             all_gone(family)
 
 
-def all_gone(processes: list[psutil.Process], timeout_s: float = 30.0) -> bool:
-    return not psutil.wait_procs(processes, timeout=timeout_s)[1]
+def all_gone(processes: list[psutil.Process], timeout_s: float = 60.0) -> bool:
+    """Whether none of them runs any more. A zombie does not: its parent reaps it, which may be a process of the machine that is slow."""
+    deadline = time.monotonic() + timeout_s
+    while any(_runs(process) for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 Launch = Callable[..., Server]
@@ -161,7 +171,7 @@ class HandGang:
     def text(self) -> str:
         return self.log.read_text()
 
-    def until_ended(self, timeout_s: float = 120.0) -> int:
+    def until_ended(self, timeout_s: float = READY_S) -> int:
         """The exit status."""
         try:
             return self.process.wait(timeout_s)

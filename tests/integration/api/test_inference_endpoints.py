@@ -1,7 +1,6 @@
 """Inference servers are registered after they answered, stay known to every API process, and are never called for a stranger."""
 
 import gzip
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from tests.support.api_server import api_server
 from tests.support.inference_server import Inference, inference_server
 from tests.support.rig import FAST, LIMITS, Rig, running_rig
 
+from examples.local_server import free_port
 from gradstream.shared.ids import TenantId
 from gradstream.shared.keys import change_keys, mint
 
@@ -30,12 +30,6 @@ def listed(http: httpx.Client) -> list[dict]:
     answer = http.get("/list_inference_endpoints").json()
     assert answer["count"] == len(answer["endpoints"])
     return answer["endpoints"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_server_that_answers_is_registered_with_what_it_tells_of_itself(rig: Rig, inference: Inference) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 from tests.support.gang import Client, forward_backward, gang, optim_step, settings_file
-from tests.support.launched import HandGang, Launch, Server, free_port, launching
+from tests.support.launched import STOPPED_S, HandGang, Launch, Server, launching
 
+from examples.local_server import free_port
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Outcome, Payload, SaveWeights, SaveWeightsDone
@@ -196,9 +197,9 @@ async def test_a_launcher_with_another_config_than_the_gang_that_leads_is_refuse
     server.until_ready()
     assert redis_url not in server.text
     server.process.terminate()
-    assert server.process.wait(45) == 0
+    assert server.process.wait(STOPPED_S) == 0
     other = launch("--mode", "connect", *place, "--server.seed=7", config=str(config))
-    assert other.process.wait(60) == 2
+    assert other.process.wait(STOPPED_S) == 2
     assert "leads a gang that was started with another config: seed: 7 here, 42 there" in other.text
 
 
@@ -227,7 +228,7 @@ def test_a_gang_over_two_machines_is_started_by_the_launcher_and_by_the_command_
     try:
         server.until_ready()
         server.process.terminate()
-        assert server.process.wait(45) == 0
+        assert server.process.wait(STOPPED_S) == 0
         # The gang was stopped in order.
         assert part.until_ended() == 0
     finally:
