@@ -1,26 +1,21 @@
 """What both dialects answer to retrieve_future alike."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import msgspec
 from fastapi import Response
-from starlette.background import BackgroundTask
 
 from gradstream.api.errors import http_error, response_of
 from gradstream.api.futures import Pending
-from gradstream.api.parts import Parts
-from gradstream.shared.errors import Unavailable, UnknownModel
+from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import FutureId
 
 
 # Any: small free-form JSON answers.
-def json_answer(content: Mapping[str, Any], *, status: int = 200, background: BackgroundTask | None = None) -> Response:
+def json_answer(content: Mapping[str, Any], *, status: int = 200) -> Response:
     """The content as it is."""
-    return Response(
-        msgspec.json.encode(content), status_code=status, media_type="application/json", background=background
-    )
+    return Response(msgspec.json.encode(content), status_code=status, media_type="application/json")
 
 
 def try_again(future_id: FutureId, pending: Pending, *, status: int = 200) -> Response:
@@ -37,14 +32,3 @@ def no_such_future(request_id: str) -> Response:
 def no_longer_kept(future_id: FutureId) -> Response:
     """410: there was such a future."""
     return http_error(410, code="expired", detail=f"request_id: the result of {future_id!r} is no longer kept")
-
-
-def delivered(parts: Parts, future_id: FutureId) -> BackgroundTask:
-    """Notes, after the answer was sent, that the client has the result."""
-    return BackgroundTask(_note_delivery, parts, future_id)
-
-
-async def _note_delivery(parts: Parts, future_id: FutureId) -> None:
-    # With the queue away the result only lives longer.
-    with suppress(Unavailable):
-        await parts.intake.mark_delivered(future_id)

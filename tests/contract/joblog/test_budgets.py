@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.support.joblog_bench import MODEL, Bench
+from tests.support.joblog_bench import MODEL, Bench, eventually
 
 from gradstream.shared.errors import QueueFull
 from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId
@@ -165,7 +165,8 @@ async def test_results_that_nobody_fetches_stop_their_tenant_and_no_other(joblog
         assert (await bench.submit(2)).is_duplicate
         await bench.submit(1, model=SECOND, tenant=TenantId("other"))
         for seq in (0, 1, 1):
-            await bench.intake.mark_delivered(FutureId(f"{MODEL}:{seq}"))
+            bench.intake.mark_delivered(FutureId(f"{MODEL}:{seq}"))
+        await eventually(lambda: 0 < bench.raw.ttl(bench.keys.future(f"{MODEL}:1")) <= Limits().delivered_ttl_s)
         await bench.submit(3)
 
 

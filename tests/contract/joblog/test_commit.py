@@ -1,14 +1,16 @@
 """Results become visible in one step, once, and only by the holder of the epoch."""
 
 import asyncio
+from typing import cast
 
 import pytest
-from tests.support.joblog_bench import MODEL, Bench, ready
+import redis
+from tests.support.joblog_bench import MODEL, Bench, eventually, ready
 
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
-from gradstream.shared.ids import ModelId
+from gradstream.shared.ids import FutureId, ModelId
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import BatchId, Commit, Covered, Ended, Fenced, FutureStatus, RecordKind, RecordWrite
 from gradstream.shared.joblog.redis_feed import RedisFeed
@@ -260,13 +262,33 @@ async def test_a_card_that_somebody_deleted_is_back_with_the_next_renewal(bench:
 
 async def test_a_delivered_result_lives_shorter_and_an_open_future_for_ever(bench: Bench) -> None:
     await bench.create()
-    key = bench.keys.future(f"{MODEL}:0")
-    await bench.intake.mark_delivered(f"{MODEL}:0")
+    key, witness = bench.keys.future(f"{MODEL}:0"), bench.keys.future(f"{MODEL}:1")
+    await bench.submit(1)
+    bench.commit(bench.log()[1:])
+    bench.intake.mark_delivered(FutureId(f"{MODEL}:0"))
+    bench.intake.mark_delivered(FutureId(f"{MODEL}:1"))
+    await eventually(lambda: 0 < bench.raw.ttl(witness) <= Limits().delivered_ttl_s)
     assert bench.raw.ttl(key) == -1
-    bench.commit(bench.log())
+    bench.commit(bench.log()[:1])
     assert bench.raw.ttl(key) > Limits().delivered_ttl_s
-    await bench.intake.mark_delivered(f"{MODEL}:0")
-    assert 0 < bench.raw.ttl(key) <= Limits().delivered_ttl_s
+    bench.intake.mark_delivered(FutureId(f"{MODEL}:0"))
+    await eventually(lambda: 0 < bench.raw.ttl(key) <= Limits().delivered_ttl_s)
+
+
+async def test_acknowledgements_that_were_not_sent_yet_are_sent_before_the_intake_closes(
+    joblog_url: str, engine_name: str
+) -> None:
+    async with Bench.running(joblog_url, engine_name, Limits(max_queued_jobs_per_model=400)) as bench:
+        await bench.ready()
+        for seq in range(1, 301):
+            await bench.submit(seq)
+        bench.commit(bench.log()[1:])
+        for seq in range(1, 301):
+            bench.intake.mark_delivered(FutureId(f"{MODEL}:{seq}"))
+    raw = redis.Redis.from_url(joblog_url, protocol=2)
+    lives = [cast("int", raw.ttl(bench.keys.future(FutureId(f"{MODEL}:{seq}")))) for seq in range(1, 301)]
+    raw.close()
+    assert all(0 < life <= Limits().delivered_ttl_s for life in lives)
 
 
 def _card() -> EngineCard:

@@ -87,9 +87,9 @@ async def test_a_waiter_wakes_when_its_gap_fails(joblog_url: str, engine_name: s
         await bench.create()
         receipt = await bench.submit(2)
         loop = asyncio.get_running_loop()
-        waiter = loop.create_task(bench.intake.wait(receipt.future_id, timeout_s=30))
+        waiter = loop.create_task(bench.intake.wait(receipt.future_id, timeout_s=600))
         await asyncio.sleep(0)
         await bench.intake.fail_gaps()
-        view = await asyncio.wait_for(waiter, 5)
+        view = await asyncio.wait_for(waiter, 60)
         assert view is not None
         assert view.status is FutureStatus.FAILED

@@ -228,7 +228,7 @@ async def short(joblog_url: str, engine_name: str) -> AsyncIterator[Bench]:
 async def test_after_the_window_the_same_request_is_a_new_job(short: Bench) -> None:
     await send(short, "create_model")
     await send(short, retry_key="1")
-    deadline = asyncio.get_running_loop().time() + 20
+    deadline = asyncio.get_running_loop().time() + 60
     while short.raw.keys(short.keys.prefix.replace("{", "\\{") + "again:*"):
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.05)

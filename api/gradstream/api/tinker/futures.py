@@ -9,7 +9,7 @@ from gradstream.api.body import PROTOBUF, Body, documents, offloaded, small_body
 from gradstream.api.errors import response_of
 from gradstream.api.futures import Expired, Finished, Missing, Pending, poll
 from gradstream.api.parts import Parts, parts_of
-from gradstream.api.retrieving import delivered, json_answer, no_longer_kept, no_such_future, try_again
+from gradstream.api.retrieving import json_answer, no_longer_kept, no_such_future, try_again
 from gradstream.api.tinker.results import Rendered, render
 from gradstream.shared import codec, ids
 from gradstream.shared.errors import Unavailable
@@ -58,10 +58,8 @@ async def _finished(parts: Parts, request: Request, body: RetrieveFutureBody, st
     future_id = FutureId(body.request_id)
     outcome = codec.decode_outcome(stored)
     if isinstance(outcome, Failed):
-        return json_answer(
-            {"error": outcome.message, "category": outcome.category, "code": outcome.code},
-            background=delivered(parts, future_id),
-        )
+        parts.intake.mark_delivered(future_id)
+        return json_answer({"error": outcome.message, "category": outcome.category, "code": outcome.code})
     accepts_protobuf = PROTOBUF in request.headers.get("accept", "")
     rendered: Rendered = await offloaded(
         lambda: render(outcome, accepts_protobuf=accepts_protobuf), size_bytes=len(stored)
@@ -74,4 +72,5 @@ async def _finished(parts: Parts, request: Request, body: RetrieveFutureBody, st
                 "response_payload_size": len(rendered.content),
             }
         )
-    return Response(rendered.content, media_type=rendered.media_type, background=delivered(parts, future_id))
+    parts.intake.mark_delivered(future_id)
+    return Response(rendered.content, media_type=rendered.media_type)

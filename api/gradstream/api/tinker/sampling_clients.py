@@ -1,10 +1,8 @@
 """One client of a sampler among several: its number, the stream of its finished samples, and samples it gave up."""
 
-import asyncio
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from gradstream.api.auth import tenant_of
@@ -12,15 +10,13 @@ from gradstream.api.body import Body, documents, offloaded, parse_small, raw_bod
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.records import own_record
 from gradstream.shared import ids
-from gradstream.shared.errors import Unavailable, UnknownModel
+from gradstream.shared.errors import UnknownModel
 from gradstream.shared.ids import FutureId, SamplerId
 from gradstream.shared.joblog.port import Completion, Completions, RecordKind
 
 router = APIRouter()
 _MAX_BODY_BYTES = 8 * 1024 * 1024
 _MAX_CURSOR = 2**63 - 1
-# Acknowledgements at a time, so that a client with many of them does not keep the event loop from others.
-_ACKNOWLEDGED_TOGETHER = 128
 
 
 class TargetBody(Body):
@@ -61,7 +57,7 @@ class Joined(BaseModel):
 
 
 @router.post("/retrieve_futures", openapi_extra=documents(RetrieveFuturesBody))
-async def retrieve_futures(request: Request, background: BackgroundTasks) -> RetrievedFutures:
+async def retrieve_futures(request: Request) -> RetrievedFutures:
     """The client's samples that ended since prev_cursor, as soon as there is one or the poll's time is over.
 
     prev_cursor itself says that everything up to it was seen. Results of retrieved_request_ids need not be kept for long.
@@ -74,7 +70,7 @@ async def retrieve_futures(request: Request, background: BackgroundTasks) -> Ret
         parts, RecordKind.SAMPLER, target.sampling_session_id, tenant=tenant_of(request), field="sampling_session_id"
     )
     sampler = SamplerId(target.sampling_session_id)
-    background.add_task(_acknowledge, parts, sampler, body.retrieved_request_ids)
+    _acknowledge(parts, sampler, body.retrieved_request_ids)
     found = await _completions(parts, sampler, body)
     return RetrievedFutures(completions=[_view(item) for item in found.items], cursor=found.cursor)
 
@@ -90,13 +86,11 @@ async def _completions(parts: Parts, sampler: SamplerId, body: RetrieveFuturesBo
     return found or Completions(items=(), cursor=body.prev_cursor)
 
 
-async def _acknowledge(parts: Parts, sampler: SamplerId, request_ids: list[str]) -> None:
+def _acknowledge(parts: Parts, sampler: SamplerId, request_ids: list[str]) -> None:
     """Shorten the life of results that the client has; ids of anything but this sampler's samples are skipped."""
-    own = [FutureId(name) for name in request_ids if name.startswith(f"{sampler}:") and ids.is_valid_future_id(name)]
-    # With the queue away the results only live longer.
-    with suppress(Unavailable):
-        for start in range(0, len(own), _ACKNOWLEDGED_TOGETHER):
-            await asyncio.gather(*map(parts.intake.mark_delivered, own[start : start + _ACKNOWLEDGED_TOGETHER]))
+    for name in request_ids:
+        if name.startswith(f"{sampler}:") and ids.is_valid_future_id(name):
+            parts.intake.mark_delivered(FutureId(name))
 
 
 def _view(item: Completion) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from gradstream.api.body import Body, documents, offloaded, small_body
 from gradstream.api.futures import Expired, Finished, Missing, Pending, QueueState, poll
 from gradstream.api.names import shown
 from gradstream.api.parts import Parts, parts_of
-from gradstream.api.retrieving import delivered, json_answer, no_longer_kept, no_such_future, try_again
+from gradstream.api.retrieving import json_answer, no_longer_kept, no_such_future, try_again
 from gradstream.api.xorl.results import outcome_json
 from gradstream.shared import codec, ids
 from gradstream.shared.errors import Unavailable
@@ -72,9 +72,11 @@ async def _expired(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Re
 async def _finished(parts: Parts, future_id: FutureId, stored: bytes) -> Response:
     outcome = codec.decode_outcome(stored)
     if isinstance(outcome, Failed):
-        return json_answer(_failure(outcome), background=delivered(parts, future_id))
+        parts.intake.mark_delivered(future_id)
+        return json_answer(_failure(outcome))
     content = await offloaded(lambda: outcome_json(outcome), size_bytes=len(stored))
-    return Response(content, media_type="application/json", background=delivered(parts, future_id))
+    parts.intake.mark_delivered(future_id)
+    return Response(content, media_type="application/json")
 
 
 # The HTTP status that a failure would have, where clients look for it in the text.

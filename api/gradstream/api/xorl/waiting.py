@@ -26,5 +26,5 @@ async def outcome_of(parts: Parts, future_id: FutureId, *, deadline_s: float) ->
             return None
     if view is None or view.outcome is None:
         raise Unavailable("the jobs before this one are not done yet; it is in the queue, ask again in a few seconds")
-    await parts.intake.mark_delivered(future_id)
+    parts.intake.mark_delivered(future_id)
     return codec.decode_outcome(view.outcome)

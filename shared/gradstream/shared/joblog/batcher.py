@@ -42,14 +42,11 @@ class CommandBatcher:
         *,
         max_in_flight: int = _MAX_IN_FLIGHT,
         max_calls: int = _MAX_CALLS,
-        delay_s: float = 0.0,
     ) -> None:
-        """delay_s: how long a command waits for others to come along with it."""
         self._client = client
         self._scripts = tuple(scripts)
         self._max_in_flight = max_in_flight
         self._max_calls = max_calls
-        self._delay_s = delay_s
         self._pending: list[_Call] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_scheduled = False
@@ -69,14 +66,14 @@ class CommandBatcher:
     async def close(self) -> None:
         """Wait for what is under way."""
         while self._pending or self._tasks:
-            await asyncio.sleep(self._delay_s)
+            await asyncio.sleep(0)
             if self._tasks:
                 await asyncio.wait(self._tasks)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._pending and not self._is_scheduled and len(self._tasks) < self._max_in_flight:
             self._is_scheduled = True
-            loop.call_later(self._delay_s, self._flush) if self._delay_s else loop.call_soon(self._flush)
+            loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._is_scheduled = False

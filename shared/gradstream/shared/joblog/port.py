@@ -144,8 +144,11 @@ class Intake(Protocol):
         """Fail a sample that has not started; True when this call did. Any other future stays as it is."""
         ...
 
-    async def mark_delivered(self, future_id: FutureId) -> None:
-        """Shorten a delivered result's life to the after-delivery time."""
+    def mark_delivered(self, future_id: FutureId) -> None:
+        """Shorten a delivered result's life to the after-delivery time, some moments later.
+
+        Nobody waits for it and nothing is raised: with the queue away the result only lives longer.
+        """
         ...
 
     async def note_polled(self, future_id: FutureId, *, tenant: TenantId) -> None:

@@ -15,6 +15,7 @@ from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId, lane_o
 from gradstream.shared.joblog import admission, lua
 from gradstream.shared.joblog.batcher import Command, CommandBatcher, Reply, Value
 from gradstream.shared.joblog.client import async_client, redis_errors
+from gradstream.shared.joblog.deliveries import Deliveries
 from gradstream.shared.joblog.done import MAX_COMPLETIONS, block_name, completions_of, entry_id
 from gradstream.shared.joblog.keys import Keys, next_seq_field, record_fields
 from gradstream.shared.joblog.limits import Limits
@@ -39,7 +40,6 @@ _MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
 # Of large payloads. Two: while one is written to disk by the server the next is on its way.
 _BULK_IN_FLIGHT = 2
-_LAZY_S = 0.05
 # Above this, compressing and hashing leave the event loop.
 _THREAD_ABOVE_BYTES = 64 * 1024
 _CARD = msgspec.json.Decoder(EngineCard)
@@ -57,8 +57,7 @@ class RedisIntake:
         self._batcher: CommandBatcher | None = None
         # Large payloads go their own way, so that nothing small waits behind them.
         self._bulk: CommandBatcher | None = None
-        # What nobody waits for goes together, so that the queue's disk is not kept from what somebody waits for.
-        self._lazy: CommandBatcher | None = None
+        self._deliveries = Deliveries(self._send_deliveries)
         self._tail: NoteTail | None = None
         self._seen = admission.Seen()
 
@@ -70,7 +69,6 @@ class RedisIntake:
         scripts = [lua.load(name) for name in _SCRIPTS]
         self._batcher = CommandBatcher(commands, scripts)
         self._bulk = CommandBatcher(commands, scripts, max_in_flight=_BULK_IN_FLIGHT, max_calls=1)
-        self._lazy = CommandBatcher(commands, scripts, max_in_flight=1, delay_s=_LAZY_S)
         self._tail = NoteTail(notes, self._keys)
         await self._tail.open()
         return self
@@ -79,7 +77,8 @@ class RedisIntake:
         """Wake all waiters and drop the connections."""
         if self._tail is not None:
             await self._tail.close()
-        for batcher in (self._batcher, self._bulk, self._lazy):
+        await self._deliveries.close()
+        for batcher in (self._batcher, self._bulk):
             if batcher is not None:
                 await batcher.close()
         for client in self._clients:
@@ -187,11 +186,12 @@ class RedisIntake:
         args += [limits.unread_ttl_s, limits.keep_blob_s, limits.keep_notes]
         return bool((await self._run(self._call("cancel", args)))[0])
 
-    async def mark_delivered(self, future_id: FutureId) -> None:
-        args: list[Value] = [self._keys.prefix, future_id, self._limits.delivered_ttl_s]
-        assert self._lazy is not None, "open() was not called"
-        with redis_errors():
-            await self._lazy.run(self._call("delivered", args))
+    def mark_delivered(self, future_id: FutureId) -> None:
+        self._deliveries.note(future_id)
+
+    async def _send_deliveries(self, futures: Sequence[FutureId]) -> None:
+        args: list[Value] = [self._keys.prefix, self._limits.delivered_ttl_s, *futures]
+        await self._run(self._call("delivered", args))
 
     async def note_polled(self, future_id: FutureId, *, tenant: TenantId) -> None:
         await self._run(self._call("polled", [self._keys.prefix, future_id, tenant]))

@@ -1,14 +1,19 @@
 #!lua flags=allow-oom
--- Shorten a delivered result's life, and count it as unread no more. Its model is in use.
+-- Shorten the lives of delivered results, and count them as unread no more. Their models are in use.
 -- KEYS  1 log
--- ARGV  1 prefix  2 future  3 delivered_ttl_s
--- Reply 1 the future has an outcome, 0 it has none, or there is no such future
+-- ARGV  1 prefix  2 delivered_ttl_s  3.. futures
+-- Reply how many of the futures have an outcome
 
-local key = P .. 'future:' .. ARGV[2]
-local f = redis.call('HMGET', key, 'done_ms', 'tenant', 'owner', 'ordered')
-if not f[1] then return 0 end
-redis.call('EXPIRE', key, ARGV[3], 'LT')
-count_read(f[2], ARGV[2])
-local model = P .. 'model:' .. (f[3] or '')
-if f[4] == '1' and redis.call('EXISTS', model) == 1 then redis.call('HSET', model, 'seen_ms', int(NOW)) end
-return 1
+local num_done = 0
+for i = 3, #ARGV do
+  local key = P .. 'future:' .. ARGV[i]
+  local f = redis.call('HMGET', key, 'done_ms', 'tenant', 'owner', 'ordered')
+  if f[1] then
+    num_done = num_done + 1
+    redis.call('EXPIRE', key, ARGV[2], 'LT')
+    count_read(f[2], ARGV[i])
+    local model = P .. 'model:' .. (f[3] or '')
+    if f[4] == '1' and redis.call('EXISTS', model) == 1 then redis.call('HSET', model, 'seen_ms', int(NOW)) end
+  end
+end
+return num_done
