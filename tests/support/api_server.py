@@ -12,6 +12,8 @@ from gradstream.api.serve import Address, listening_socket, server_for
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.redis_intake import RedisIntake
 
+_DEADLINE_S = 60.0
+
 
 @contextlib.contextmanager
 def api_server(url: str, *, engine: str, config: ApiConfig, limits: Limits) -> Iterator[str]:
@@ -38,14 +40,14 @@ def api_server(url: str, *, engine: str, config: ApiConfig, limits: Limits) -> I
     thread = threading.Thread(target=run, name="api-server", daemon=True)
     thread.start()
     try:
-        assert started.wait(20)
+        assert started.wait(_DEADLINE_S)
         assert not errors, errors
         _wait_for_port(base_url)
         yield base_url
     finally:
         for server in servers:
             server.should_exit = True
-        thread.join(20)
+        thread.join(_DEADLINE_S)
         sock.close()
     assert not errors, errors
     assert not thread.is_alive()
@@ -53,4 +55,4 @@ def api_server(url: str, *, engine: str, config: ApiConfig, limits: Limits) -> I
 
 def _wait_for_port(base_url: str) -> None:
     """Return once the server answers; the connection itself waits in the socket's backlog."""
-    httpx.get(f"{base_url}/api/v1/healthz", timeout=20)
+    httpx.get(f"{base_url}/api/v1/healthz", timeout=_DEADLINE_S)

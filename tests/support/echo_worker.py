@@ -55,7 +55,7 @@ from gradstream.shared.wire import (
     UnloadModelDone,
 )
 
-_START_S = 20.0
+_START_S = 60.0
 # Names of checkpoints for which there is no room.
 FULL_DISK = frozenset({"too-large", "session_too-large_final"})
 
@@ -92,14 +92,14 @@ class EchoWorker:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(_START_S)
         self.check()
 
     def pause(self) -> None:
         """Return once nothing is being read."""
         self._idle.clear()
         self._paused.set()
-        assert self._idle.wait(20), self.error
+        assert self._idle.wait(_START_S), self.error
 
     def resume(self) -> None:
         self._paused.clear()

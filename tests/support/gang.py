@@ -36,8 +36,8 @@ from gradstream.worker.engine_watch import EngineWatch, Sight
 
 TINY = Path(__file__).parents[1] / "models" / "tiny-qwen3-shakespeare"
 BASE_MODEL = "tiny"
-READY_S = 120
-OUTCOME_S = 60
+READY_S = 180
+OUTCOME_S = 120
 
 
 def settings_file(directory: Path, *, redis_url: str, engine: str, owner: str = "launcher-1", **fields: object) -> Path:
@@ -107,7 +107,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(timeout=40)
+            process.wait(timeout=90)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -65,7 +65,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Return once the condition holds; TimeoutError after half a minute."""
-    async with asyncio.timeout(30):
+    """Return once the condition holds; TimeoutError after a minute and a half."""
+    async with asyncio.timeout(90):
         while not condition():  # noqa: ASYNC110 - a poll with a deadline
             await asyncio.sleep(0.05)

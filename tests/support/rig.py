@@ -29,7 +29,7 @@ FAST = ApiConfig(
     max_datums=256,
 )
 LIMITS = Limits(max_queued_jobs_per_model=8, hold_timeout_s=60.0)
-_DEADLINE_S = 20.0
+_DEADLINE_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,6 @@ def running_rig(url: str, *, engine: str, config: ApiConfig = FAST, limits: Limi
     with (
         echo_worker(url, engine=engine, card=UNIFORM_CARD, output_dir=config.output_dir) as worker,
         api_server(url, engine=engine, config=config, limits=limits) as base_url,
-        httpx.Client(base_url=base_url, timeout=30) as http,
+        httpx.Client(base_url=base_url, timeout=90) as http,
     ):
         yield Rig(base_url, http, worker)

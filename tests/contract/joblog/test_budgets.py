@@ -1,7 +1,5 @@
 """Back-pressure: what is refused, for how long, and that the missing job always finds room."""
 
-import asyncio
-
 import pytest
 from tests.support.joblog_bench import MODEL, Bench, eventually
 
@@ -171,25 +169,17 @@ async def test_results_that_nobody_fetches_stop_their_tenant_and_no_other(joblog
 
 
 async def test_results_that_expired_unread_are_counted_no_more(joblog_url: str, engine_name: str) -> None:
-    limits = Limits(max_unread_bytes_per_tenant=1000, unread_ttl_s=1)
-    async with Bench.running(joblog_url, engine_name, limits) as bench:
+    async with Bench.running(joblog_url, engine_name, Limits(max_unread_bytes_per_tenant=1000)) as bench:
         await bench.ready()
         for seq in (1, 2):
             await bench.submit(seq)
         bench.commit(bench.log()[1:3])
         with pytest.raises(QueueFull):
             await bench.submit(3)
-
-        async def is_accepted() -> bool:
-            try:
-                await bench.submit(3)
-            except QueueFull:
-                return False
-            return True
-
-        async with asyncio.timeout(20):
-            while not await is_accepted():  # noqa: ASYNC110 - a poll with a deadline
-                await asyncio.sleep(0.1)
+        # The clock of the server cannot be turned; the end of their time is moved into the past instead.
+        until = f"{bench.keys.prefix}unread_until:{LOCAL}"
+        assert bench.raw.zadd(until, dict.fromkeys(bench.raw.zrange(until, 0, -1), 1), ch=True) >= 2
+        await bench.submit(3)
 
 
 async def test_what_gives_something_back_is_accepted_however_much_is_unread(joblog_url: str, engine_name: str) -> None:

@@ -27,8 +27,8 @@ async def test_the_heartbeat_of_the_leader_ages_from_its_last_renewal(bench: Ben
     fresh = await look(bench)
     assert fresh.epoch == bench.epoch
     assert 0 <= fresh.heartbeat_age_s < 5
-    bench.raw.pexpire(bench.keys.lease, 1000)
-    assert (await look(bench)).heartbeat_age_s >= _TTL_S - 1
+    bench.raw.pexpire(bench.keys.lease, 9000)
+    assert (await look(bench)).heartbeat_age_s >= _TTL_S - 9
 
 
 async def test_jobs_are_counted_until_they_have_an_outcome_and_accepted_ones_for_ever(bench: Bench) -> None:

@@ -93,7 +93,7 @@ def test_a_token_gives_its_own_checkpoints_files_only(
 ) -> None:
     (tmp_path / "x").write_text("secret")
     url = sdk.create_rest_client().get_external_weights_urls(export).result().urls[CONFIG]
-    answer = httpx.get(url.removesuffix(CONFIG) + name, follow_redirects=True)
+    answer = httpx.get(url.removesuffix(CONFIG) + name, follow_redirects=True, timeout=60)
     assert answer.status_code == 404
     assert "secret" not in answer.text
 
@@ -129,7 +129,7 @@ def test_an_archive_is_a_redirect_to_a_tar_of_all_files(rig: Rig, training: tink
     answer = rig.http.get(url_of(path, "/archive"), headers={"accept": "application/gzip"})
     assert answer.status_code == 302
     assert parsedate_to_datetime(answer.headers["expires"]) > datetime.now(UTC) + timedelta(minutes=30)
-    content = httpx.get(answer.headers["location"])
+    content = httpx.get(answer.headers["location"], timeout=60)
     assert int(content.headers["content-length"]) == len(content.content)
     with tarfile.open(fileobj=io.BytesIO(content.content), mode="r:*") as tar:
         assert tar.getnames() == [CONFIG, WEIGHTS]

@@ -45,7 +45,7 @@ def test_jobs_that_wait_are_active_and_every_accepted_one_is_in_the_total(rig: R
 
 def test_without_a_worker_it_says_so_with_503(redis_url: str, engine_name: str) -> None:
     with api_server(redis_url, engine=engine_name, config=FAST, limits=LIMITS) as base_url:
-        answer = httpx.get(f"{base_url}/health")
+        answer = httpx.get(f"{base_url}/health", timeout=60)
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     told = answer.json()
@@ -59,7 +59,7 @@ def test_a_gang_that_takes_over_is_starting(redis_url: str, engine_name: str) ->
         api_server(redis_url, engine=engine_name, config=FAST, limits=LIMITS) as base_url,
     ):
         epoch = feed.acquire(owner="gang")
-        answer = httpx.get(f"{base_url}/health")
+        answer = httpx.get(f"{base_url}/health", timeout=60)
         feed.release(epoch)
     assert answer.status_code == 503
     assert (answer.json()["status"], answer.json()["engine_running"]) == ("starting", False)
@@ -70,10 +70,10 @@ def test_a_queue_that_is_gone_is_an_error_within_seconds(engine_name: str) -> No
         url = server.url
     with api_server(url, engine=engine_name, config=FAST, limits=LIMITS) as base_url:
         began = time.monotonic()
-        answer = httpx.get(f"{base_url}/health", timeout=30)
+        answer = httpx.get(f"{base_url}/health", timeout=90)
     assert answer.status_code == 503
     assert (answer.json()["status"], answer.json()["redis"]) == ("error", {"reachable": False})
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

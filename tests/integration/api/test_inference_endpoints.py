@@ -95,7 +95,7 @@ def test_another_api_process_knows_what_was_registered(
     add(rig, inference.port)
     with (
         api_server(redis_url, engine=engine_name, config=FAST, limits=LIMITS) as base_url,
-        httpx.Client(base_url=base_url) as http,
+        httpx.Client(base_url=base_url, timeout=60) as http,
     ):
         assert [endpoint["port"] for endpoint in listed(http)] == [inference.port]
 

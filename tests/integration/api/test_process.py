@@ -22,9 +22,11 @@ def test_the_process_serves_and_ends_with_0_on_sigterm_after_it_answered_the_par
         ThreadPoolExecutor() as threads,
     ):
         base_url = api.base_url()
-        assert httpx.get(f"{base_url}/api/v1/healthz").json() == {"status": "starting"}
+        assert httpx.get(f"{base_url}/api/v1/healthz", timeout=DEADLINE_S).json() == {"status": "starting"}
         poll = threads.submit(httpx.post, f"{base_url}/api/v1/retrieve_future", json={"request_id": future}, timeout=60)
-        wait_until(lambda: "gradstream_api_polls_parked 1.0" in httpx.get(f"{base_url}/metrics").text)
+        wait_until(
+            lambda: "gradstream_api_polls_parked 1.0" in httpx.get(f"{base_url}/metrics", timeout=DEADLINE_S).text
+        )
         api.process.send_signal(signal.SIGTERM)
         assert poll.result(timeout=DEADLINE_S).status_code == 408
         assert api.exit_status() == 0, api.log

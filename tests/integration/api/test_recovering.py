@@ -15,7 +15,7 @@ from tests.support.rig import FAST, LIMITS, Rig
 
 from gradstream.shared.joblog.redis_feed import RedisFeed
 
-_DEADLINE_S = 20.0
+_DEADLINE_S = 60.0
 
 
 class Gang:
@@ -46,7 +46,7 @@ def api(url: str, engine: str, *, hold_s: float = FAST.poll_hold_s) -> Iterator[
     config = replace(FAST, poll_hold_s=hold_s)
     with (
         api_server(url, engine=engine, config=config, limits=LIMITS) as base_url,
-        httpx.Client(base_url=base_url, timeout=30) as http,
+        httpx.Client(base_url=base_url, timeout=90) as http,
     ):
         yield Rig(base_url, http, worker=None)  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ def test_without_a_worker_model_calls_are_503_with_retry_after_and_sessions_work
 ) -> None:
     with (
         api_server(redis_url, engine=engine_name, config=FAST, limits=LIMITS) as base_url,
-        httpx.Client(base_url=f"{base_url}/api/v1/") as http,
+        httpx.Client(base_url=f"{base_url}/api/v1/", timeout=60) as http,
     ):
         made = http.post("create_session", json={"tags": [], "user_metadata": None, "sdk_version": "0.38.0"})
         body = {

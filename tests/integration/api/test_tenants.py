@@ -14,6 +14,9 @@ from tests.support.rig import FAST, Rig, running_rig
 from gradstream.shared.ids import TenantId
 from gradstream.shared.keys import change_keys, mint
 
+# How long a client waits for an answer. Polls are held for longer, so a stranger's poll that is held fails.
+PATIENCE_S = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Things:
@@ -44,8 +47,9 @@ class House:
 def house(redis_url: str, engine_name: str, tmp_path: Path) -> Iterator[House]:
     path = tmp_path / "keys.json"
     texts = [add_key(path, name) for name in ("alice", "bob")]
+    config = replace(FAST, keys_file=path, poll_hold_s=10 * PATIENCE_S)
     with contextlib.ExitStack() as stack:
-        rig = stack.enter_context(running_rig(redis_url, engine=engine_name, config=replace(FAST, keys_file=path)))
+        rig = stack.enter_context(running_rig(redis_url, engine=engine_name, config=config))
         alice, bob = (stack.enter_context(client_of(rig, text)) for text in texts)
         yield House(alice=alice, bob=bob, things=things_of(alice), keys_file=path, alice_key=texts[0])
 
@@ -58,7 +62,7 @@ def add_key(path: Path, tenant: str) -> str:
 
 @contextlib.contextmanager
 def client_of(rig: Rig, key: str) -> Iterator[Rig]:
-    with httpx.Client(base_url=rig.base_url, timeout=30, headers={"X-API-Key": key}) as http:
+    with httpx.Client(base_url=rig.base_url, timeout=PATIENCE_S, headers={"X-API-Key": key}) as http:
         yield replace(rig, http=http)
 
 
@@ -249,7 +253,6 @@ def test_another_tenants_thing_is_answered_like_one_that_never_was(house: House,
     assert foreign.status_code == unknown.status_code
     assert foreign.status_code in ({400, 404} if "refused" in name else {404})
     assert foreign.text.replace(house.things.session, other) == unknown.text
-    assert foreign.elapsed.total_seconds() < FAST.poll_hold_s
 
 
 def test_nothing_that_another_tenant_tried_has_changed_anything(house: House) -> None:
@@ -258,7 +261,9 @@ def test_nothing_that_another_tenant_tried_has_changed_anything(house: House) ->
     alice, things = house.alice, house.things
     assert alice.ok(alice.post("session_heartbeat", {"session_id": things.session}))
     assert alice.result(alice.ok(alice.train(things.model, 5))["request_id"])["metrics"]
-    assert alice.poll(things.pending).status_code == 408
+    for seq in (6, 7, 8):
+        assert alice.ok(alice.step(things.model, seq))
+    assert alice.result(things.pending)["metrics"]
     assert alice.ok(alice.http.get(f"/api/v1/samplers/{things.sampler}"))
     assert all(owner.startswith(things.session) for owner, _, _ in house.alice.worker.seen)
 
@@ -281,7 +286,7 @@ def test_a_list_holds_nothing_of_another_tenant(house: House, name: str) -> None
 
 
 def test_a_stranger_is_tried_on_every_route(house: House) -> None:
-    document = house.alice.ok(httpx.get(f"{house.alice.base_url}/openapi.json"))
+    document = house.alice.ok(httpx.get(f"{house.alice.base_url}/openapi.json", timeout=PATIENCE_S))
     routes = {path.removeprefix("/api/v1/") for path in document["paths"] if not path.startswith("/xorl/")}
     tried = {name.split(",")[0] for name in (*CALLS, *LISTS)}
     assert routes - NAMELESS - tried == set(), (

@@ -36,7 +36,7 @@ def full(redis_url: str, engine_name: str):
     with (
         echo_worker(redis_url, engine=engine_name, card=card) as worker,
         api_server(redis_url, engine=engine_name, config=FAST, limits=LIMITS) as base_url,
-        httpx.Client(base_url=base_url, timeout=30) as http,
+        httpx.Client(base_url=base_url, timeout=60) as http,
     ):
         yield Xorl(Rig(base_url, http, worker))
 

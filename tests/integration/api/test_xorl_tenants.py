@@ -40,7 +40,7 @@ def house(redis_url: str, engine_name: str, tmp_path: Path) -> Iterator[House]:
     with contextlib.ExitStack() as stack:
         rig = stack.enter_context(running_rig(redis_url, engine=engine_name, config=replace(FAST, keys_file=path)))
         clients = [
-            stack.enter_context(httpx.Client(base_url=rig.base_url, timeout=30, headers={"X-API-Key": text}))
+            stack.enter_context(httpx.Client(base_url=rig.base_url, timeout=60, headers={"X-API-Key": text}))
             for text in keys
         ]
         yield House(*(Xorl(replace(rig, http=client)) for client in clients))
@@ -103,4 +103,4 @@ def test_a_strangers_question_does_not_make_a_repeated_request_a_new_job(house: 
 
 def test_a_call_without_a_key_is_refused_before_its_body_is_read(house: House) -> None:
     for path in ("/api/v1/forward_backward", "/xorl/api/v1/forward_backward", "/xorl/sleep", "/sleep"):
-        assert httpx.post(f"{house.alice.rig.base_url}{path}", content=b"{}").status_code == 401
+        assert httpx.post(f"{house.alice.rig.base_url}{path}", content=b"{}", timeout=60).status_code == 401

@@ -308,7 +308,7 @@ def test_a_creation_is_known_for_as_long_as_the_model_is_there(redis_url: str, e
     with (
         echo_worker(redis_url, engine=engine_name, card=UNIFORM_CARD) as worker,
         api_server(redis_url, engine=engine_name, config=FAST, limits=limits) as base_url,
-        httpx.Client(base_url=base_url, timeout=30) as http,
+        httpx.Client(base_url=base_url, timeout=60) as http,
     ):
         xorl = Xorl(Rig(base_url, http, worker))
         xorl.make("mine")
@@ -332,7 +332,7 @@ def test_a_full_queue_is_429(redis_url: str, engine_name: str) -> None:
     with (
         echo_worker(redis_url, engine=engine_name, card=UNIFORM_CARD) as worker,
         api_server(redis_url, engine=engine_name, config=FAST, limits=limits) as base_url,
-        httpx.Client(base_url=base_url, timeout=30) as http,
+        httpx.Client(base_url=base_url, timeout=60) as http,
     ):
         xorl = Xorl(Rig(base_url, http, worker))
         xorl.make("mine")

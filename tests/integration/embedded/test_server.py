@@ -23,7 +23,7 @@ from gradstream.shared.embedded.server import EmbeddedServer, ServerDidNotStart
 SMALL = 64 * 1024**2
 
 
-def until(claim: Callable[[], bool], *, timeout_s: float = 15.0) -> None:
+def until(claim: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
     """Poll until the claim holds; fail after timeout_s."""
     deadline = time.monotonic() + timeout_s
     while not claim():

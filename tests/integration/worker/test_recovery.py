@@ -16,7 +16,7 @@ from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared import codec
 from gradstream.shared.errors import Unavailable
-from gradstream.shared.ids import LOCAL_TENANT, ModelId
+from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId
 from gradstream.shared.joblog.port import RecordKind, Submission
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import (
@@ -30,6 +30,7 @@ from gradstream.shared.wire import (
     SaveWeights,
     UnloadModel,
 )
+from gradstream.worker.disklog.frames import LoggedJob
 from gradstream.worker.disklog.log import DiskLog
 
 pytestmark = [pytest.mark.timeout(400)]
@@ -214,13 +215,19 @@ async def test_what_got_a_logged_jobs_seq_from_a_redis_that_was_put_back_in_time
     raw.close()
 
 
+def logged(log: DiskLog) -> set[FutureId]:
+    """The jobs that the log on disk has."""
+    return {frame.job.future_id for _, frame in log.scan() if isinstance(frame, LoggedJob)}
+
+
 async def test_open_jobs_that_redis_lost_are_run(client, tmp_path, redis_url, engine_name):
     settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name, operation_timeout_s=600)
     with gang(settings) as process:
         model, _ = await client.create()
         await train(client, model, program(1))
         futures = [await client.submit(model, forward_backward(*[400] * 20, seed=n)) for n in range(6)]
-        await client.outcome(futures[0])
+        log = DiskLog(output_dir(settings) / "joblog" / engine_name)
+        await until(lambda: logged(log).issuperset(futures))
         process.kill()
         process.wait()
     with redis.Redis.from_url(redis_url) as raw:

@@ -31,7 +31,7 @@ def supervised(folder: Path, code: str, **policy: float | None) -> Iterator[Supe
         child.finish(timeout_s=0.5)
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
