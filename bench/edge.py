@@ -27,7 +27,7 @@ from bench.report import describe, latency, machine
 from gradstream.api.tinker import training_proto
 from gradstream.api.training_data import to_payload
 from gradstream.shared import codec
-from gradstream.shared.joblog.admission import Packed
+from gradstream.shared.joblog.packed import Packed
 
 _MAX_DATUMS = 4096
 _SHAPE_NAMES = {SMALL.name: "small", LONG.name: "long", MANY.name: "many", RL.name: "rl"}

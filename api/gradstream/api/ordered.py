@@ -11,8 +11,9 @@ from fastapi import Request
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, parse_small, small_bytes
+from gradstream.api.encoding import Encoded, encoded
 from gradstream.api.parts import Parts, parts_of
-from gradstream.shared import codec, ids
+from gradstream.shared import ids
 from gradstream.shared.errors import InvalidRequest, SequenceConflict, UnknownModel, UserError
 from gradstream.shared.ids import MAX_LANE, UNLOAD_SEQ, FutureId, ModelId, TenantId
 from gradstream.shared.joblog.port import Submission
@@ -153,18 +154,19 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 async def submit_at(parts: Parts, place: Place, payload: Payload) -> Promise:
     """The promise of a job in its model's order. The same (model, seq, payload) again is the same promise."""
-    return await submit_encoded(parts, place, op=codec.op_of(payload), payload=codec.encode(payload), num_tokens=0)
+    return await submit_encoded(parts, place, encoded(payload))
 
 
-async def submit_encoded(parts: Parts, place: Place, *, op: str, payload: bytes, num_tokens: int) -> Promise:
+async def submit_encoded(parts: Parts, place: Place, job: Encoded) -> Promise:
     """submit_at for a payload that is encoded already."""
     submission = Submission(
         owner=place.model,
         seq=place.seq,
-        op=op,
+        op=job.op,
         tenant=place.tenant,
-        payload=payload,
-        num_tokens=num_tokens,
+        payload=job.payload,
+        num_tokens=job.num_tokens,
+        packed=job.packed,
     )
     try:
         receipt = await parts.admission.submit(submission)

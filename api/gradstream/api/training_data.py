@@ -22,6 +22,8 @@ from gradstream.shared.wire import IGNORE, ForwardBackward
 Array = NDArray[Any]
 _TARGETS = "target_tokens"
 _TOKEN = np.dtype("<i4")
+# By size in bytes.
+_UNSIGNED: Mapping[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 # Whole numbers up to here are the same in float32.
 _EXACT_IN_FLOAT32 = 1 << 24
 
@@ -59,15 +61,16 @@ def to_payload(data: TrainingData, card: EngineCard) -> ForwardBackward:
     trailing = _trailing(data.datums, loss)
     inputs: dict[str, Column] = {}
     for spec in sorted(loss.inputs, key=lambda item: item.name):
-        column = _input_column(spec, data, loss=loss, params=params, card=card, trailing=trailing)
-        if column is not None:
-            inputs[spec.name] = column
+        arrays = _input_arrays(spec, data.datums, loss=loss, params=params, trailing=trailing)
+        if arrays is not None:
+            may_ignore = data.may_ignore and spec.name == _TARGETS
+            inputs[spec.name] = _input_column(spec, arrays, card, like=tokens, trailing=trailing, may_ignore=may_ignore)
     config = {name: data.loss_config[name] for name in sorted(data.loss_config)}
     return ForwardBackward(tokens=tokens, inputs=inputs, loss_fn=loss.name, loss_config=config, backward=data.backward)
 
 
 def _tokens_column(datums: Sequence[DatumArrays], card: EngineCard) -> Column:
-    lengths = np.array([datum.tokens.shape[0] for datum in datums], dtype=np.int64)
+    lengths = np.array([datum.tokens.shape[0] for datum in datums], dtype="<i8")
     if not lengths.all():
         raise InvalidRequest(
             f"data[{int(np.argmin(lengths))}].model_input: has no tokens; each datum needs at least one"
@@ -77,14 +80,26 @@ def _tokens_column(datums: Sequence[DatumArrays], card: EngineCard) -> Column:
             f"data[{int(np.argmax(lengths))}].model_input: {int(lengths.max())} tokens are more than the context of "
             f"{card.max_context_tokens}"
         )
-    if all(datum.tokens.dtype == _TOKEN for datum in datums):
-        column = Column.of([datum.tokens for datum in datums], dtype="int32")
-        _check_ids(column.values(), lengths, card, field="model_input")
-        return column
-    # Wider ids are looked at before they are made narrow.
-    values = np.concatenate([datum.tokens for datum in datums])
-    _check_ids(values, lengths, card, field="model_input")
-    return Column(dtype="int32", lengths=lengths.astype("<i8").tobytes(), data=values.astype("<i4").tobytes())
+    data = _ids([datum.tokens for datum in datums], lengths, card, field="model_input", may_ignore=False)
+    return Column(dtype="int32", lengths=lengths.tobytes(), data=data)
+
+
+def _ids(
+    arrays: Sequence[Array], lengths: NDArray[np.int64], card: EngineCard, *, field: str, may_ignore: bool
+) -> bytes:
+    """The token ids of the arrays end to end, as int32; checked before they are made narrow. lengths counts values."""
+    if not may_ignore and all(array.dtype == _TOKEN for array in arrays):
+        data = _joined(arrays)
+        _check_ids(np.frombuffer(data, dtype=_TOKEN), lengths, card, field=field)
+        return data
+    values = (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1)
+    _check_ids(np.where(values == IGNORE, 0, values) if may_ignore else values, lengths, card, field=field)
+    return values.astype(_TOKEN).tobytes()
+
+
+def _joined(arrays: Sequence[Array]) -> bytes:
+    """The bytes of arrays of one dtype, end to end."""
+    return b"".join([array.data if array.flags.c_contiguous else array.tobytes() for array in arrays])
 
 
 def _check_names(loss: LossCard, datums: Sequence[DatumArrays]) -> None:
@@ -124,19 +139,16 @@ def _trailing(datums: Sequence[DatumArrays], loss: LossCard) -> tuple[int, ...]:
     return first or ()
 
 
-def _input_column(
+def _input_arrays(
     spec: LossInput,
-    data: TrainingData,
+    datums: Sequence[DatumArrays],
     *,
     loss: LossCard,
     params: Mapping[str, Value],
-    card: EngineCard,
     trailing: tuple[int, ...],
-) -> Column | None:
-    """The column of one loss input, or None when no datum has it and the loss does not need it."""
-    datums = data.datums
-    num_given = sum(spec.name in datum.inputs for datum in datums)
-    if num_given == 0 and not is_required(spec, params):
+) -> list[Array] | None:
+    """One loss input of every datum, None when no datum has it and the loss does not need it."""
+    if not is_required(spec, params) and not any(spec.name in datum.inputs for datum in datums):
         return None
     arrays: list[Array] = []
     for index, datum in enumerate(datums):
@@ -145,17 +157,27 @@ def _input_column(
         if array is None:
             array = _absent(spec, index, shape, loss=loss, params=params)
         arrays.append(_fitted(array, spec, index, shape))
-    column = Column.of(cast("list[NDArray[np.generic]]", arrays), dtype=cast("DType", spec.dtype), trailing=trailing)
-    values: Array = column.values().reshape(-1)
-    num_values = column.lengths_array() * math.prod(trailing)
-    if values.dtype.kind == "f":
-        _check_range(values, num_values, spec)
-    else:
-        # The integer inputs of a loss are token ids.
-        is_target = data.may_ignore and spec.name == _TARGETS
-        ids = np.where(values == IGNORE, 0, values) if is_target else values
-        _check_ids(ids, num_values, card, field=f"loss_fn_inputs.{spec.name}")
-    return column
+    return arrays
+
+
+def _input_column(
+    spec: LossInput,
+    arrays: Sequence[Array],
+    card: EngineCard,
+    *,
+    like: Column,
+    trailing: tuple[int, ...],
+    may_ignore: bool,
+) -> Column:
+    """The column of one loss input, as long as the datums of like; its token ids as int32."""
+    num_values = like.lengths_array() * math.prod(trailing)
+    if np.dtype(spec.dtype).kind == "f":
+        data = _joined(arrays)
+        _check_range(np.frombuffer(data, dtype=spec.dtype), num_values, spec)
+        return Column(dtype=cast("DType", spec.dtype), lengths=like.lengths, data=data, trailing=trailing)
+    # The integer inputs of a loss are token ids.
+    data = _ids(arrays, num_values, card, field=f"loss_fn_inputs.{spec.name}", may_ignore=may_ignore)
+    return Column(dtype="int32", lengths=like.lengths, data=data, trailing=trailing)
 
 
 def _absent(
@@ -187,12 +209,10 @@ def _fitted(array: Array, spec: LossInput, index: int, shape: tuple[int, ...]) -
 
 
 def _check_ids(values: Array, lengths: NDArray[np.int64], card: EngineCard, *, field: str) -> None:
-    if not values.size:
+    # As unsigned ones, negative ids are the largest of all.
+    if not values.size or int(values.view(_UNSIGNED[values.itemsize]).max()) < card.vocab_size:
         return
-    low, high = int(values.min()), int(values.max())
-    if low >= 0 and high < card.vocab_size:
-        return
-    bad = int(np.argmin(values)) if low < 0 else int(np.argmax(values))
+    bad = int(np.argmin(values)) if int(values.min()) < 0 else int(np.argmax(values))
     _refuse(
         bad,
         lengths,
@@ -206,6 +226,8 @@ def _check_range(values: Array, lengths: NDArray[np.int64], spec: LossInput) -> 
     if not is_finite.all():
         bad = int(np.argmin(is_finite))
         _refuse(bad, lengths, f"loss_fn_inputs.{spec.name}", f"the value {float(values[bad])} is not finite")
+    if spec.minimum is None and spec.maximum is None:
+        return
     low = -math.inf if spec.minimum is None else spec.minimum
     high = math.inf if spec.maximum is None else spec.maximum
     is_out = (values < low) | (values > high)

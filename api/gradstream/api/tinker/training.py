@@ -1,6 +1,5 @@
 """Training: forward_backward, forward and optim_step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -8,6 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
 from gradstream.api.body import Body, documents, is_protobuf, offloaded, raw_body
+from gradstream.api.encoding import Encoded, encoded_training
 from gradstream.api.ordered import (
     LANED,
     Caller,
@@ -25,10 +25,9 @@ from gradstream.api.ordered import (
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.tinker import training_json, training_proto
 from gradstream.api.tinker.answers import Answer
-from gradstream.api.training_data import TrainingData, to_payload
-from gradstream.shared import codec
+from gradstream.api.training_data import to_payload
 from gradstream.shared.catalog import EngineCard
-from gradstream.shared.errors import InvalidRequest, Unsupported
+from gradstream.shared.errors import InvalidRequest, Unsupported, UserError
 from gradstream.shared.hyperparameters import check_adam
 from gradstream.shared.wire import AdamParams, OptimStep
 
@@ -37,12 +36,11 @@ _PROTOBUF_BODY = "ForwardBackwardRequest of api/tinker/proto/wire.proto; Content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Packed:
-    """A payload's bytes and what the queue wants to know of it."""
+class _Read:
+    """A request as it was read: its place, and its job or why it is refused there."""
 
-    op: str
-    payload: bytes
-    num_tokens: int
+    place: Place
+    job: Encoded | UserError
 
 
 @router.post("/forward_backward", openapi_extra=documents(protobuf=_PROTOBUF_BODY) | LANED)
@@ -68,11 +66,23 @@ async def forward(request: Request) -> Answer:
 
 
 async def _from_protobuf(parts: Parts, raw: bytes, *, caller: Caller) -> Promise:
-    parsed = await offloaded(
-        lambda: training_proto.parse_request(raw, max_datums=parts.config.max_datums), size_bytes=len(raw)
-    )
+    card, max_datums = await parts.catalog.card(), parts.config.max_datums
+    # Into a thread and back once: each way takes as long as parsing a small body.
+    read = await offloaded(lambda: _read(raw, card, caller=caller, max_datums=max_datums), size_bytes=len(raw))
+    if isinstance(read.job, UserError):
+        async with refusing(parts, read.place):
+            raise read.job
+    return await submit_encoded(parts, read.place, read.job)
+
+
+def _read(raw: bytes, card: EngineCard, *, caller: Caller, max_datums: int) -> _Read:
+    """Raises InvalidRequest or PayloadTooLarge where not even the place can be told."""
+    parsed = training_proto.parse_request(raw, max_datums=max_datums)
     place = place_of(parsed.message.model_id, parsed.message.seq_id, caller=caller)
-    return await _submit(parts, place, lambda: training_proto.training_data(parsed), size_bytes=len(raw))
+    try:
+        return _Read(place=place, job=encoded_training(to_payload(training_proto.training_data(parsed), card)))
+    except UserError as error:
+        return _Read(place=place, job=error)
 
 
 async def _from_json(parts: Parts, raw: bytes, *, caller: Caller, backward: bool) -> Promise:
@@ -87,25 +97,15 @@ async def _from_json(parts: Parts, raw: bytes, *, caller: Caller, backward: bool
             only = await offloaded(lambda: training_json.parse_forward(raw), size_bytes=size_bytes)
             content = only.forward_input
             place = place_of(only.model_id, only.seq_id, caller=caller)
-    return await _submit(
-        parts,
-        place,
-        lambda: training_json.training_data(content, backward=backward, max_datums=parts.config.max_datums),
-        size_bytes=size_bytes,
-    )
-
-
-async def _submit(parts: Parts, place: Place, decode: Callable[[], TrainingData], *, size_bytes: int) -> Promise:
     async with refusing(parts, place):
-        card = await parts.catalog.card()
-        packed = await offloaded(lambda: _packed(decode(), card), size_bytes=size_bytes)
-    return await submit_encoded(parts, place, op=packed.op, payload=packed.payload, num_tokens=packed.num_tokens)
-
-
-def _packed(data: TrainingData, card: EngineCard) -> _Packed:
-    payload = to_payload(data, card)
-    num_tokens = int(payload.tokens.lengths_array().sum())
-    return _Packed(op=codec.op_of(payload), payload=codec.encode(payload), num_tokens=num_tokens)
+        card, max_datums = await parts.catalog.card(), parts.config.max_datums
+        job = await offloaded(
+            lambda: encoded_training(
+                to_payload(training_json.training_data(content, backward=backward, max_datums=max_datums), card)
+            ),
+            size_bytes=size_bytes,
+        )
+    return await submit_encoded(parts, place, job)
 
 
 class AdamBody(Body):

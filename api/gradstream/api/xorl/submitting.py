@@ -1,11 +1,10 @@
 """Jobs of xorl clients on their way into the queue, where the server numbers them."""
 
-from dataclasses import dataclass
-
 import msgspec
 from fastapi import Response
 
 from gradstream.api.budgets import check_model_room
+from gradstream.api.encoding import Encoded, encoded
 from gradstream.api.names import Target
 from gradstream.api.parts import Parts
 from gradstream.api.xorl.absence import missing
@@ -26,20 +25,11 @@ def digest_of(raw: bytes) -> str:
     return codec.digest(raw)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """A payload's bytes and what the queue wants to know of it."""
-
-    op: str
-    payload: bytes
-    num_tokens: int = 0
-
-
 async def submit(
     parts: Parts, target: Target, payload: Payload | Encoded, *, seq_id: int | None, request_digest: str = ""
 ) -> FutureId:
     """The future of a job behind everything that the model has accepted. Raises UnknownModel, QueueFull, Unavailable."""
-    job = payload if isinstance(payload, Encoded) else Encoded(op=codec.op_of(payload), payload=codec.encode(payload))
+    job = payload if isinstance(payload, Encoded) else encoded(payload)
     submission = Submission(
         owner=target.model,
         seq=None,
@@ -47,6 +37,7 @@ async def submit(
         tenant=target.tenant,
         payload=job.payload,
         num_tokens=job.num_tokens,
+        packed=job.packed,
         retry_key="" if seq_id is None else str(seq_id),
         retry_digest=request_digest,
     )

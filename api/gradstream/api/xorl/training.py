@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, documents, offloaded, raw_body, small_body, typed
+from gradstream.api.encoding import Encoded, encoded_training
 from gradstream.api.names import Target, target
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.training_data import to_payload
@@ -15,8 +16,7 @@ from gradstream.api.xorl.bodies import NamedBody
 from gradstream.api.xorl.data import ForwardInput, training_data
 from gradstream.api.xorl.models import target_of
 from gradstream.api.xorl.specs import StepDefaults
-from gradstream.api.xorl.submitting import Encoded, promised, submit
-from gradstream.shared import codec
+from gradstream.api.xorl.submitting import promised, submit
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.hyperparameters import check_adam
@@ -93,9 +93,7 @@ def _content(body: ForwardBody, *, backward: bool) -> ForwardInput:
 
 
 def _encoded(content: ForwardInput, card: EngineCard, *, backward: bool, max_datums: int) -> Encoded:
-    payload = to_payload(training_data(content, card, backward=backward, max_datums=max_datums), card)
-    num_tokens = int(payload.tokens.lengths_array().sum())
-    return Encoded(op=codec.op_of(payload), payload=codec.encode(payload), num_tokens=num_tokens)
+    return encoded_training(to_payload(training_data(content, card, backward=backward, max_datums=max_datums), card))
 
 
 class AdamBody(Body):

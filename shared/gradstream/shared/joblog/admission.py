@@ -1,10 +1,8 @@
 """A submission as the arguments of the submit script, and the script's answers as errors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from gradstream.shared import codec
 from gradstream.shared.errors import (
     GradstreamError,
     PayloadTooLarge,
@@ -17,6 +15,7 @@ from gradstream.shared.ids import FutureId, OwnerId, future_id, is_valid_id, seq
 from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.keys import Keys
 from gradstream.shared.joblog.limits import Limits
+from gradstream.shared.joblog.packed import Packed
 from gradstream.shared.joblog.port import Submission
 
 # Lua counts in doubles.
@@ -40,25 +39,6 @@ _BUDGETS = {
     "bytes": "{used} bytes are queued, the limit is {limit}",
     "share": "{used} bytes of this tenant are queued, and it may hold as many as are free: {limit}",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
-    """A payload as stored: data is zstd-compressed when enc is zstd. digest is that of the payload itself."""
-
-    data: bytes
-    enc: str
-    digest: str
-
-    @classmethod
-    def of(cls, payload: bytes) -> "Packed":
-        """Compress and digest payload; a few milliseconds per megabyte, without the GIL for most of it."""
-        digest = codec.digest(payload)
-        if len(payload) > codec.COMPRESS_ABOVE_BYTES:
-            frame = codec.compress(payload)
-            if len(frame) < len(payload):
-                return cls(data=frame, enc="zstd", digest=digest)
-        return cls(data=payload, enc="raw", digest=digest)
 
 
 class Seen(NamedTuple):

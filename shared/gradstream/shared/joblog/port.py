@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.ids import FutureId, ModelId, OwnerId, SamplerId, TenantId
+from gradstream.shared.joblog.packed import Packed
 from gradstream.shared.joblog.vitals import Vitals
 from gradstream.shared.wire import Failed, Job, Outcome
 
@@ -47,6 +48,8 @@ class Submission:
     had asked for that job's outcome, or after the life of the model that the job belonged to; without a retry_key each submission is a job
     of its own. retry_digest stands for the payload there, where the same request does not always give the same one. A model may be made
     again behind its unload, or after it failed or was lost; its seqs go on. age_ms: how long ago the client's request arrived.
+
+    packed: the payload as it will be stored, where whoever encoded it in a thread packed it there too.
     """
 
     owner: OwnerId
@@ -60,6 +63,7 @@ class Submission:
     retry_key: str = ""
     retry_digest: str = ""
     age_ms: int = 0
+    packed: Packed | None = None
     call: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False, compare=False)
 
 

@@ -13,11 +13,11 @@ from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import FutureId, ModelId, OwnerId, TenantId
 from gradstream.shared.joblog import lua
-from gradstream.shared.joblog.admission import Packed
 from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.client import BLOCK_MS, redis_errors, sync_client
 from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.limits import Limits
+from gradstream.shared.joblog.packed import Packed
 from gradstream.shared.joblog.port import (
     Adoption,
     BatchId,

@@ -19,6 +19,7 @@ from gradstream.shared.joblog.deliveries import Deliveries
 from gradstream.shared.joblog.done import MAX_COMPLETIONS, block_name, completions_of, entry_id
 from gradstream.shared.joblog.keys import Keys, next_seq_field, record_fields
 from gradstream.shared.joblog.limits import Limits
+from gradstream.shared.joblog.packed import Packed
 from gradstream.shared.joblog.port import Completions, FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.redis_vitals import vitals_commands, vitals_of
 from gradstream.shared.joblog.vitals import Vitals
@@ -93,10 +94,11 @@ class RedisIntake:
 
     async def submit(self, submission: Submission) -> Receipt:
         admission.check_submission(submission)
-        if len(submission.payload) > _THREAD_ABOVE_BYTES:
-            packed = await asyncio.to_thread(admission.Packed.of, submission.payload)
-        else:
-            packed = admission.Packed.of(submission.payload)
+        packed = submission.packed
+        if packed is None and len(submission.payload) > _THREAD_ABOVE_BYTES:
+            packed = await asyncio.to_thread(Packed.of, submission.payload)
+        elif packed is None:
+            packed = Packed.of(submission.payload)
         admission.check_size(submission, packed, self._limits)
         commands: list[Command] = []
         blob = ""
