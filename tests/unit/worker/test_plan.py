@@ -11,7 +11,8 @@ from tests.support.worker_jobs import entry, job, queues
 from gradstream.shared.joblog.port import LogEntry
 from gradstream.shared.wire import Job
 from gradstream.worker.backlog import Backlog
-from gradstream.worker.plan import Lane, Limits, Turn, lane_of, next_turn
+from gradstream.worker.fairness import Fairness, Lane, lane_of
+from gradstream.worker.plan import Limits, Turn, next_turn
 
 LIMITS = Limits(batch_tokens=100, batch_jobs=8, row_budget_tokens=50)
 
@@ -67,7 +68,9 @@ def test_forward_does_not_share_a_batch_with_forward_backward():
 
 
 def test_a_job_larger_than_the_budget_runs_alone():
-    assert planned(job("a", 1, "forward_backward", num_tokens=900), job("b", 1, "forward_backward")) == ["a:1"]
+    large = job("a", 1, "forward_backward", num_tokens=900)
+    assert planned(large, job("a", 2, "forward_backward", num_tokens=1)) == ["a:1"]
+    assert planned(large, job("b", 1, "forward_backward", num_tokens=900)) == ["a:1"]
 
 
 def test_a_job_that_does_not_fit_leaves_room_for_a_smaller_one_of_another_owner():
@@ -75,10 +78,40 @@ def test_a_job_that_does_not_fit_leaves_room_for_a_smaller_one_of_another_owner(
     assert planned(*jobs) == ["a:1", "c:1"]
 
 
-def test_the_budget_is_shared_by_tokens_not_by_jobs():
-    heavy = [job("heavy", seq, "forward_backward", num_tokens=30) for seq in range(1, 5)]
-    light = [job("light", seq, "forward_backward", num_tokens=10) for seq in range(1, 5)]
-    assert planned(*heavy, *light) == ["heavy:1", "heavy:2", "light:1", "light:2", "light:3", "light:4"]
+def test_one_owner_alone_fills_a_batch_up_to_its_budget():
+    assert len(planned(*(job("a", seq, "forward_backward", num_tokens=25) for seq in range(1, 9)))) == 4
+
+
+def test_beside_others_first_jobs_fill_a_batch_up_to_its_budget_and_further_ones_up_to_half_of_it():
+    jobs = [job("a", seq, "forward_backward", num_tokens=20) for seq in range(1, 5)]
+    assert planned(*jobs, job("b", 1, "optim_step")) == ["a:1", "a:2"]
+    others = [job(owner, 1, "forward_backward", num_tokens=20) for owner in "bcd"]
+    assert planned(*jobs, *others) == ["a:1", "b:1", "c:1", "d:1"]
+
+
+def test_a_heavy_job_does_not_join_a_batch_that_a_small_one_leads():
+    limits = replace(LIMITS, batch_tokens=4096)
+    small, heavy = (job(owner, 1, "forward_backward", num_tokens=size) for owner, size in [("s", 48), ("h", 2048)])
+    assert planned(heavy, small, limits=limits) == ["s:1"]
+
+
+def test_a_small_job_joins_a_batch_that_a_heavy_one_leads():
+    limits = replace(LIMITS, batch_tokens=4096)
+    small, heavy = (job(owner, 1, "forward_backward", num_tokens=size) for owner, size in [("s", 48), ("h", 2048)])
+    fairness = Fairness()
+    for one in (small, heavy):
+        fairness.wait(one)
+    fairness.serve([job("s", 0, "forward_backward", num_tokens=3000)], budget_tokens=limits.batch_tokens)
+    turn = next_turn(queues(small, heavy), limits=limits, fairness=fairness)
+    assert turn is not None
+    assert turn.plan.future_ids == ["h:1", "s:1"]
+
+
+@pytest.mark.parametrize(("lead", "joining", "joins"), [(200, 800, True), (200, 801, False), (1, 128, True)])
+def test_neighbours_in_size_share_a_batch(lead, joining, joins):
+    limits = replace(LIMITS, batch_tokens=4096)
+    jobs = [job("a", 1, "forward_backward", num_tokens=lead), job("b", 1, "forward_backward", num_tokens=joining)]
+    assert len(planned(*jobs, limits=limits)) == 1 + joins
 
 
 def test_strict_isolation_puts_one_owner_in_a_batch():
@@ -140,17 +173,18 @@ def entries_of(log: list[tuple[int, str, int]]) -> list[LogEntry]:
     return entries
 
 
-def run_all(entries: list[LogEntry], limits: Limits) -> list[tuple[Turn, list[Job], list[str]]]:
-    """Every turn until nothing waits, its jobs, and the owners that waited in its lane before it."""
+def run_all(entries: list[LogEntry], limits: Limits) -> list[tuple[Turn, list[Job]]]:
+    """Every turn until nothing waits, and its jobs."""
     backlog = Backlog(cursor="0-0")
     for one in entries:
         backlog.add(one)
     turns = []
-    while (turn := next_turn(backlog.waiting, limits=limits, last_lane=backlog.last_lane)) is not None:
-        waiting = [owner for owner, jobs in backlog.waiting.items() if lane_of(jobs[0].op) == turn.lane]
+    while (
+        turn := next_turn(backlog.waiting, limits=limits, last_lane=backlog.last_lane, fairness=backlog.fairness)
+    ) is not None:
         jobs = backlog.take(turn)
         backlog.settle(jobs)
-        turns.append((turn, jobs, waiting))
+        turns.append((turn, jobs))
     assert len(backlog) == 0
     return turns
 
@@ -159,7 +193,7 @@ def run_all(entries: list[LogEntry], limits: Limits) -> list[tuple[Turn, list[Jo
 def test_every_job_runs_once_in_its_owners_order_and_batches_keep_their_bounds(log, limits):
     entries = entries_of(log)
     seen: dict[str, list[int]] = defaultdict(list)
-    for turn, jobs, _ in run_all(entries, limits):
+    for turn, jobs in run_all(entries, limits):
         assert [one.future_id for one in jobs] == turn.plan.future_ids
         assert {one.op for one in jobs} == {turn.plan.kind}
         assert len(jobs) <= limits.batch_jobs
@@ -170,17 +204,6 @@ def test_every_job_runs_once_in_its_owners_order_and_batches_keep_their_bounds(l
     for owner, seqs in seen.items():
         assert seqs == sorted(one.job.seq for one in entries if one.job.owner == owner)
     assert sum(map(len, seen.values())) == len(entries)
-
-
-@given(log=LOGS, limits=LIMITS_OF_ANY_SIZE)
-def test_an_owner_waits_for_fewer_batches_of_its_lane_than_there_are_owners(log, limits):
-    num_owners = len({one.job.owner for one in entries_of(log)})
-    waits: dict[str, int] = defaultdict(int)
-    for _, jobs, waiting in run_all(entries_of(log), limits):
-        served = {one.owner for one in jobs}
-        for owner in waiting:
-            waits[owner] = 0 if owner in served else waits[owner] + 1
-            assert waits[owner] < num_owners
 
 
 @given(log=LOGS, limits=LIMITS_OF_ANY_SIZE)

@@ -9,7 +9,8 @@ from tests.support.worker_jobs import entry, job
 
 from gradstream.shared.wire import Job
 from gradstream.worker.backlog import Backlog
-from gradstream.worker.plan import Lane, Limits, Turn, lane_of, next_turn
+from gradstream.worker.fairness import Lane, lane_of
+from gradstream.worker.plan import Limits, Turn, next_turn
 
 LIMITS = Limits(batch_tokens=100, batch_jobs=8, row_budget_tokens=50, running_jobs=3, running_tokens=100)
 
@@ -26,7 +27,7 @@ def turn_of(backlog: Backlog, limits: Limits = LIMITS) -> Turn | None:
         backlog.waiting,
         limits=limits,
         last_lane=backlog.last_lane,
-        last_led=backlog.last_led,
+        fairness=backlog.fairness,
         suspects=backlog.starts.keys(),
         running=backlog.running.values(),
     )
@@ -100,6 +101,20 @@ def test_a_large_sample_in_turn_is_not_overtaken_by_small_ones_for_ever():
     assert taken(backlog) == []
     backlog.settle(list(backlog.running.values()))
     assert taken(backlog) == ["big:1", "c:1"]
+
+
+def test_small_samples_of_others_go_before_a_large_one_without_room_only_until_they_were_served_as_much():
+    limits = replace(LIMITS, batch_tokens=4000, running_tokens=4000, running_jobs=64)
+    backlog = backlog_of(sample("a", num_tokens=3000))
+    taken(backlog, limits)
+    backlog.add(entry(2, sample("big", num_tokens=2000)))
+    joined = []
+    for number in range(3, 103):
+        backlog.add(entry(number, sample(f"new{number}", num_tokens=200)))
+        joined += (now := taken(backlog, limits))
+        # The sample that keeps the large one out still runs.
+        backlog.settle([backlog.running[one] for one in now])
+    assert 0 < len(joined) <= 2 * 2000 / 200
 
 
 def test_strict_isolation_lets_no_other_owner_join():

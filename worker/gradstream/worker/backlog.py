@@ -4,10 +4,11 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from gradstream.shared.ids import FutureId, OwnerId, TenantId
+from gradstream.shared.ids import FutureId, OwnerId
 from gradstream.shared.joblog.port import LogEntry
 from gradstream.shared.wire import Job
-from gradstream.worker.plan import Lane, Turn
+from gradstream.worker.fairness import Fairness, Lane, lane_of
+from gradstream.worker.plan import Turn
 
 
 class Backlog:
@@ -25,9 +26,8 @@ class Backlog:
         self._entry_of: dict[FutureId, str] = {}
         self._last_seen = cursor
         self.last_lane: Lane | None = None
-        # Who led when, for `next_turn`; at most two entries a tenant.
-        self.last_led: dict[tuple[Lane, TenantId], int] = {}
-        self._num_turns = 0
+        # What everybody was served since this gang leads.
+        self.fairness = Fairness()
         # Open jobs that were running when an earlier gang died, and how many gangs that was.
         self.starts: dict[FutureId, int] = dict(starts or {})
 
@@ -41,7 +41,7 @@ class Backlog:
 
     @property
     def waiting(self) -> Mapping[OwnerId, Sequence[Job]]:
-        """Each owner's waiting jobs, none empty, the owners in order of turn."""
+        """Each owner's waiting jobs, none empty, the owners that were served least recently first."""
         return self._queues
 
     @property
@@ -59,15 +59,19 @@ class Backlog:
         self._entry_of[job.future_id] = entry.entry_id
         if entry.starts:
             self.starts[job.future_id] = max(entry.starts, self.starts.get(job.future_id, 0))
-        self._queues.setdefault(job.owner, deque()).append(job)
+        if job.owner not in self._queues:
+            self._queues[job.owner] = deque()
+            self.fairness.wait(job)
+        self._queues[job.owner].append(job)
 
     def take(self, turn: Turn) -> list[Job]:
-        """The turn's jobs in the plan's order; its owners, and the tenant that led, go to the end of their turns."""
+        """The turn's jobs in the plan's order, charged to who sent them; their owners go to the end of the turn among equals."""
         self.last_lane = turn.lane
-        if turn.tenant is not None:
-            self.last_led[turn.lane, turn.tenant] = self._num_turns
-            self._num_turns += 1
-        jobs = [job for owner, count in turn.num_taken.items() for job in self._take_front(owner, count)]
+        jobs = [job for owner, count in turn.num_taken.items() for job in islice(self._queues[owner], count)]
+        if jobs:
+            self.fairness.serve(jobs, budget_tokens=turn.budget_tokens)
+        for owner, count in turn.num_taken.items():
+            self._take_front(owner, count)
         self._running.update((job.future_id, job) for job in jobs)
         return jobs
 
@@ -77,6 +81,7 @@ class Backlog:
         job = queue.popleft()
         if not queue:
             del self._queues[owner]
+        self._note_front(job)
         return job
 
     def settle(self, jobs: Sequence[Job]) -> str:
@@ -87,11 +92,19 @@ class Backlog:
             self._running.pop(job.future_id, None)
         return self.cursor
 
-    def _take_front(self, owner: OwnerId, count: int) -> list[Job]:
+    def _take_front(self, owner: OwnerId, count: int) -> None:
         queue = self._queues.pop(owner)
-        jobs = list(islice(queue, count))
-        for _ in jobs:
+        head = queue[0]
+        for _ in range(count):
             queue.popleft()
         if queue:
             self._queues[owner] = queue
-        return jobs
+        self._note_front(head)
+
+    def _note_front(self, taken: Job) -> None:
+        """After this job was taken from the front of a queue: another one waits there, or none, or one of the other lane."""
+        queue = self._queues.get(taken.owner)
+        if queue is None or lane_of(queue[0].op) is not lane_of(taken.op):
+            self.fairness.leave(taken)
+            if queue is not None:
+                self.fairness.wait(queue[0])

@@ -86,7 +86,7 @@ class Leader:
                 backlog.waiting,
                 limits=self._limits,
                 last_lane=backlog.last_lane,
-                last_led=backlog.last_led,
+                fairness=backlog.fairness,
                 suspects=backlog.starts.keys(),
                 running=backlog.running.values(),
             )

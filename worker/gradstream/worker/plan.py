@@ -5,22 +5,33 @@ The rules:
   job each of several owners; every other op runs alone.
 - A batch of training holds jobs of a bounded number of owners: as many as have their models on the device at a time.
 - Jobs of one owner are taken from the front of its queue, so its order never changes.
-- Tenants come in turn, and within a tenant its owners, so that many models get their tenant no more turns than one does. The
-  tenant that led a batch of the lane least recently leads this one: its first owner decides the op and always gets its first job in.
-  The rest of the budget is shared by tokens: the tenant with the fewest in the batch next, and of its owners the one with the fewest.
-- Only leading moves a tenant to the end of the turn, while any service moves an owner there (`backlog.py`). So with N waiting tenants
-  a tenant waits for less than N batches of its lane, and one of its M owners for less than N * M, whatever the others send.
-- Training and sampling are two lanes that alternate while both wait, so neither waits for the whole queue of the other.
+- Who leads a batch, and in what order others join it, follows from what everybody was served (`fairness.py`): tenants first, then the
+  owners within one, so that many models get their tenant no more than one does. The leader decides the op, and its first job is
+  always in.
+- A job of training joins only if it has at most `_JOINING_RATIO` times the leader's tokens, or is small anyway: a heavy one does not
+  prolong a batch that a small one leads, while small ones join any batch that has room.
+- While several owners are active, only their first jobs fill a batch up to its budget, further ones up to half of it: what others
+  wait for is the batch that runs.
+- Training and sampling are two lanes that alternate while both wait, one batch of training to one slice, so neither waits for the
+  whole queue of the other. Both are bounded; what a slice costs in tokens of training depends on the machine.
 - A batch of samples is a slice: its jobs join the samples that run, and all of those are continued by a bounded number of tokens.
-  The sample in turn joins as soon as there is room for it. Until then none joins, so that small ones cannot keep a large one out.
+  The sample in turn joins as soon as there is room for it. Until then only those join that come before it by what was served, so
+  that small ones cannot keep a large one out for ever.
 - A suspect, a job that was running when a gang died, runs alone, so that a second death convicts the right one. A suspected sample
   starts when no other runs, and no training runs before it has ended.
+
+What follows within each lane, in costs (`fairness.cost`):
+- A job waits for the batch that runs when it comes, and then for jobs that would end before it if all that wait were served alike. A
+  tenant that is not ahead is overtaken by no later one by more than its own job's cost; so the ops of a small tenant wait for no
+  second batch of heavy ones, as long as a heavy job costs more than the small one's ops times the number of heavy tenants.
+- Nobody starves: while a tenant waits and none of its jobs is served, batches of a cost of at most N * (D + L + M) run, of N tenants,
+  with L and M the largest costs of its jobs and of a batch, and D the larger of the budget and the largest job. The same holds for
+  the owners of a tenant within what the tenant is served.
 """
 
-import heapq
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from itertools import islice
 from typing import Literal
 
@@ -28,18 +39,14 @@ import msgspec
 
 from gradstream.shared.ids import FutureId, OwnerId, TenantId
 from gradstream.shared.wire import Job, Plan
+from gradstream.worker.contest import Contest
+from gradstream.worker.fairness import JOB_TOKENS, SHARED_OPS, Fairness, Lane, lane_of
 
 _SEVERAL_OF_ONE_OWNER = frozenset({"forward_backward", "forward", "sample"})
 # Whose datums are put into rows by the plan.
 _PACKED = frozenset({"forward_backward", "forward"})
-_SEVERAL_OWNERS = _SEVERAL_OF_ONE_OWNER | {"optim_step"}
-
-
-class Lane(StrEnum):
-    """What kinds of work alternate."""
-
-    TRAIN = "train"
-    SAMPLE = "sample"
+# How many times the leader's tokens a job that joins may have. Neighbours in size share batches.
+_JOINING_RATIO = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,22 +75,14 @@ class Limits:
 class Turn:
     """The next batch: its plan, how many jobs it takes from the front of each owner's queue, its lane, and whose turn it was.
 
-    tenant None: a slice that no sample joins.
+    tenant None: a slice that no sample joins. budget_tokens: how far ahead of others the batch may leave those that it serves.
     """
 
     plan: Plan
     num_taken: Mapping[OwnerId, int]
     lane: Lane
     tenant: TenantId | None
-
-
-# When each tenant led a batch of each lane last, as a number that grows; who never did is absent.
-LastLed = Mapping[tuple[Lane, TenantId], int]
-
-
-def lane_of(op: str) -> Lane:
-    """The lane a job of this op waits in."""
-    return Lane.SAMPLE if op == "sample" else Lane.TRAIN
+    budget_tokens: int
 
 
 def next_turn(
@@ -91,38 +90,51 @@ def next_turn(
     *,
     limits: Limits,
     last_lane: Lane | None = None,
-    last_led: LastLed | None = None,
+    fairness: Fairness | None = None,
     suspects: Collection[FutureId] = (),
     running: Collection[Job] = (),
 ) -> Turn | None:
     """The next batch, or None when nothing waits or runs.
 
-    waiting: each owner's jobs in order, none of them empty, the owners in order of turn. running: samples that have not ended.
+    waiting: each owner's jobs in order, none of them empty; of equals the first leads. fairness: what everybody was served, by default
+    the same. running: samples that have not ended.
     """
     if any(job.future_id in suspects for job in running):
         return _slice(None, waiting, limits)
     lane = _next_lane(waiting, last_lane, is_sampling=bool(running))
     if lane is None:
         return None
-    heads = _in_turn(waiting, lane, last_led or {})
+    fairness = fairness or Fairness()
+    lead = _lead(waiting, lane, fairness)
     if lane is Lane.TRAIN:
-        return _batch(heads, waiting, limits, suspects)
-    lead = waiting[heads[0]][0] if heads else None
+        assert lead is not None, "a lane of training is chosen when training waits"
+        return _batch(lead, waiting, fairness, limits, suspects)
     if lead is None or not _may_join(lead, running, limits, suspects):
         return _slice(None, waiting, limits)
-    return _slice(_batch(heads, waiting, _room(limits, running), suspects), waiting, limits)
+    return _slice(_batch(lead, waiting, fairness, _room(limits, running), suspects), waiting, limits)
+
+
+def _lead(waiting: Mapping[OwnerId, Sequence[Job]], lane: Lane, fairness: Fairness) -> Job | None:
+    """The job that leads the next batch of the lane."""
+    contest = Contest(lane, fairness)
+    for jobs in waiting.values():
+        if lane_of(jobs[0].op) is lane:
+            contest.enter(jobs[0])
+    return contest.pop()
 
 
 def _batch(
-    heads: Sequence[OwnerId], waiting: Mapping[OwnerId, Sequence[Job]], limits: Limits, suspects: Collection[FutureId]
+    lead: Job,
+    waiting: Mapping[OwnerId, Sequence[Job]],
+    fairness: Fairness,
+    limits: Limits,
+    suspects: Collection[FutureId],
 ) -> Turn:
-    """The batch that the first of these owners leads."""
-    lead = waiting[heads[0]][0]
-    if lead.future_id in suspects or lead.op not in _SEVERAL_OWNERS:
-        num_taken = {lead.owner: 1}
+    """The batch that this job leads."""
+    if lead.future_id in suspects or lead.op not in SHARED_OPS:
+        num_taken: Mapping[OwnerId, int] = {lead.owner: 1}
     else:
-        owners = heads[:1] if limits.is_strict else heads
-        num_taken = _fill({owner: waiting[owner] for owner in owners}, lead.op, limits, suspects)
+        num_taken = _fill(lead, waiting, fairness, limits, suspects)
     future_ids = [job.future_id for owner, count in num_taken.items() for job in islice(waiting[owner], count)]
     plan = Plan(
         kind=lead.op,
@@ -132,14 +144,16 @@ def _batch(
         packing=limits.packing if lead.op in _PACKED else "sequential",
         shared_prompt_tokens=limits.shared_prompt_tokens if lead.op in _PACKED else 0,
     )
-    return Turn(plan=plan, num_taken=num_taken, lane=lane_of(lead.op), tenant=lead.tenant)
+    return Turn(
+        plan=plan, num_taken=num_taken, lane=lane_of(lead.op), tenant=lead.tenant, budget_tokens=limits.batch_tokens
+    )
 
 
 def _slice(joining: Turn | None, waiting: Mapping[OwnerId, Sequence[Job]], limits: Limits) -> Turn:
     """A batch of samples, or none, as a slice."""
     if joining is None:
         plan = Plan(kind="sample", future_ids=[], row_budget_tokens=limits.row_budget_tokens)
-        joining = Turn(plan=plan, num_taken={}, lane=Lane.SAMPLE, tenant=None)
+        joining = Turn(plan=plan, num_taken={}, lane=Lane.SAMPLE, tenant=None, budget_tokens=0)
     is_training = any(lane_of(jobs[0].op) is Lane.TRAIN for jobs in waiting.values())
     num_steps = limits.joining_slice_steps if joining.plan.future_ids and not is_training else limits.slice_steps
     return replace(joining, plan=msgspec.structs.replace(joining.plan, num_steps=num_steps))
@@ -152,12 +166,12 @@ def _may_join(lead: Job, running: Collection[Job], limits: Limits, suspects: Col
     if lead.future_id in suspects or (limits.is_strict and any(job.owner != lead.owner for job in running)):
         return False
     room = _room(limits, running)
-    return room.batch_jobs >= 1 and _cost(lead) <= limits.running_tokens - sum(map(_cost, running))
+    return room.batch_jobs >= 1 and _tokens(lead) <= limits.running_tokens - sum(map(_tokens, running))
 
 
 def _room(limits: Limits, running: Collection[Job]) -> Limits:
     """Bounds of the batch that may join those that run."""
-    num_tokens = limits.running_tokens - sum(map(_cost, running))
+    num_tokens = limits.running_tokens - sum(map(_tokens, running))
     return replace(
         limits,
         batch_jobs=min(limits.batch_jobs, limits.running_jobs - len(running)),
@@ -165,14 +179,9 @@ def _room(limits: Limits, running: Collection[Job]) -> Limits:
     )
 
 
-def _cost(job: Job) -> int:
+def _tokens(job: Job) -> int:
+    """What a job takes of a budget."""
     return max(job.num_tokens, 1)
-
-
-def _in_turn(waiting: Mapping[OwnerId, Sequence[Job]], lane: Lane, last_led: LastLed) -> list[OwnerId]:
-    """The owners that wait in the lane: by their tenants' turns, then by their own."""
-    heads = [owner for owner, jobs in waiting.items() if lane_of(jobs[0].op) == lane]
-    return sorted(heads, key=lambda owner: last_led.get((lane, waiting[owner][0].tenant), -1))
 
 
 def _next_lane(waiting: Mapping[OwnerId, Sequence[Job]], last_lane: Lane | None, *, is_sampling: bool) -> Lane | None:
@@ -185,64 +194,65 @@ def _next_lane(waiting: Mapping[OwnerId, Sequence[Job]], last_lane: Lane | None,
     return others[0] if others else lanes[0]
 
 
-@dataclass(order=True, slots=True)
-class _Share:
-    """What one owner or tenant has of the batch so far. Fewest tokens first; the turn breaks ties."""
+@dataclass(slots=True, kw_only=True)
+class _Filling:
+    """A batch while it is filled. is_shared: more than one owner is active."""
 
-    num_tokens: int
-    turn: int
+    lead: Job
+    limits: Limits
+    is_shared: bool
+    num_taken: Counter[OwnerId] = field(default_factory=Counter)
+    num_tokens: int = 0
 
+    def add(self, job: Job) -> None:
+        self.num_taken[job.owner] += 1
+        self.num_tokens += _tokens(job)
 
-@dataclass(order=True, slots=True)
-class _OwnerShare(_Share):
-    owner: OwnerId = field(compare=False)
-
-
-@dataclass(order=True, slots=True)
-class _TenantShare(_Share):
-    """owners: a heap of those that may have more jobs for this batch."""
-
-    owners: list[_OwnerShare] = field(compare=False, default_factory=list)
+    def has_room(self, job: Job) -> bool:
+        """True when this job may be added."""
+        limits = self.limits
+        num_tokens = self.num_tokens + _tokens(job)
+        if num_tokens > limits.batch_tokens:
+            return False
+        if lane_of(job.op) is Lane.SAMPLE:
+            return True
+        if job.owner in self.num_taken:
+            return not self.is_shared or num_tokens <= limits.batch_tokens // 2
+        is_near = job.num_tokens <= max(_JOINING_RATIO * self.lead.num_tokens, JOB_TOKENS)
+        return is_near and len(self.num_taken) < limits.batch_models
 
 
 def _fill(
-    waiting: Mapping[OwnerId, Sequence[Job]], op: str, limits: Limits, suspects: Collection[FutureId]
-) -> dict[OwnerId, int]:
-    """How many jobs to take from the front of each queue; the first owner's first job is always one of them."""
-    num_taken = dict.fromkeys(waiting, 0)
-    total_tokens = total_jobs = 0
-    heap = _shares(waiting)
-    num_models = 0
-    max_models = limits.batch_models if lane_of(op) is Lane.TRAIN else limits.batch_jobs
-    while heap and total_jobs < limits.batch_jobs:
-        tenant = heapq.heappop(heap)
-        share = heapq.heappop(tenant.owners)
-        job = _at(waiting[share.owner], num_taken[share.owner])
-        if job is not None and job.op == op and job.future_id not in suspects:
-            cost = _cost(job)
-            is_new = not num_taken[share.owner]
-            has_room = not total_jobs or total_tokens + cost <= limits.batch_tokens
-            if has_room and num_models + is_new <= max_models:
-                num_taken[share.owner] += 1
-                num_models += is_new
-                total_jobs += 1
-                total_tokens += cost
-                tenant.num_tokens += cost
-                if op in _SEVERAL_OF_ONE_OWNER:
-                    share.num_tokens += cost
-                    heapq.heappush(tenant.owners, share)
-        if tenant.owners:
-            heapq.heappush(heap, tenant)
-    return {owner: count for owner, count in num_taken.items() if count}
+    lead: Job,
+    waiting: Mapping[OwnerId, Sequence[Job]],
+    fairness: Fairness,
+    limits: Limits,
+    suspects: Collection[FutureId],
+) -> Mapping[OwnerId, int]:
+    """How many jobs to take from the front of each queue; the leader's first job is always one of them."""
+    lane = lane_of(lead.op)
+    contest = Contest(lane, fairness)
+    batch = _Filling(lead=lead, limits=limits, is_shared=fairness.is_active(lane, beside=lead.owner))
 
+    def enter(job: Job | None) -> None:
+        if job is not None and job.op == lead.op and job.future_id not in suspects:
+            contest.enter(job)
 
-def _shares(waiting: Mapping[OwnerId, Sequence[Job]]) -> list[_TenantShare]:
-    """Empty shares in order of turn, which makes each list of them a heap."""
-    tenants: dict[TenantId, _TenantShare] = {}
-    for turn, (owner, jobs) in enumerate(waiting.items()):
-        tenant = tenants.setdefault(jobs[0].tenant, _TenantShare(num_tokens=0, turn=turn))
-        tenant.owners.append(_OwnerShare(num_tokens=0, turn=turn, owner=owner))
-    return list(tenants.values())
+    def take(job: Job) -> None:
+        batch.add(job)
+        contest.serve(job)
+        if lead.op in _SEVERAL_OF_ONE_OWNER:
+            enter(_at(waiting[job.owner], batch.num_taken[job.owner]))
+
+    for owner, jobs in waiting.items():
+        if owner != lead.owner and not limits.is_strict:
+            batch.is_shared |= lane_of(jobs[0].op) is lane
+            enter(jobs[0])
+    take(lead)
+    while batch.num_taken.total() < limits.batch_jobs and (job := contest.pop()) is not None:
+        if batch.has_room(job):
+            take(job)
+    return batch.num_taken
 
 
 def _at(jobs: Sequence[Job], index: int) -> Job | None:
