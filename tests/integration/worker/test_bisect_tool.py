@@ -19,7 +19,7 @@ from tests.support.golden import (
 from gradstream.shared.columns import Column
 from gradstream.shared.wire import Failed, ForwardBackwardDone, Outcome
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(600)]
 
 RECORD = ["--log", str(GOLDEN)]
 TOLERANT = ["--tolerant", "1e-3"]

@@ -12,7 +12,7 @@ from tests.support.gang import Client, gang, settings_file
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Failed
 
-pytestmark = [pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.timeout(600)]
 
 _DISK_BYTES = 8 * 1024**2
 _DEADLINE_S = 90.0

@@ -15,7 +15,7 @@ from gradstream.worker.disklog.archive import export_log
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.selection import Choice
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from gradstream.shared.wire import (
 from gradstream.worker.disklog.frames import LoggedJob
 from gradstream.worker.disklog.log import DiskLog
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(600)]
 
 
 @pytest.fixture

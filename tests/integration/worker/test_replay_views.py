@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from tests.support.golden import FIRST, SECOND, SOURCE, replay, replayed
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(600)]
 
 TOLERANT = ["--tolerant", "1e-3"]
 
