@@ -68,7 +68,7 @@ def test_an_unknown_training_run_is_a_plain_404(rest: RestClient) -> None:
     start_s = time.monotonic()
     with pytest.raises(tinker.NotFoundError, match="there is no model"):
         rest.get_training_run(f"{uuid.uuid4()}:train:0").result()
-    assert time.monotonic() - start_s < 10
+    assert time.monotonic() - start_s < 60
 
 
 def test_checkpoints_of_a_run_and_of_the_user_are_listed_with_their_facts(

@@ -136,7 +136,8 @@ def test_a_sampler_that_is_full_answers_429_at_once_to_a_client_that_backs_off(
     redis_url: str, engine_name: str
 ) -> None:
     small = Limits(max_queued_jobs_per_sampler=1)
-    patient = type(FAST)(admit_hold_s=20.0, poll_hold_s=0.4)
+    # Held for longer than a client here waits for an answer.
+    patient = type(FAST)(admit_hold_s=1000.0, poll_hold_s=0.4)
     with running_rig(redis_url, engine=engine_name, limits=small, config=patient) as rig:
         made = {"session_id": rig.session(), "sampling_session_seq_id": 0, "base_model": "tests/uniform"}
         sampler = rig.ok(rig.post("create_sampling_session", made))["sampling_session_id"]
@@ -147,8 +148,6 @@ def test_a_sampler_that_is_full_answers_429_at_once_to_a_client_that_backs_off(
             "sampling_params": {"max_tokens": 2},
         }
         rig.ok(rig.post("asample", {**body, "seq_id": 0}))
-        start_s = time.monotonic()
         full = rig.post("asample", {**body, "seq_id": 1}, headers={"X-Tinker-Sampling-Backpressure": "1"})
         assert full.status_code == 429
-        assert time.monotonic() - start_s < patient.admit_hold_s / 2
         rig.worker.resume()
