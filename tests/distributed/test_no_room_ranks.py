@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.support.engine_builders import Driver, cross_entropy, open_engine, random_data, randomize
@@ -13,7 +15,19 @@ from torch import Tensor
 from gradstream.engine.optim import _elements
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.residency import table
-from gradstream.shared.wire import AdamParams, Failed, OptimStep, Outcome
+from gradstream.engine.residency.parked import ParkedModel
+from gradstream.shared.ids import LOCAL_TENANT
+from gradstream.shared.wire import (
+    AdamParams,
+    Batch,
+    Failed,
+    OptimStep,
+    Outcome,
+    Plan,
+    Sample,
+    SampleDone,
+    SamplingParams,
+)
 
 pytestmark = pytest.mark.gloo
 
@@ -81,3 +95,54 @@ def _harmed(comm: Comm, directory: Path, rank: int) -> tuple[list[Outcome], dict
 
 def _unharmed(comm: Comm, directory: Path) -> tuple[list[Outcome], dict[str, Tensor]]:
     return _failing(comm, directory, 0, is_harmed=False)
+
+
+# Tokens of prompts in one pass for which the harmed rank has room.
+ROOM = 20
+
+
+def _sampling(comm: Comm, directory: Path, rank: int) -> tuple[dict[str, Outcome], list[bool], int]:
+    """What samples gave, of which one rank has no room for the longest; which models rest at the end; and how many samples run."""
+    driver = Driver(open_engine(comm=comm, output_dir=directory))
+    for name in "ab":
+        driver.create(name, rank=4)
+    base = driver.engine.state.base
+    hidden = base.hidden
+
+    def crowded(tokens_T: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        return lack() if len(tokens_T) > ROOM else hidden(tokens_T, *arguments, **named)
+
+    if comm.rank == rank:
+        base.hidden = crowded  # type: ignore[method-assign]
+    samples = [
+        Sample(path=None, prompt=np.arange(4, 4 + length, dtype="<i4").tobytes(), params=_params(length))
+        for length in (6, 30, 9, 31, 15, 7, 8)
+    ]
+    jobs = [driver._job("s:sample:0", payload, LOCAL_TENANT) for payload in samples]
+    plan = Plan(kind="sample", future_ids=[job.future_id for job in jobs], row_budget_tokens=64)
+    outcomes: dict[str, Outcome] = dict(driver.engine.execute(Batch(number=1, epoch=1, plan=plan, jobs=jobs)))
+    models = driver.engine.state.models
+    return outcomes, [isinstance(models.peek(name), ParkedModel) for name in models], len(driver.engine.state.decoding)
+
+
+def _params(seed: int) -> SamplingParams:
+    return SamplingParams(max_tokens=7, seed=seed, stop_token_ids=[])
+
+
+def _tokens(outcome: Outcome) -> list[bytes]:
+    assert isinstance(outcome, SampleDone)
+    return [one.tokens for one in outcome.sequences]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_samples_without_room_on_one_rank_fail_alone_and_every_rank_knows(
+    tmp_path: Path, rank: int, two_ranks: Ranks
+) -> None:
+    ((wanted, is_parked, _), _) = two_ranks.run(_sampling, tmp_path / "whole", -1)
+    leader, follower = two_ranks.run(_sampling, tmp_path / "harmed", rank)
+    assert leader == follower
+    outcomes, is_parked_harmed, num_running = leader
+    assert (is_parked, is_parked_harmed, num_running) == ([False, False], [True, True], 0)
+    failed = {future_id: one.code for future_id, one in outcomes.items() if isinstance(one, Failed)}
+    assert list(failed.values()) == ["out_of_memory"]
+    assert all(_tokens(outcomes[one]) == _tokens(wanted[one]) for one in wanted if one not in failed)

@@ -33,15 +33,30 @@ def memory_as_failure(comm: Comm, *, what: str, help_: str = _FEWER) -> Iterator
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        reason = _no_room(error)
-        if reason is None:
-            raise
-        _log.info("no_room_on_device", what=what, reason=reason, where=_where(error))
-        # Its frames hold the tensors of the work, for as long as anybody holds the error.
-        error.__traceback__ = None
+        reason = lack_of_room(error, what=what)
     if _is_anywhere(comm, reason is not None):
-        told = "on another rank" if reason is None else reason
-        raise OutOfMemory(f"{what}: the device has no room for it, and nothing was changed ({told}); {help_}")
+        raise no_room(what=what, reason="on another rank" if reason is None else reason, help_=help_)
+
+
+def lack_of_room(error: RuntimeError | MemoryError, *, what: str) -> str:
+    """Why the device had no room for work; raises the error when it is about anything else. The tensors of its frames are let go."""
+    reason = _no_room(error)
+    if reason is None:
+        raise error
+    _log.info("no_room_on_device", what=what, reason=reason, where=_where(error))
+    # Its frames hold the tensors of the work, for as long as anybody holds the error.
+    error.__traceback__ = None
+    return reason
+
+
+def is_lack_of_room(error: RuntimeError | MemoryError) -> bool:
+    """True when it is about memory that there was not."""
+    return _no_room(error) is not None
+
+
+def no_room(*, what: str, reason: str, help_: str) -> OutOfMemory:
+    """The failure of a job for which the device has no room."""
+    return OutOfMemory(f"{what}: the device has no room for it, and nothing was changed ({reason}); {help_}")
 
 
 def room_for_adapter(comm: Comm, *, what: str) -> AbstractContextManager[None]:

@@ -107,27 +107,32 @@ class EngineState:
         self.with_room(bring)
 
     def with_room(self, work: Callable[[], Made]) -> Made:
-        """What the work makes. If it finds no room, models that the batch does not use leave the device, and it is tried once more.
+        """What the work makes. If it finds no room, adapters that the batch does not use leave the device, and it is tried once more.
 
         Collective: the work raises OutOfMemory, on every rank alike, with all as it was. That is raised when it happens again, or when no
-        model can leave; those not in use have left the device then.
+        adapter can leave; those not in use have left the device then.
         """
         # Asked beforehand: work may have brought a model on one rank and found no room on another.
-        can_leave = self.models.has_idle
+        can_leave = self.models.has_idle or self.samplers.has_other(self.decoding.holds)
         try:
             return work()
         except OutOfMemory as error:
             failure = _bare(error)
         # After the block above, in which the failed work's frames, and so its tensors, are still held.
-        self.models.shed()
+        self._shed()
         if not can_leave:
             raise failure
         try:
             return work()
         except OutOfMemory as error:
             failure = _bare(error)
-        self.models.shed()
+        self._shed()
         raise failure
+
+    def _shed(self) -> None:
+        """Let adapters leave the device: trained ones that the batch has not used, frozen ones that no running sample has."""
+        self.samplers.keep(self.decoding.holds)
+        self.models.shed()
 
     @property
     def flat(self) -> FlatParameters:

@@ -29,3 +29,10 @@ def test_only_jobs_that_together_had_no_room_are_tried_one_by_one(outcomes: list
     batch = Batch(number=1, epoch=1, plan=plan, jobs=jobs)
     found = {one.future_id: outcome for one, outcome in zip(jobs, outcomes, strict=True)}
     assert lacked_room_together(batch, found) is is_split
+
+
+def test_samples_without_room_are_not_tried_again_by_the_leader() -> None:
+    jobs = [job(f"s{number}", 1, "sample", num_tokens=1) for number in range(2)]
+    plan = Plan(kind="sample", future_ids=[one.future_id for one in jobs], row_budget_tokens=8)
+    batch = Batch(number=1, epoch=1, plan=plan, jobs=jobs)
+    assert not lacked_room_together(batch, {one.future_id: NO_ROOM for one in jobs})

@@ -6,7 +6,7 @@ from typing import Protocol
 from gradstream.shared.errors import GradstreamError, OutOfMemory
 from gradstream.shared.ids import FutureId
 from gradstream.shared.wire import Batch, Failed, Outcome
-from gradstream.worker.plan import Lane, lane_of
+from gradstream.worker.fairness import Lane, lane_of
 
 
 class Executor(Protocol):
@@ -39,6 +39,11 @@ def execute(engine: Executor, batch: Batch) -> dict[FutureId, Outcome]:
 
 
 def lacked_room_together(batch: Batch, outcomes: Mapping[FutureId, Outcome]) -> bool:
-    """True when several jobs failed for want of memory and none was done: one alone may have room, and no model has changed."""
+    """True when several jobs failed for want of memory and none was done: one alone may have room, and no model has changed.
+
+    Never of samples: each fails only when it had no room alone, and those that failed may be of earlier batches.
+    """
+    if lane_of(batch.plan.kind) is Lane.SAMPLE:
+        return False
     failed = [outcome.code for outcome in outcomes.values() if isinstance(outcome, Failed)]
     return len(failed) == len(batch.jobs) == len(outcomes) and failed.count(OutOfMemory.code) > 1

@@ -8,12 +8,15 @@ from gradstream.engine.adapters.adapter import FrozenAdapter
 from gradstream.engine.checkpoint.location import Ephemeral, parse_uri
 from gradstream.engine.checkpoint.shared import load_frozen
 from gradstream.engine.files import mark_used
+from gradstream.engine.memory import memory_as_failure
 from gradstream.engine.ops.registry import OpJob
 from gradstream.engine.sampler.answer import to_wire
+from gradstream.engine.sampler.decoding import WHAT, Admitted, Slice
 from gradstream.engine.sampler.intake import to_request
+from gradstream.engine.sampler.request import Finished
 from gradstream.engine.sampler.store import Resident
 from gradstream.engine.state import EngineState
-from gradstream.shared.errors import GradstreamError, Unsupported
+from gradstream.shared.errors import GradstreamError, OutOfMemory, Unsupported
 from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.wire import Failed, Sample, SampleDone
 
@@ -24,7 +27,7 @@ def sample(state: EngineState, jobs: Sequence[OpJob[Sample]], *, num_steps: int)
     """Admit the jobs, continue everything that runs by at most num_steps tokens (0: to the end), and answer what ended.
 
     The answers are those of these or of earlier jobs, the same on every rank; collective. A job may fail with InvalidRequest,
-    UnknownModel, Unsupported, NonFinite or StorageFailure, which leaves the others as they are.
+    UnknownModel, Unsupported, NonFinite, OutOfMemory or StorageFailure, which leaves the others as they are.
     """
     refused: _Answers = {}
     for job in jobs:
@@ -33,7 +36,7 @@ def sample(state: EngineState, jobs: Sequence[OpJob[Sample]], *, num_steps: int)
         except GradstreamError as error:
             refused[job.job.future_id] = Failed.of(error)
     ended: _Answers = {}
-    for admitted, finished in state.decoding.run(num_steps=num_steps):
+    for admitted, finished in _continued(state, num_steps=num_steps):
         ended[admitted.future_id] = (
             to_wire(finished, targets=admitted.targets) if finished.error is None else Failed.of(finished.error)
         )
@@ -41,6 +44,24 @@ def sample(state: EngineState, jobs: Sequence[OpJob[Sample]], *, num_steps: int)
     for future_id in ended:
         state.decoding.settle(future_id)
     return refused | ended
+
+
+def _continued(state: EngineState, *, num_steps: int) -> list[tuple[Admitted, Finished]]:
+    """Those of this rank that ended; collective.
+
+    If a rank has no room, idle adapters leave the device on all of them. If that was not enough, samples give way to each other there.
+    """
+    part = Slice(num_left=num_steps or None)
+
+    def run() -> None:
+        with memory_as_failure(state.comm, what=WHAT):
+            state.decoding.run(part)
+
+    try:
+        state.with_room(run)
+    except OutOfMemory:
+        state.decoding.run_in_little_room(part)
+    return part.ended
 
 
 def _admit(state: EngineState, job: OpJob[Sample]) -> None:

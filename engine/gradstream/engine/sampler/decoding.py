@@ -1,14 +1,22 @@
 """The samples that are running: admitted once, continued in slices, each on the rank that took it."""
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from gradstream.engine.adapters.adapter import LoraWeights
+from gradstream.engine.memory import lack_of_room, no_room
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.sampler.pieces import joined, pieces_of
 from gradstream.engine.sampler.request import Finished, SampleRequest
 from gradstream.engine.sampler.scheduler import SamplerEngine, SamplerLimits
+from gradstream.shared.errors import OutOfMemory
 from gradstream.shared.ids import FutureId
 from gradstream.shared.targets import PromptTargets
+
+WHAT = "sample"
+_SMALLER = (
+    "ask for a shorter prompt, fewer tokens or fewer candidates, or start the server with a smaller max_active_adapters"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +41,14 @@ class _Work:
     admitted: Admitted
     pieces: deque[SampleRequest]
     answers: list[Finished] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class Slice:
+    """By how many tokens the samples are still to be continued (None: to their end), and those of this rank that ended."""
+
+    num_left: int | None
+    ended: list[tuple[Admitted, Finished]] = field(default_factory=list)
 
 
 class Decoding:
@@ -64,20 +80,44 @@ class Decoding:
         if rank == self._rank:
             self._start(_Work(admitted=admitted, pieces=deque(pieces_of(request, self._engine.limits))))
 
-    def run(self, *, num_steps: int) -> list[tuple[Admitted, Finished]]:
-        """Continue this rank's share by at most num_steps tokens (0: to the end); those that ended. Nothing collective."""
-        ended: list[tuple[Admitted, Finished]] = []
-        steps = 0
-        while self._engine.has_work() and (steps < num_steps or not num_steps):
+    def holds(self, adapter: LoraWeights) -> bool:
+        """True when a sample that runs, on any rank, uses it."""
+        return any(one.request.adapter is adapter for one in self._running.values())
+
+    def run(self, part: Slice) -> None:
+        """Continue this rank's share by what is left of a slice. Nothing collective.
+
+        Raises what torch raises when the device has no room, with nothing lost: it may be called again with the same slice.
+        """
+        while self._engine.has_work() and part.num_left != 0:
             for finished in self._engine.step():
-                work = self._share.pop(id(finished.request))
-                work.answers.append(finished)
-                if work.pieces and finished.error is None:
-                    self._start(work)
-                else:
-                    ended.append((work.admitted, joined(work.admitted.request, work.answers)))
-            steps += 1
-        return ended
+                self._answer(finished, part)
+            if part.num_left is not None:
+                part.num_left -= 1
+
+    def run_in_little_room(self, part: Slice) -> None:
+        """The same, with fewer samples at a time where there is no room for all; OutOfMemory fails those that have none even alone."""
+        while True:
+            try:
+                return self.run(part)
+            except (RuntimeError, MemoryError) as error:
+                reason = lack_of_room(error, what=WHAT)
+            # After the block above, in which the failed step's tensors are still held.
+            self._engine.give_way(no_room(what=WHAT, reason=reason, help_=_SMALLER))
+
+    def _answer(self, finished: Finished, part: Slice) -> None:
+        work = self._share.pop(id(finished.request))
+        num_samples = finished.request.num_samples
+        if isinstance(finished.error, OutOfMemory) and num_samples > 1:
+            halves = pieces_of(finished.request, replace(self._engine.limits, max_rows=-(-num_samples // 2)))
+            work.pieces.extendleft(reversed(halves))
+            self._start(work)
+            return
+        work.answers.append(finished)
+        if work.pieces and finished.error is None:
+            self._start(work)
+        else:
+            part.ended.append((work.admitted, joined(work.admitted.request, work.answers)))
 
     def settle(self, future_id: FutureId) -> None:
         """Forget a request that ended on its rank."""

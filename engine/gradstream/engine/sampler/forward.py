@@ -5,7 +5,6 @@ Legend: T tokens of a pass, N tokens whose logits are wanted, D hidden, V vocabu
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from gradstream.engine.adapters.adapter import LoraWeights
@@ -13,7 +12,7 @@ from gradstream.engine.adapters.passes import AdapterPass
 from gradstream.engine.attention.context import AttentionContext
 from gradstream.engine.head import logits
 from gradstream.engine.models.base import BaseModel
-from gradstream.engine.products import frozen_products
+from gradstream.engine.products import frozen_products, linear
 
 
 class Forward:
@@ -35,7 +34,7 @@ class Forward:
         is_exact: bool = False,
     ) -> Tensor:
         """hidden_TD after the final norm."""
-        product = F.linear if self._products is None or is_exact else self._products.linear
+        product = linear if self._products is None or is_exact else self._products.linear
         return self._base.hidden(tokens_T, positions_T, attention=attention, adapters=adapters, product=product)
 
     def logits(self, hidden_ND: Tensor, adapters: AdapterPass) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradstream.engine.attention.context import AttentionContext
+from gradstream.engine.memory import is_lack_of_room
 
 # Buffers grow to a multiple of this many tokens, and by half of what they have, so that a sequence is copied seldom.
 _BLOCK_TOKENS = 64
@@ -45,6 +46,28 @@ class KVCache:
             capacity = _whole_blocks(max(num_tokens, capacity + capacity // 2))
         if rows * capacity > max_places:
             rows, capacity = num_rows, _whole_blocks(num_tokens)
+        try:
+            self._resize(rows, capacity)
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_room(error):
+                raise
+        else:
+            return
+        # After the block above, in which the error holds what was made for a layer.
+        self._resize(num_rows, _whole_blocks(num_tokens))
+
+    def shrink(self, *, num_rows: int, num_tokens: int) -> None:
+        """Give back what num_rows sequences of num_tokens do not need, as far as there is room for the copies."""
+        try:
+            self._resize(num_rows, _whole_blocks(num_tokens))
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_room(error):
+                raise
+
+    def _resize(self, rows: int, capacity: int) -> None:
+        """Raises what torch raises when there is no room; some layers have the new size then, and none has lost a token."""
+        # Layers that are larger than this do no harm.
+        self._num_rows, self._capacity = min(rows, self._num_rows), min(capacity, self._capacity)
         for layer, old in self._layers.items():
             self._layers[layer] = _Buffers(*(_resized(buffer, rows, capacity) for buffer in old))
         self._num_rows, self._capacity = rows, capacity

@@ -109,9 +109,10 @@ class Finished:
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """A request that has been started."""
+    """A request that has been started, and how many were before it."""
 
     request: SampleRequest
+    number: int
     done: dict[int, Sampled] = field(default_factory=dict)
     scores: PromptScores = PromptScores()
     error: GradstreamError | None = None

@@ -1,14 +1,15 @@
 """Continuous batching: requests come and go between steps, and each step continues every live sequence by one token.
 
 A request's tokens do not depend on the others in the batch: its random numbers are its own, attention never crosses sequences, and
-packing changes logits only by rounding.
+packing changes logits only by rounding. So one that was stopped for want of memory may begin anew, and draws the same.
 """
 
-# Shape letters: N sequences of a step, P prompts of a pass, T tokens of a pass, D hidden, V vocabulary.
+# Shape letters: P prompts of a pass, T tokens of a pass, D hidden, V vocabulary.
 
-import math
 from collections import deque
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -17,14 +18,13 @@ from torch import Tensor
 
 from gradstream.engine.adapters.adapter import LoraWeights
 from gradstream.engine.models.base import BaseModel
-from gradstream.engine.sampler.choice import choose, scaled_logits
+from gradstream.engine.sampler.drawing import Drawing, Drawn
 from gradstream.engine.sampler.forward import Forward
 from gradstream.engine.sampler.kv import DecodePass, KVCache, PromptPass, PromptSpan
 from gradstream.engine.sampler.prompts import PromptScorer
 from gradstream.engine.sampler.request import Finished, Progress, SampleRequest, Sequence
 from gradstream.engine.sampler.sharing import SharedPrompts
-from gradstream.engine.sampler.tables import topk_table
-from gradstream.shared.errors import NonFinite
+from gradstream.shared.errors import OutOfMemory
 
 T = TypeVar("T")
 
@@ -44,7 +44,11 @@ class SamplerLimits:
 
 @dataclass(slots=True, kw_only=True)
 class SamplerEngine:
-    """Requests that wait and sequences that live. live[i] keeps its keys and values in row i of the cache."""
+    """Requests that wait and sequences that live. live[i] keeps its keys and values in row i of the cache.
+
+    A step that finds no room on the device raises torch's error with every sequence as it was, and may be repeated; `give_way` first
+    makes the next steps need less.
+    """
 
     base: BaseModel
     cache: KVCache = field(default_factory=KVCache)
@@ -52,8 +56,15 @@ class SamplerEngine:
     waiting: deque[SampleRequest] = field(default_factory=deque)
     live: list[Sequence] = field(default_factory=list)
     forward: Forward = field(init=False)
-    # Probabilities of a step; pages of a fresh tensor cost more than what is written to them.
-    scratch: Tensor = field(default_factory=lambda: torch.empty(0))
+    drawing: Drawing = field(default_factory=Drawing)
+    # Answers that no step has returned.
+    ended: list[Finished] = field(default_factory=list)
+    num_started: int = 0
+    # How many requests the newest step tried to start, and how many one may, until nothing is left to do.
+    num_starting: int = 0
+    max_starting: int | None = None
+    # The device has no room for another request beside those that live.
+    is_full: bool = False
 
     def __post_init__(self) -> None:
         self.forward = Forward(self.base)
@@ -63,42 +74,83 @@ class SamplerEngine:
         self.waiting.append(request)
 
     def has_work(self) -> bool:
-        return bool(self.waiting or self.live)
+        return bool(self.waiting or self.live or self.ended)
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Continue every live sequence by one token and start what there is room for; the requests that ended with it."""
-        finished = self._decode() if self.live else []
-        started = self._admit()
-        if started:
-            finished += self._prefill(started)
-        if not self.has_work():
+        """Continue every live sequence by one token and start what there is room for; the requests that ended with it.
+
+        Raises what torch raises when the device has no room; answers that were found before that come with the next step.
+        """
+        self.num_starting = 0
+        if self.live:
+            self._decode()
+        requests = self._next()
+        self.num_starting = len(requests)
+        if requests:
+            self._prefill(requests)
+        if not (self.waiting or self.live):
             self.cache.clear()
             self.forward.forget()
-            self.scratch = torch.empty(0)
-        return finished
+            self.drawing.clear()
+            self.max_starting = None
+        ended, self.ended = self.ended, []
+        return ended
 
-    def _admit(self) -> list[Progress]:
+    @torch.inference_mode()
+    def give_way(self, error: OutOfMemory) -> None:
+        """After a step that found no room: need less in the next ones. error: the answer to a request that has no room even alone.
+
+        Fewer requests start at a time. One that has no room beside others waits until a sequence of theirs has ended. Where those that
+        live have none for their next tokens, the newest of them begins anew later.
+        """
+        if self.num_starting > 1:
+            self.max_starting = self.num_starting // 2
+        elif self.num_starting == 1 and not self.live:
+            self.ended.append(Finished(request=self.waiting.popleft(), sequences=[], error=error))
+        elif self.num_starting == 0:
+            self._withdraw_newest(error)
+        self.is_full = self.num_starting < 2 and bool(self.live)
+        self.forward.forget()
+        self.drawing.clear()
+        if self.live:
+            self.cache.shrink(num_rows=len(self.live), num_tokens=max(sequence.num_cached for sequence in self.live))
+        else:
+            self.cache.clear()
+
+    def _withdraw_newest(self, error: OutOfMemory) -> None:
+        """Let the live request that started last wait again, or fail when it is the only one."""
+        newest = max((sequence.owner for sequence in self.live), key=lambda owner: owner.number)
+        if all(sequence.owner is newest for sequence in self.live):
+            self.ended.append(Finished(request=newest.request, sequences=[], error=error))
+        else:
+            self.waiting.appendleft(newest.request)
+        # Its sequences are over.
+        newest.error = error
+        self._release_rows()
+
+    def _next(self) -> list[SampleRequest]:
         """The first of the waiting requests that fit."""
-        started: list[Progress] = []
+        chosen: list[SampleRequest] = []
         num_rows, num_tokens = len(self.live), 0
         longest = max((sequence.owner.request.longest for sequence in self.live), default=0)
-        while self.waiting:
-            request = self.waiting[0]
+        for request in islice(self.waiting, 0 if self.is_full and self.live else self.max_starting):
             num_rows += request.num_rows
             num_tokens += len(request.prompt)
             longest = max(longest, request.longest if request.num_rows else 0)
             fits = num_rows <= self.limits.max_rows and num_rows * longest <= self.limits.max_cache_tokens
-            if not (fits and num_tokens <= self.limits.max_prompt_tokens) and (self.live or started):
+            if not (fits and num_tokens <= self.limits.max_prompt_tokens) and (self.live or chosen):
                 break
-            started.append(Progress(request=self.waiting.popleft()))
-        return _grouped(started, [progress.request.adapter for progress in started])
+            chosen.append(request)
+        return chosen
 
-    def _prefill(self, started: list[Progress]) -> list[Finished]:
+    def _prefill(self, requests: Several[SampleRequest]) -> None:
         """Run the prompts as one packed row, score them where asked, and draw the first token of every sample.
 
-        A prompt that several requests have under the same adapter is in the row once.
+        A prompt that several requests have under the same adapter is in the row once. requests: the first ones that wait.
         """
+        started = [Progress(request=request, number=self.num_started + row) for row, request in enumerate(requests)]
+        started = _grouped(started, [progress.request.adapter for progress in started])
         prompts = SharedPrompts.of([progress.request for progress in started])
         device = self.base.device
         tokens_T = torch.from_numpy(np.concatenate(prompts.prompts)).to(device, torch.int64)
@@ -128,10 +180,12 @@ class SamplerEngine:
             for progress, place in zip(started, prompts.places, strict=True)
             for _ in range(progress.request.num_samples)
         ]
-        self._extend(sequences, logits_PV[shared_N])
+        drawn = self.drawing.draw(sequences, logits_PV[shared_N])
+        for _ in started:
+            self.waiting.popleft()
+        self.num_started += len(started)
         self.live += [sequence for sequence in sequences if sequence.owner.request.num_rows]
-        self._release_rows()
-        return _finished(sequences)
+        self._take(sequences, drawn)
 
     def _claim_rows(self, started: list[Progress], prompts: SharedPrompts) -> list[PromptSpan]:
         """Rows behind the live ones for every request that needs some; where its prompt lies in the pass and goes."""
@@ -156,7 +210,7 @@ class SamplerEngine:
             self.base, request.adapter, questions=request.questions, choice=request.choice
         ).scores(hidden_TD, tokens_T)
 
-    def _decode(self) -> list[Finished]:
+    def _decode(self) -> None:
         """Run the newest token of every live sequence and draw the next ones."""
         row_of = {id(sequence): row for row, sequence in enumerate(self.live)}
         sequences = _grouped(self.live, [sequence.owner.request.adapter for sequence in self.live])
@@ -172,36 +226,14 @@ class SamplerEngine:
             ),
             adapters=adapters,
         )
-        self._extend(sequences, self.forward.logits(hidden_ND, adapters))
+        drawn = self.drawing.draw(sequences, self.forward.logits(hidden_ND, adapters))
+        self._take(sequences, drawn)
+
+    def _take(self, sequences: list[Sequence], drawn: Drawn) -> None:
+        """Append the tokens; from here on nothing asks the device for memory."""
+        drawn.give(sequences)
+        self.ended += _finished(sequences)
         self._release_rows()
-        return _finished(sequences)
-
-    def _extend(self, sequences: list[Sequence], logits_NV: Tensor) -> None:
-        """Draw and append one token for each sequence; a row that is not finite fails its request."""
-        choices = [sequence.owner.request.choice for sequence in sequences]
-        logits_NV = scaled_logits(logits_NV, choices)
-        probs_NV = self._softmax(logits_NV)
-        tokens_N = choose(probs_NV, choices, [sequence.uniform() for sequence in sequences])
-        # A row that is not finite has no probabilities either. One transfer for both.
-        chosen_N = torch.stack([tokens_N.double(), probs_NV.gather(-1, tokens_N[:, None])[:, 0].log().double()])
-        tokens, logprobs = chosen_N.tolist()
-        width = max(sequence.owner.request.topk_sample for sequence in sequences)
-        table = topk_table(torch.log_softmax(logits_NV, dim=-1), width=width) if width else None
-        for row, (sequence, token, logprob) in enumerate(zip(sequences, tokens, logprobs, strict=True)):
-            wanted = sequence.owner.request.topk_sample
-            if math.isfinite(logprob):
-                sequence.append(int(token), logprob, table.row(row, width=wanted) if table and wanted else None)
-            else:
-                sequence.owner.error = NonFinite(
-                    f"the sampler's logits are not finite after {sequence.num_cached + 1} tokens; its weights are unusable"
-                )
-
-    def _softmax(self, logits_NV: Tensor) -> Tensor:
-        """float32 [N, V], valid until the next call."""
-        if self.scratch.numel() < logits_NV.numel():
-            self.scratch = torch.empty_like(logits_NV).flatten()
-        probs_NV = self.scratch[: logits_NV.numel()].view_as(logits_NV)
-        return torch.softmax(logits_NV, dim=-1, out=probs_NV)
 
     def _release_rows(self) -> None:
         """Drop the sequences that are over, moving the last ones into their rows so that rows stay dense."""
@@ -211,6 +243,7 @@ class SamplerEngine:
                 row += 1
                 continue
             last = self.live.pop()
+            self.is_full = False
             if row < len(self.live):
                 if not last.is_over:
                     self.cache.move(source=len(self.live), target=row, num_tokens=last.num_cached)

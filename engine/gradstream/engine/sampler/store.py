@@ -1,6 +1,7 @@
 """The frozen adapters that samplers use: in memory as far as they fit, else on disk."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gradstream.engine.adapters.adapter import FrozenAdapter
@@ -48,6 +49,14 @@ class SamplerStore:
             raise UnknownModel(f"there is no checkpoint {uri}")
         self._residents.move_to_end(uri)
         return resident.adapter
+
+    def keep(self, is_kept: Callable[[FrozenAdapter], bool]) -> None:
+        """Let go of the others, which come back from disk when they are asked for."""
+        self._residents = OrderedDict((uri, one) for uri, one in self._residents.items() if is_kept(one.adapter))
+
+    def has_other(self, is_kept: Callable[[FrozenAdapter], bool]) -> bool:
+        """True when `keep` would let go of one."""
+        return not all(is_kept(one.adapter) for one in self._residents.values())
 
     def drop(self, uri: str) -> None:
         """Forget an adapter whose checkpoint was replaced or removed."""

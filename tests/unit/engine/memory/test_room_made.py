@@ -16,8 +16,9 @@ from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.checkpoint import shared
 from gradstream.engine.ops import create_model, load_weights, optim_step
 from gradstream.engine.residency.parked import ParkedModel
+from gradstream.engine.sampler.forward import Forward
 from gradstream.shared.errors import OutOfMemory
-from gradstream.shared.ids import ModelId, SessionId
+from gradstream.shared.ids import LOCAL_TENANT, ModelId, SessionId
 from gradstream.shared.wire import (
     AdamParams,
     Failed,
@@ -142,11 +143,21 @@ SAMPLE = Sample(
         (load_weights, "new_adapter", "new", loaded("tinker://a/weights/saved", is_new=True)),
         (shared, "factors_of", "a", loaded("tinker://a/weights/saved")),
         (shared, "to_tensor", "sampler", SAMPLE),
+        (Forward, "hidden", "sampler", SAMPLE),
         (Adapter, "frozen_copy", "a", SaveForSampler(name="new", session_id=SessionId("s"))),
         (optim_step, "coming_merge", "a", OptimStep(adam=AdamParams())),
         (optim_step, "update", "a", OptimStep(adam=AdamParams())),
     ],
-    ids=["create", "load into a new one", "load", "sample", "save for sampler", "merge", "update"],
+    ids=[
+        "create",
+        "load into a new one",
+        "load",
+        "a sampler's weights",
+        "sample",
+        "save for sampler",
+        "merge",
+        "update",
+    ],
 )
 def test_an_idle_model_leaves_for_work_that_finds_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, model: str, payload: Payload
@@ -172,6 +183,37 @@ def test_an_idle_model_leaves_for_work_that_finds_no_room(
         patch.setattr(place, name, crowded)
         driver.done(model, payload)
     assert tries == [False, True]
+
+
+def test_frozen_adapters_that_no_sample_uses_leave_for_one_that_finds_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(open_engine(output_dir=tmp_path))
+    driver.create("a")
+    for name in ("frozen", "other"):
+        driver.done("a", SaveForSampler(name=name, session_id=SessionId("s")))
+    driver.engine.state.models.shed()
+    expected = [driver.done("sampler", sampled(name)) for name in ("other", "frozen")]
+    hidden = Forward.hidden
+    resident: list[list[bool]] = []
+
+    def crowded(*arguments: Any, **named: Any) -> Any:
+        store = driver.engine.state.samplers
+        resident.append([store.get(sampled(name).path, LOCAL_TENANT) is not None for name in ("other", "frozen")])
+        if all(resident[-1]):
+            raise torch.OutOfMemoryError("CUDA out of memory. GPU 0")
+        return hidden(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Forward, "hidden", crowded)
+        assert driver.done("sampler", sampled("frozen")) == expected[1]
+    assert resident == [[True, True], [False, True]]
+    assert driver.done("sampler", sampled("other")) == expected[0]
+
+
+def sampled(name: str) -> Sample:
+    params = SamplingParams(max_tokens=1, temperature=0.0)
+    return Sample(path=f"tinker://a/sampler_weights/{name}", prompt=bytes(4), params=params)
 
 
 def is_idle(driver: Driver, name: str) -> bool:
