@@ -1,7 +1,7 @@
 """One log line and one count per request, around everything else."""
 
 import structlog
-from fastapi import FastAPI
+from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradstream.api.errors import http_error
@@ -22,6 +22,8 @@ _QUIET = (
     "/health",
     "/metrics",
 )
+# Of a job that was accepted the worker's log speaks.
+_QUIET_WHEN_ACCEPTED = ("/forward_backward", "/forward", "/optim_step", "/asample")
 
 
 class AccessLog:
@@ -31,6 +33,9 @@ class AccessLog:
         self._app = app
         self._clock = clock
         self._metrics = metrics
+        # Looking a metric up by its labels takes longer than counting; as bounded as the labels are.
+        self._counts: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._log = _LOG.bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,10 +67,20 @@ class AccessLog:
 
     def _record(self, scope: Scope, status: int, *, elapsed_s: float) -> None:
         method, route = scope["method"], _route(scope)
-        self._metrics.requests.labels(method=method, route=route, status=str(status)).inc()
-        self._metrics.request_seconds.labels(route=route).observe(elapsed_s)
-        log = _LOG.debug if route.endswith(_QUIET) and status < 500 else _LOG.info
+        requests, seconds = self._count(method, route, status)
+        requests.inc()
+        seconds.observe(elapsed_s)
+        is_quiet = (status < 500 and route.endswith(_QUIET)) or (status < 400 and route.endswith(_QUIET_WHEN_ACCEPTED))
+        log = self._log.debug if is_quiet else self._log.info
         log("http_request", method=method, route=route, status=status, elapsed_ms=round(elapsed_s * 1000, 3))
+
+    def _count(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        """The counter of such requests, and the times of their route."""
+        labels = (method, route, status)
+        if labels not in self._counts:
+            requests = self._metrics.requests.labels(method=method, route=route, status=str(status))
+            self._counts[labels] = (requests, self._metrics.request_seconds.labels(route=route))
+        return self._counts[labels]
 
 
 def _route(scope: Scope) -> str:
@@ -76,8 +91,3 @@ def _route(scope: Scope) -> str:
     # A route of an included router knows its path without the router's prefix.
     is_bare = scope["path"].startswith(API_PREFIX) and not path.startswith(API_PREFIX)
     return f"{API_PREFIX}{path}" if is_bare else path
-
-
-def watch(app: FastAPI, *, clock: Clock, metrics: Metrics) -> None:
-    """Put the middleware around an app."""
-    app.add_middleware(AccessLog, clock=clock, metrics=metrics)

@@ -1,19 +1,23 @@
 """create_app: routers, error handlers and the gap check around the parts."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from gradstream.api import access
 from gradstream.api.auth import tenant_of
 from gradstream.api.dialect import XORL_PREFIX, Dialects, paths_of
+from gradstream.api.direct import Direct, ErrorHandler, direct_routes
 from gradstream.api.errors import http_error, response_of
 from gradstream.api.gate import Gate
 from gradstream.api.native.routes import RESOURCES as OWN
@@ -29,26 +33,30 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 def create_app(parts: Parts) -> FastAPI:
     """The ASGI app. The intake of parts must be open while it serves; the app never closes it."""
-    app = FastAPI(title="gradstream", summary="A training server for language models.", lifespan=_lifespan)
+    app = _App(title="gradstream", summary="A training server for language models.", lifespan=_lifespan)
     app.state.parts = parts
     for resource in (*RESOURCES, *OWN):
         app.include_router(resource.router, prefix=access.API_PREFIX, tags=[resource.__name__.rsplit(".", 1)[-1]])
     for resource in XORL:
         app.include_router(resource.router, prefix=XORL_PREFIX, tags=[f"xorl {resource.__name__.rsplit('.', 1)[-1]}"])
     app.add_api_route("/metrics", _metrics, methods=["GET"], include_in_schema=False)
-    app.add_exception_handler(GradstreamError, _on_gradstream_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    # What is added last comes first: the access log sees refusals too, and no body is read before the gate.
-    app.add_middleware(
-        Dialects,
-        parts=parts,
-        tinker=paths_of([resource.router for resource in (*RESOURCES, *OWN)], prefix=access.API_PREFIX),
-        xorl=paths_of([resource.router for resource in XORL]),
-    )
-    app.add_middleware(Gate, parts=parts)
-    access.watch(app, clock=parts.clock, metrics=parts.metrics)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
     return app
+
+
+class _App(FastAPI):
+    """FastAPI behind what every request passes. The access log answers for bugs and sees refusals too; no body is read before the gate."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """In place of FastAPI's own stack, which has layers for traces, limits of bodies and bugs that are not used here."""
+        parts = self.state.parts
+        ours, xorl = [resource.router for resource in (*RESOURCES, *OWN)], [resource.router for resource in XORL]
+        routes = (*direct_routes(ours, prefix=access.API_PREFIX), *direct_routes(xorl, prefix=XORL_PREFIX))
+        app: ASGIApp = ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=self.exception_handlers)
+        app = Direct(app, routes=dict(routes), handlers=_HANDLERS)
+        app = Dialects(app, parts=parts, tinker=paths_of(ours, prefix=access.API_PREFIX), xorl=paths_of(xorl))
+        return access.AccessLog(Gate(app, parts=parts), clock=parts.clock, metrics=parts.metrics)
 
 
 @asynccontextmanager
@@ -116,3 +124,10 @@ async def _on_http_exception(_request: Request, error: Exception) -> Response:
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
     """Nobody reads this answer; it only ends the request."""
     return http_error(400, code="invalid_request", detail="body: the client closed the connection while sending it")
+
+
+_HANDLERS: Mapping[type[Exception], ErrorHandler] = {
+    GradstreamError: _on_gradstream_error,
+    HTTPException: _on_http_exception,
+    ClientDisconnect: _on_disconnect,
+}

@@ -14,6 +14,7 @@ from gradstream.api.budgets import check_session_room
 from gradstream.api.errors import http_error
 from gradstream.api.parts import parts_of
 from gradstream.api.records import own_record, text_metadata
+from gradstream.api.retrieving import json_answer
 from gradstream.shared.joblog.port import RecordKind
 
 router = APIRouter()
@@ -86,7 +87,7 @@ async def create_session(request: Request) -> SessionCreated:
     openapi_extra=documents(HeartbeatBody),
     responses={410: {"description": "the session was finished"}},
 )
-async def session_heartbeat(request: Request) -> Heartbeat | Response:
+async def session_heartbeat(request: Request) -> Response:
     """Keeps the session alive; 410 tells the SDK to stop."""
     parts = parts_of(request)
     body = await small_body(request, HeartbeatBody)
@@ -95,7 +96,7 @@ async def session_heartbeat(request: Request) -> Heartbeat | Response:
         return http_error(410, code="session_finished", detail=f"session_id: session {body.session_id!r} was finished")
     if _is_news(record, now_ms=parts.clock.wall_ms()):
         await parts.intake.put_record(RecordKind.SESSION, body.session_id, {"heartbeat_ms": str(parts.clock.wall_ms())})
-    return Heartbeat()
+    return json_answer({"type": "session_heartbeat"})
 
 
 def _is_news(record: Mapping[str, str], *, now_ms: int) -> bool:
