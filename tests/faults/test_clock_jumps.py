@@ -15,7 +15,7 @@ from tests.support.faults_clock import CannotBuild, Clocks, Whose, shown_offsets
 from tests.support.faults_run import Run
 from tests.support.faults_server import Role
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 # A server's clocks show their jump to within this: the last batch may be older.
 _NEAR_H = 0.1

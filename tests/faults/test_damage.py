@@ -24,7 +24,7 @@ from tests.support.faults_damage import (
 from tests.support.faults_run import Run
 from tests.support.faults_server import Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 def damaged_at_rest(run: Run, fault: str, damage: Callable[[Server], None]) -> float:

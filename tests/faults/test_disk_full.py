@@ -10,7 +10,7 @@ import pytest
 from tests.faults.conftest import StartRun, cases
 from tests.support.faults_server import Role, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 _DISK_BYTES = 96 * 1024**2
 

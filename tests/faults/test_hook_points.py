@@ -9,7 +9,7 @@ from tests.faults.conftest import Proxied, StartRun, cases
 from tests.support.faults_proxy import Moment
 from tests.support.faults_server import Role, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.parametrize("moment", cases([Moment.BEFORE, Moment.AFTER]), ids=["not applied", "applied, reply lost"])
@@ -35,7 +35,7 @@ def test_a_reply_is_lost_after_the_script_was_applied(proxied: Proxied, script: 
     for _ in range(3):
         run.until_answered(count=5)
         proxy.at_script(script, Moment.AFTER, lambda: None, nth=2, cuts=True)
-        run.server.until(lambda: proxy.has_called, what=f"script {script} comes by twice", timeout_s=60)
+        run.server.until(lambda: proxy.has_called, what=f"script {script} comes by twice", timeout_s=240)
         run.recovered(f"reply of {script} lost", at_s=time.monotonic())
     run.verdict(min_rounds=8)
 
@@ -52,7 +52,7 @@ class Growth(threading.Thread):
 
     def run(self) -> None:
         sizes = size_of(self._directory)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             now = size_of(self._directory)
             if now > sizes:

@@ -4,7 +4,7 @@ import pytest
 from tests.faults.conftest import StartRun, cases
 from tests.support.faults_server import Role
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from tests.faults.conftest import Proxied, cases
 from tests.support.faults_proxy import Weather
 from tests.support.faults_server import Role
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 _WEATHERS = {
     "cut": Weather(is_cut=True),
@@ -39,7 +39,7 @@ def test_bad_weather_only_delays(proxied: Proxied, weather: str, who: str) -> No
     run.until_answered(count=10)
     with proxied.proxy.weather(_WEATHERS[weather], who=None if role is None else str(role)):
         strikes = proxied.proxy.num_hurt + _STRIKES[weather]
-        run.server.until(lambda: proxied.proxy.num_hurt >= strikes, what=f"{weather} has struck", timeout_s=60)
+        run.server.until(lambda: proxied.proxy.num_hurt >= strikes, what=f"{weather} has struck", timeout_s=240)
     run.recovered(f"{weather}: {who} and queue", at_s=time.monotonic())
     run.until_answered(count=20)
     run.verdict(min_rounds=8)

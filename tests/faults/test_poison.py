@@ -15,7 +15,7 @@ from tinker import types
 from gradstream.worker.disklog.frames import LoggedBatch, Started
 from gradstream.worker.disklog.log import DiskLog
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 class Assassin(threading.Thread):

@@ -9,7 +9,7 @@ from tests.support.bodies import proto_datum, proto_request
 from tests.support.faults_client import BASE_MODEL, patiently
 from tests.support.faults_server import Role, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 _RETRIED = {408, 409, 429, 500, 502, 503, 504}
 

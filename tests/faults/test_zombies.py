@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 from tests.faults.conftest import Proxied, StartRun
-from tests.support.faults_server import Role, Server
+from tests.support.faults_server import READY_S, Role, Server
 from tests.support.gang import gang
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 def test_a_leader_that_wakes_up_after_its_successor_took_over_is_fenced(start_run: StartRun, tmp_path: Path) -> None:
     """Pass: the sleeper ends without a commit or a snapshot that counts; clients see a pause; every number holds."""
-    run = start_run({"snapshot_replay_budget_s": "0.1"})
+    # The launcher waits for the lease's end before it starts a gang of its own: by then the successor leads, however long it takes.
+    run = start_run({"snapshot_replay_budget_s": "0.1", "lease_ttl_s": "120"})
     run.until_answered(count=20)
     sleeper, at_s = run.server.member(Role.RANK0), time.monotonic()
     epoch = run.server.epoch()
@@ -34,7 +35,7 @@ def test_a_leader_that_wakes_up_after_its_successor_took_over_is_fenced(start_ru
         assert epoch_of(later) >= epoch_of(pointer)
         # The launcher starts the sleeper's own successor, which belongs to the same launcher and takes over in turn.
         run.server.until(lambda: run.server.epoch() > epoch + 1, what="the launcher's next gang takes over")
-        successor.wait(60)
+        successor.wait(READY_S)
     run.until_answered(count=20)
     ledger = run.verdict(min_rounds=8)
     epochs = [int(batch.batch.partition("-")[0]) for batch in ledger.batches]
@@ -78,7 +79,7 @@ def test_a_second_launcher_on_the_same_directory_is_refused_and_changes_nothing(
     second = Server(run.server.output_dir, run.server.overrides)
     second.said = run.server.output_dir.with_name("second.txt")
     second.launch()
-    assert second.process.wait(60) == 2
+    assert second.process.wait(READY_S) == 2
     assert "is in use by another gradstream server" in second.said.read_text()
     assert run.server.epoch() == epoch
     run.verdict()

@@ -76,7 +76,7 @@ def read_ledger(client: "redis.Redis", keys: Keys) -> Ledger:
     )
 
 
-def settled_ledger(client: "redis.Redis", keys: Keys, *, timeout_s: float = 60.0) -> Ledger:
+def settled_ledger(client: "redis.Redis", keys: Keys, *, timeout_s: float = 240.0) -> Ledger:
     """The ledger once no future is open; after timeout_s as it is then."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -66,7 +66,7 @@ class Run:
         pause_s = self.workload.progress.longest_pause_s(since_s=at_s, until_s=serving_s)
         self._report.add(Recovery(test=self._test, fault=fault, serving_s=serving_s - at_s, pause_s=pause_s))
 
-    def until_answered(self, *, after_s: float | None = None, count: int = 1, timeout_s: float = 120.0) -> None:
+    def until_answered(self, *, after_s: float | None = None, count: int = 1, timeout_s: float = 240.0) -> None:
         """Return when clients got `count` answers after this moment (now). Fails the test when a client ended, or in time."""
         start_s = time.monotonic() if after_s is None else after_s
         deadline = time.monotonic() + timeout_s

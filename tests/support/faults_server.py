@@ -18,13 +18,16 @@ import redis
 from examples.local_server import free_port
 from gradstream.shared.embedded import child as shim
 from gradstream.shared.joblog.keys import Keys
+from tests.support.launched import all_gone
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/tiny.yaml"
 # Where the logs of failed tests stay.
 KEPT = ROOT / "outputs" / "faults"
 _ORDINARY = ('"event": "http_request"', '"event": "batch"')
-READY_S = 120.0
+READY_S = 240.0
+# Until what was killed is gone.
+GONE_S = 120.0
 # Replays must have something to do: a cut after this many seconds of the engine's work.
 REPLAY_BUDGET_S = "0.5"
 DEFAULTS: Mapping[str, str] = {
@@ -132,7 +135,7 @@ class Server:
         if not self.is_up or not self._handed.exists():
             return False
         with suppress(httpx.TransportError, redis.RedisError, OSError, json.JSONDecodeError):
-            if httpx.get(f"{self.url}/api/v1/healthz", timeout=2, trust_env=False).status_code != 200:
+            if httpx.get(f"{self.url}/api/v1/healthz", timeout=10, trust_env=False).status_code != 200:
                 return False
             with self.redis() as client:
                 epoch, card, lease = client.mget(self.keys.epoch, self.keys.card, self.keys.lease)
@@ -147,7 +150,7 @@ class Server:
     def redis(self) -> Iterator["redis.Redis"]:
         """A connection to the queue's server as the launcher's settings name it."""
         url = json.loads(self._handed.read_bytes())["redis_url"]
-        with redis.Redis.from_url(url, socket_timeout=5) as client:
+        with redis.Redis.from_url(url, socket_timeout=60) as client:
             yield client
 
     def epoch(self) -> int:
@@ -168,8 +171,8 @@ class Server:
         return found
 
     def member(self, role: Role) -> psutil.Process:
-        """The one process of this role (of the peers: the first). Fails the test when there is none within a few seconds."""
-        deadline = time.monotonic() + 30
+        """The one process of this role (of the peers: the first). Fails the test when there is none within READY_S."""
+        deadline = time.monotonic() + READY_S
         while True:
             members = self.processes().get(role, [])
             if members:
@@ -200,14 +203,14 @@ class Server:
         for process in sorted(family, key=lambda one: one.pid != self.process.pid):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.process.wait(30)
-        psutil.wait_procs([one for one in family if one.pid != self.process.pid], timeout=30)
+        self.process.wait(GONE_S)
+        all_gone([one for one in family if one.pid != self.process.pid], GONE_S)
 
     def relaunch(self, family: list[psutil.Process]) -> None:
         """Wait for the end of a killed launcher and its family, then start it again."""
-        self.process.wait(30)
-        left = psutil.wait_procs([one for one in family if one.pid != self.process.pid], timeout=30)[1]
-        assert not left, f"outlived their launcher by 30 s: {left}\n{self.evidence()}"
+        self.process.wait(GONE_S)
+        others = [one for one in family if one.pid != self.process.pid]
+        assert all_gone(others, GONE_S), f"outlived their launcher by {GONE_S:g} s: {others}\n{self.evidence()}"
         self.launch()
 
     def stop(self) -> None:
