@@ -50,11 +50,16 @@ class Together:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """Submit to result of a small tenant's step. heavy: one job of the heavy tenant, behind others of its own."""
+    """Submit to result of a small tenant's step. heavy: one job of the heavy tenant, behind others of its own; heavy_alone: behind none.
+
+    batches: beside over heavy_alone by their medians, about how many of the heavy tenant's batches a step waits for.
+    """
 
     alone: Latency
     beside: Latency
+    heavy_alone: Latency
     heavy: Latency
+    batches: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +111,12 @@ class Tenant:
         if "error" in answer:
             raise RuntimeError(str(answer))
 
+    async def job(self) -> float:
+        """Wall time in s of a forward_backward."""
+        started = time.perf_counter()
+        await self.finish(await self.forward_backward())
+        return time.perf_counter() - started
+
     async def step(self) -> float:
         """Wall time in s of a step, both ops submitted before the first result is awaited."""
         started = time.perf_counter()
@@ -156,6 +167,7 @@ async def throughput(tenants: list[Tenant], *, num_tokens: int, rounds: int) -> 
 async def waiting(tenant: Tenant, heavy: Tenant, *, steps: int) -> Beside:
     """A small tenant's steps one at a time: alone, then beside a heavy one whose queue never runs dry."""
     alone = [await tenant.step() * 1000 for _ in range(steps)]
+    heavy_alone = [await heavy.job() * 1000 for _ in range(steps)]
     heavy_ms: list[float] = []
     is_over = False
 
@@ -173,7 +185,13 @@ async def waiting(tenant: Tenant, heavy: Tenant, *, steps: int) -> Beside:
     beside = [await tenant.step() * 1000 for _ in range(steps)]
     is_over = True
     await task
-    return Beside(alone=latency(alone), beside=latency(beside), heavy=latency(heavy_ms))
+    return Beside(
+        alone=latency(alone),
+        beside=latency(beside),
+        heavy_alone=latency(heavy_alone),
+        heavy=latency(heavy_ms),
+        batches=round(float(np.median(beside) / np.median(heavy_alone)), 2),
+    )
 
 
 async def measure(port: int, options: argparse.Namespace) -> tuple[Together, Beside]:
@@ -202,11 +220,15 @@ def show(run: TenantsRun, console: Console) -> None:
     rows: Sequence[tuple[str, Latency]] = (
         ("alone", run.waiting.alone),
         ("beside a heavy tenant", run.waiting.beside),
-        (f"a heavy job ({HEAVY_DATUMS} x {HEAVY_TOKENS} tokens, the last of {HEAVY_IN_FLIGHT})", run.waiting.heavy),
+        (f"a heavy job ({HEAVY_DATUMS} x {HEAVY_TOKENS} tokens) alone", run.waiting.heavy_alone),
+        (f"the last of {HEAVY_IN_FLIGHT} heavy jobs", run.waiting.heavy),
     )
     for name, value in rows:
         table.add_row(name, f"{value.p50_ms:.1f}", f"{value.p95_ms:.1f}", str(value.num))
     console.print(table)
+    console.print(
+        f"a step beside the heavy tenant takes as long as {run.waiting.batches:.2f} of its jobs", highlight=False
+    )
     console.print(describe(run.machine), highlight=False)
 
 
