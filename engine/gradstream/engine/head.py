@@ -13,6 +13,7 @@ from gradstream.engine.adapters.linear import backward_patch
 from gradstream.engine.adapters.passes import AdapterPass
 from gradstream.engine.adapters.slices import Patch
 from gradstream.engine.models.base import BaseModel
+from gradstream.engine.products import add_mm_, mm
 from gradstream.engine.vocabulary import Product, Softmax
 
 # Logits of one chunk: large enough that the matrix product dominates, small against a model's activations.
@@ -121,13 +122,13 @@ class Head:
         return grad_hidden_TD
 
     def _through(self, chunk: _Chunk, grad_NV: Tensor) -> Tensor:
-        grad_ND = grad_NV @ self._weight_VD
+        grad_ND = mm(grad_NV, self._weight_VD)
         x_ND = self._hidden_TD[chunk.start : chunk.end]
         if self._weight_grad_VD is not None:
-            _add_product(self._weight_grad_VD, grad_NV.t(), x_ND)
+            add_mm_(self._weight_grad_VD, grad_NV.t(), x_ND)
         for patch in chunk.patches:
             own = slice(max(patch.start - chunk.start, 0), patch.end - chunk.start)
-            low_NR = x_ND[own] @ patch.weight.a.t()
+            low_NR = mm(x_ND[own], patch.weight.a.t())
             grad_low_NR = backward_patch(patch, grad_TO=grad_NV[own], x_TI=x_ND[own], low_TR=low_NR)
             grad_ND[own].addmm_(grad_low_NR, patch.weight.a)
         return grad_ND
@@ -140,13 +141,6 @@ class Head:
         for start in range(0, num_tokens, self._chunk_rows):
             end = min(start + self._chunk_rows, num_tokens)
             yield _Chunk(start, end, [patch for patch in self._patches if patch.start < end and patch.end > start])
-
-
-def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
-    if target.dtype == right.dtype:
-        target.addmm_(left, right)
-    else:
-        target.add_(left @ right)
 
 
 def product_of(base: BaseModel) -> Product:

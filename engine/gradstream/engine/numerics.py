@@ -18,12 +18,13 @@ from gradstream.engine.models.base import BaseModel
 from gradstream.engine.models.compiled import compiler_version
 from gradstream.engine.models.switches import has_experts, is_grouped
 from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.products import library
 from gradstream.shared.config.machine import fixed_cublas_workspace
 from gradstream.shared.errors import Unsupported
 from gradstream.shared.wire import OptimizerSpec
 
 # Raised whenever a batch gets other bits than before for a reason that nothing else in the fingerprint names.
-ARITHMETIC = 2
+ARITHMETIC = 3
 
 
 def resolve_dtype(policy: DTypePolicy, device: torch.device) -> torch.dtype:
@@ -113,6 +114,8 @@ def _tool_facts(config: EngineConfig, base: BaseModel, attention: str) -> dict[s
     facts = {}
     if has_experts(base.causal_lm):
         facts["moe_implementation"] = "native" if is_grouped(base.causal_lm, config.numerics) else "eager"
+    if (products := library(base.device, base.compute_dtype)) != "torch":
+        facts["products"] = products
     if version := ATTENTION[attention].version():
         facts["attention_package"] = version
     numerics = config.numerics

@@ -1,12 +1,15 @@
-"""Products with weights that never change, on CPUs, by oneDNN: for passes whose last bits need not be those of training.
+"""Matrix products. Those of float32 on CPUs go through oneDNN where they are large enough for it to pay.
 
-torch hands float32 products to MKL, which arranges the whole weight anew at every call and leaves out the widest instructions of
-processors that are not Intel's. oneDNN takes a weight that was arranged once. `make bench-sampling` measures the sampler with it.
+torch hands float32 products to MKL, which leaves out the widest instructions of processors that are not Intel's. `make bench-engine` and
+`make bench-sampling` measure what oneDNN makes of it. How a product is computed follows from the device, dtypes, sizes and strides of its
+factors alone, and `library` is part of the fingerprint.
 
-Legend: T tokens, I in features, O out features.
+Legend: M, K, N sizes of a product; A adapters; T tokens, I in features, O out features.
 """
 
 from collections.abc import Callable
+from functools import cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +23,95 @@ LinearProduct = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 MAX_PACKED_BYTES = 4 << 30
 # For how many tokens a weight is arranged; the same arrangement is as good for one and for hundreds.
 _PACK_TOKENS = 16
-# Multiplications below which the call itself costs more than the product.
-_MIN_WORK = 300_000
+# Multiplications below which the call itself costs more than the product, of a weight that is arranged.
+_MIN_WORK_PACKED = 300_000
+# The same of other products. For sizes that are new oneDNN makes kernels first, in 0.1 to 0.2 ms; a model's layers have the same sizes.
+_MIN_WORK = 1_000_000
+# MKL takes up to three times as long for fewer columns than this, unless rows and columns change places; and the numbers of a left factor
+# from which that pays.
+_MANY_COLUMNS = 16
+_MIN_NARROW = 8192
+
+
+def library(device: torch.device, dtype: torch.dtype) -> Literal["onednn", "torch"]:
+    """What computes large products there. torch's own choice is as good for other dtypes, and where oneDNN is no part of it all there is."""
+    return "onednn" if device.type == "cpu" and dtype == torch.float32 and _has_onednn() else "torch"
+
+
+def mm(left_MK: Tensor, right_KN: Tensor) -> Tensor:
+    """The product, [M, N], of factors in any strides. No gradient flows through it."""
+    if not _pays(left_MK, right_KN):
+        return (right_KN.t() @ left_MK.t()).t() if is_narrow(left_MK, right_KN) else left_MK @ right_KN
+    # oneDNN copies a left factor that is not contiguous: the smaller one of the two.
+    if not left_MK.is_contiguous() and left_MK.numel() > right_KN.numel():
+        return _by_onednn(right_KN.t(), left_MK, None).t()
+    return _by_onednn(left_MK, right_KN.t(), None)
+
+
+def is_narrow(left: Tensor, right: Tensor) -> bool:
+    """True for a product [..., M, N] which is computed faster as (right^T left^T)^T, since it has few columns."""
+    if right.shape[-1] >= _MANY_COLUMNS or right.device.type != "cpu" or right.stride(-1) != 1:
+        return False
+    return right.dtype == torch.float32 and left.numel() >= _MIN_NARROW
+
+
+def add_mm_(target_MN: Tensor, left_MK: Tensor, right_KN: Tensor, scale: float = 1.0) -> None:
+    """Add scale * left right to target, whose dtype may be finer."""
+    is_plain = not _pays(left_MK, right_KN) and not is_narrow(left_MK, right_KN)
+    if is_plain and target_MN.dtype == right_KN.dtype:
+        target_MN.addmm_(left_MK, right_KN, alpha=scale)
+    else:
+        target_MN.add_(mm(left_MK, right_KN), alpha=scale)
+
+
+def bmm(left_AMK: Tensor, right_AKN: Tensor) -> Tensor:
+    """The product of each pair, [A, M, N]."""
+    if is_narrow(left_AMK, right_AKN):
+        return torch.bmm(right_AKN.transpose(1, 2), left_AMK.transpose(1, 2)).transpose(1, 2)
+    return torch.bmm(left_AMK, right_AKN)
+
+
+def add_bmm_(target_AMN: Tensor, left_AMK: Tensor, right_AKN: Tensor) -> None:
+    """Add the product of each pair to target, whose dtype may be finer."""
+    if target_AMN.dtype == right_AKN.dtype and not is_narrow(left_AMK, right_AKN):
+        target_AMN.baddbmm_(left_AMK, right_AKN)
+    else:
+        target_AMN.add_(bmm(left_AMK, right_AKN))
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """x W^T + bias, [T, O]. No gradient flows through it."""
+    if _pays(x_TI, weight_OI.t()):
+        return _by_onednn(x_TI, weight_OI, bias_O)
+    return F.linear(x_TI, weight_OI, bias_O)
+
+
+@cache
+def _has_onednn() -> bool:
+    is_built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's
+    return is_built_in and get_cpu_capability().startswith("AVX")
+
+
+def _pays(left_MK: Tensor, right_KN: Tensor) -> bool:
+    if left_MK.numel() * right_KN.shape[1] < _MIN_WORK or right_KN.dtype != torch.float32:
+        return False
+    return library(left_MK.device, left_MK.dtype) == "onednn"
+
+
+def _by_onednn(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    # Of a weight with gaps between its rows or columns it has none but its reference, which is slower a hundred times.
+    is_dense = weight_OI.is_mkldnn or weight_OI.is_contiguous() or weight_OI.t().is_contiguous()
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 (the op that torch's compiler puts in)
+        x_TI, weight_OI if is_dense else weight_OI.contiguous(), bias_O, "none", [], ""
+    )
+    return out
 
 
 class FrozenProducts:
-    """x W^T + bias on a CPU in float32. The arranged copy of a weight is made when it is first used and kept."""
+    """x W^T + bias on a CPU in float32, also of few tokens, for passes whose last bits need not be those of training.
+
+    oneDNN takes a weight that was arranged for it. The arranged copy is made when a weight is first used and kept.
+    """
 
     def __init__(self, *, max_packed_bytes: int = MAX_PACKED_BYTES) -> None:
         self._room_bytes = max_packed_bytes
@@ -34,12 +120,9 @@ class FrozenProducts:
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         """[T, O]. weight must never change in place."""
-        if len(x_TI) * weight_OI.numel() < _MIN_WORK:
+        if len(x_TI) * weight_OI.numel() < _MIN_WORK_PACKED:
             return F.linear(x_TI, weight_OI, bias_O)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 (the op that torch's compiler puts in)
-            x_TI, self._arranged(weight_OI), bias_O, "none", [], ""
-        )
-        return out
+        return _by_onednn(x_TI, self._arranged(weight_OI), bias_O)
 
     def _arranged(self, weight_OI: Tensor) -> Tensor:
         found = self._packed.get(id(weight_OI))
@@ -55,5 +138,4 @@ class FrozenProducts:
 
 def frozen_products(weight: Tensor) -> FrozenProducts | None:
     """For a model with weights like this one; None where torch's own products are as good, or oneDNN is not part of torch."""
-    is_ours = weight.device.type == "cpu" and weight.dtype == torch.float32 and get_cpu_capability().startswith("AVX")
-    return FrozenProducts() if is_ours and torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]  # torch's
+    return FrozenProducts() if library(weight.device, weight.dtype) == "onednn" else None

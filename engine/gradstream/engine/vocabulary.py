@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradstream.engine.adapters.slices import Patch
 from gradstream.engine.models.compiled import compiled
+from gradstream.engine.products import mm
 
 _HALVES = (torch.bfloat16, torch.float16)
 # What the kernels are made for: some tokens and one in the backward pass too, so that no job's size decides.
@@ -37,7 +38,7 @@ class Product:
         if self._is_mixed:
             logits_NV = torch.mm(x_ND, self._weight_VD.t(), out_dtype=torch.float32)
         else:
-            logits_NV = x_ND.to(self._weight_VD.dtype) @ self._weight_VD.t()
+            logits_NV = mm(x_ND.to(self._weight_VD.dtype), self._weight_VD.t())
         for patch in patches:
             span = slice(max(patch.start - at, 0), patch.end - at)
             self._add(logits_NV[span], x_ND[span], patch)
@@ -47,7 +48,7 @@ class Product:
         a_RD, b_VR = patch.weight
         if self._is_widened:
             x_ND, a_RD, b_VR = x_ND.float(), a_RD.float(), b_VR.float()
-        logits_NV.addmm_(x_ND @ a_RD.t(), b_VR.t(), alpha=patch.scale)
+        logits_NV.addmm_(mm(x_ND, a_RD.t()), b_VR.t(), alpha=patch.scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradstream.engine.adapters.slices import Patch
 from gradstream.engine.adapters.stacked import StackedPatch
-from gradstream.engine.products import LinearProduct
+from gradstream.engine.products import LinearProduct, add_mm_, linear, mm
 
 
 class Block(NamedTuple):
@@ -21,7 +21,7 @@ class Block(NamedTuple):
     start: int
     end: int
     weight_OI: Tensor
-    product: LinearProduct = F.linear
+    product: LinearProduct = linear
 
 
 class Groups(NamedTuple):
@@ -66,7 +66,7 @@ def _forward(
     else:
         y_TO = x_TI.new_empty(x_TI.shape[0], blocks[0].weight_OI.shape[0])
         for start, end, weight_OI, _ in blocks:
-            torch.mm(x_TI[start:end], weight_OI.t(), out=y_TO[start:end])
+            y_TO[start:end] = mm(x_TI[start:end], weight_OI.t())
         if bias_O is not None:
             y_TO += bias_O
     lows: list[Tensor] = []
@@ -74,7 +74,7 @@ def _forward(
         if isinstance(patch, StackedPatch):
             lows.append(patch.add(x_TI, y_TO))
             continue
-        low_TR = x_TI[patch.start : patch.end] @ patch.weight.a.t()
+        low_TR = mm(x_TI[patch.start : patch.end], patch.weight.a.t())
         patch.of(y_TO).addmm_(low_TR, patch.weight.b.t(), alpha=patch.scale)
         lows.append(low_TR)
     return y_TO, lows
@@ -82,19 +82,14 @@ def _forward(
 
 def backward_patch(patch: Patch, *, grad_TO: Tensor, x_TI: Tensor, low_TR: Tensor) -> Tensor:
     """Add the gradient of the patch's trained ranks to its buffers; returns scale * grad b, [T, R], what x's gradient gets through a."""
-    grad_low_TR = (grad_TO @ patch.weight.b).mul_(patch.scale)
+    # Columns of a wider product become a tensor of their own, which two products read.
+    grad_TO = grad_TO.contiguous()
+    grad_low_TR = mm(grad_TO, patch.weight.b).mul_(patch.scale)
     if patch.grad is not None:
         trained = slice(patch.frozen_rank, None)
-        _add_product(patch.grad.a, grad_low_TR[:, trained].t(), x_TI, 1.0)
-        _add_product(patch.grad.b, grad_TO.t(), low_TR[:, trained], patch.scale)
+        add_mm_(patch.grad.a, grad_low_TR[:, trained].t(), x_TI)
+        add_mm_(patch.grad.b, grad_TO.t(), low_TR[:, trained], patch.scale)
     return grad_low_TR
-
-
-def _add_product(target: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    if target.dtype == right.dtype:
-        target.addmm_(left, right, alpha=scale)
-    else:
-        target.add_(left @ right, alpha=scale)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -141,8 +136,8 @@ def _through_blocks(grad_TO: Tensor, blocks: Sequence[Block] | Groups) -> Tensor
     if isinstance(blocks, Groups):
         return F.grouped_mm(grad_TO, blocks.weight_EOI, offs=blocks.ends_E)
     if len(blocks) == 1:
-        return grad_TO @ blocks[0].weight_OI
+        return mm(grad_TO, blocks[0].weight_OI)
     grad_TI = grad_TO.new_empty(grad_TO.shape[0], blocks[0].weight_OI.shape[1])
     for start, end, weight_OI, _ in blocks:
-        torch.mm(grad_TO[start:end], weight_OI, out=grad_TI[start:end])
+        grad_TI[start:end] = mm(grad_TO[start:end], weight_OI)
     return grad_TI

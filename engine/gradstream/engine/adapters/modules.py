@@ -13,7 +13,7 @@ from gradstream.engine.adapters.layout import LoraPair, Site
 from gradstream.engine.adapters.linear import Block, Groups, lora_linear
 from gradstream.engine.adapters.passes import AdapterPass
 from gradstream.engine.adapters.slices import Patch
-from gradstream.engine.products import LinearProduct
+from gradstream.engine.products import LinearProduct, linear
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class PassSlot:
     """
 
     current: AdapterPass | None = None
-    product: LinearProduct = nn.functional.linear
+    product: LinearProduct = linear
 
 
 class AdaptedLinear(nn.Module):

@@ -6,11 +6,11 @@ one adapter.
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gradstream.engine.adapters.layout import LoraPair
+from gradstream.engine.products import add_bmm_, bmm, is_narrow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,17 +70,19 @@ class StackedPatch:
     def _times(self, left: Tensor, right: Tensor) -> Tensor:
         """Each adapter's rows of left times its matrix."""
         if self.ends_A is None:
-            return torch.bmm(left, right)
+            return bmm(left, right)
+        if is_narrow(left, right):
+            return F.grouped_mm(right.transpose(1, 2), left.t(), offs=self.ends_A).t()
         return F.grouped_mm(left, right, offs=self.ends_A)
 
     def _add_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
         """Add left^T right over each adapter's tokens to its part of target [A, ., .]."""
-        if self.ends_A is not None:
-            target.add_(F.grouped_mm(left.t(), right, offs=self.ends_A))
-        elif target.dtype == right.dtype:
-            target.baddbmm_(left.transpose(1, 2), right)
+        if self.ends_A is None:
+            add_bmm_(target, left.transpose(1, 2), right)
+        elif is_narrow(left, right):
+            target.add_(F.grouped_mm(right.t(), left, offs=self.ends_A).transpose(1, 2))
         else:
-            target.add_(torch.bmm(left.transpose(1, 2), right))
+            target.add_(F.grouped_mm(left.t(), right, offs=self.ends_A))
 
 
 def side_by_side(tensors: list[Tensor]) -> Tensor | None:

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradstream.engine.adapters.adapter import LoraWeights
@@ -23,7 +22,7 @@ from gradstream.engine.config import Numerics
 from gradstream.engine.models.expert_loads import ExpertLoads
 from gradstream.engine.models.flat import FlatParameters
 from gradstream.engine.models.offload import ActivationOffload
-from gradstream.engine.products import LinearProduct
+from gradstream.engine.products import LinearProduct, linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +127,7 @@ class BaseModel:
         *,
         attention: AttentionContext,
         adapters: AdapterPass | None,
-        product: LinearProduct = F.linear,
+        product: LinearProduct = linear,
     ) -> Tensor:
         """hidden_TD after the final norm, of one row. Gradients flow when grad mode is on and adapters or own weights train.
 
@@ -151,6 +150,6 @@ class BaseModel:
                 )
         finally:
             self._slot.current = None
-            self._slot.product = F.linear
+            self._slot.product = linear
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD

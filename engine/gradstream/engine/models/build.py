@@ -26,6 +26,7 @@ from gradstream.engine.models.digest import model_digest
 from gradstream.engine.models.expert_loads import ExpertLoads
 from gradstream.engine.models.flat import FlatParameters
 from gradstream.engine.models.full_experts import FullExperts
+from gradstream.engine.models.full_linear import FullLinear
 from gradstream.engine.models.merged_qkv import MergedLinear, merge_adapted, merge_trained
 from gradstream.engine.models.offload import ActivationOffload
 from gradstream.engine.models.probe import Probe
@@ -220,7 +221,7 @@ def _exchange(causal_lm: nn.Module, build: Build, run: PackedAttention) -> Seams
         require_compiler(
             causal_lm.get_parameter("lm_head.weight").device, asked="enable_compile: true", instead="false"
         )
-        apart = (AdaptedLinear, AdaptedExperts, MergedLinear, FullExperts)
+        apart = (AdaptedLinear, AdaptedExperts, MergedLinear, FullExperts, FullLinear)
         compile_layers(causal_lm, apart=apart, units=units)
     if memory.enable_gradient_checkpointing:
         recompute(causal_lm, units, slot, is_reentrant=memory.enable_reentrant)

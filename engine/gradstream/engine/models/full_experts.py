@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradstream.engine.models.full_linear import trained_linear
+
 
 class FullExperts(nn.Module):
     """Fused experts (gate_up [E, 2F, D], down [E, D, F]) with gradients by autograd.
@@ -44,7 +46,7 @@ class FullExperts(nn.Module):
         experts = zip(self.gate_up_proj.unbind(), self.down_proj.unbind(), torch.split(x_ND, counts_E), strict=True)
         for gate_up_2FD, down_DF, own_ND in experts:
             if len(own_ND):
-                outs_ND.append(F.linear(self._gate(F.linear(own_ND, gate_up_2FD)), down_DF))
+                outs_ND.append(trained_linear(self._gate(trained_linear(own_ND, gate_up_2FD)), down_DF))
         return torch.cat(outs_ND)
 
     def _grouped(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradstream.engine.adapters.linear import Block, lora_linear
 from gradstream.engine.adapters.modules import AdaptedLinear
+from gradstream.engine.models.full_linear import FullLinear
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
 _FUSED = "qkv_proj"
@@ -119,11 +120,9 @@ def merge_trained(layers: nn.Module, *, prefix: str, fuse: Callable[[Sequence[st
     for path, attention in _attentions(layers):
         parts = [attention.get_submodule(name) for name in _NAMES]
         names = [f"{prefix}.{path}.{name}" for name in _NAMES]
-        fused = nn.Linear(1, 1, bias=False, device="meta")
-        fused.weight = fuse([f"{name}.weight" for name in names])
-        if parts[0].bias is not None:
-            fused.bias = fuse([f"{name}.bias" for name in names])
-        fused.out_features, fused.in_features = fused.weight.shape
+        weight = fuse([f"{name}.weight" for name in names])
+        bias = None if parts[0].bias is None else fuse([f"{name}.bias" for name in names])
+        fused = FullLinear(weight, bias)
         _put(attention, fused, parts, keeps_weights=False)
         attention.add_module(_FUSED, fused)
         count += 1
