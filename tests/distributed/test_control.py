@@ -48,9 +48,9 @@ def test_batches_ticks_and_the_stop_arrive_in_order_with_every_payload_byte(tmp_
     ranks = [context.Process(target=play, args=(rank, str(tmp_path / "store"), results)) for rank in range(2)]
     for rank in ranks:
         rank.start()
-    received = [results.get(timeout=90) for _ in range(2 * len(BATCHES) + 1)]
+    received = [results.get(timeout=240) for _ in range(2 * len(BATCHES) + 1)]
     for rank in ranks:
-        rank.join(timeout=30)
+        rank.join(timeout=120)
         assert rank.exitcode == 0
     expected = [part for one in BATCHES for part in (codec.encode(one), Idle.__name__)]
     assert received == [*expected, Stop.__name__]

@@ -25,7 +25,7 @@ def by_rank(tmp_path_factory):
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=100)
+        process.join(timeout=240)
         assert process.exitcode == 0
     return [alone, *(read_outcomes(root / f"rank-{rank}") for rank in range(2))]
 

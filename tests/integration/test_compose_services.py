@@ -33,7 +33,7 @@ def command_of(name: str, run_dir: Path) -> list[str]:
 
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[None]:
-    """The command as a process, which must end by SIGTERM within a minute."""
+    """The command as a process, which must end by SIGTERM within three minutes."""
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=sink, stderr=sink)
     try:
@@ -42,7 +42,7 @@ def running(command: list[str], log: Path) -> Iterator[None]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            process.wait(180)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -50,7 +50,7 @@ def running(command: list[str], log: Path) -> Iterator[None]:
 
 
 def wait_until_healthy(url: str, log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
             if httpx.get(f"{url}/api/v1/healthz", timeout=5, trust_env=False).status_code == 200:

@@ -101,7 +101,7 @@ def test_the_loop_in_the_readme_lowers_its_loss(tmp_path):
     with local_server(TINY, output_dir=tmp_path / "outputs") as server:
         program = program.replace("http://127.0.0.1:5555", server.url)
         done = subprocess.run(
-            [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=480, check=False
         )
 
     assert done.returncode == 0, done.stderr

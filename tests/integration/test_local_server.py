@@ -33,14 +33,14 @@ def test_a_killed_caller_takes_its_server_along(tmp_path: Path) -> None:
     folder = tmp_path / "outputs"
     caller = subprocess.Popen([sys.executable, "-c", CALLER, str(folder)], cwd=REPOSITORY)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not serving(folder):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         caller.kill()
         caller.wait()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while left := serving(folder):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)

@@ -14,7 +14,7 @@ import httpx
 
 from gradstream.shared.config import load_settings, write_handover
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 # The arguments of a process that takes a free port of its own.
 ANY_PORT = ("--port", "0")
 

@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 120.0
-WORK_TIMEOUT_S = 120.0
-_COLLECTIVE_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
+WORK_TIMEOUT_S = 240.0
+_COLLECTIVE_TIMEOUT_S = 240.0
 
 
 class RankError(Exception):

@@ -17,7 +17,7 @@ class Client:
     """Calls of one client, each waited for."""
 
     def __init__(self, server: Server) -> None:
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60, trust_env=False)
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=120, trust_env=False)
 
     def post(self, call: str, **fields: Any) -> httpx.Response:
         return self._http.post(f"/api/v1/{call}", json=fields)
@@ -28,7 +28,7 @@ class Client:
         return self.result(response.json()["request_id"])
 
     def result(self, request_id: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             response = self.post("retrieve_future", request_id=request_id)
             assert response.status_code == 200, response.text

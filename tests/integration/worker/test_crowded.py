@@ -60,7 +60,7 @@ def run_gang(redis_url: str, engine: str, directory: Path, *, dies: bool) -> int
     process = multiprocessing.get_context("spawn").Process(target=_lead, args=(redis_url, engine, directory, dies))
     process.start()
     try:
-        process.join(timeout=100)
+        process.join(timeout=240)
         return process.exitcode
     finally:
         process.kill()

@@ -23,7 +23,7 @@ FIRST_OF_LANE = 1000 * 10**10 + 1
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False)
 
 
 def put(letters: DeadLetters, owner: OwnerId, seq: int, payload: Payload, *, tenant: TenantId = LOCAL_TENANT) -> Letter:

@@ -77,7 +77,7 @@ def run_gang(redis_url: str, engine: str, directory: Path, *, last: int) -> int 
     """One gang in a process of its own, until it breaks or has served `last` samples: its exit status."""
     process = multiprocessing.get_context("spawn").Process(target=_lead, args=(redis_url, engine, directory, last))
     process.start()
-    process.join(timeout=60)
+    process.join(timeout=240)
     return process.exitcode
 
 

@@ -24,7 +24,7 @@ COMMAND = Path(sys.executable).with_name("gradstream")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False)
 
 
 def look(redis_url: str, engine: str, *arguments: str) -> QueueLook:
@@ -172,7 +172,7 @@ def test_following_prints_a_line_of_json_for_every_look(redis_url, engine_name):
         assert process.stdout is not None
         looks = [msgspec.json.decode(process.stdout.readline(), type=QueueLook) for _ in range(3)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
     assert [len(found.jobs) for found in looks] == [5, 5, 5]
     assert looks[2].jobs[0].age_s > looks[0].jobs[0].age_s
 

@@ -36,7 +36,7 @@ async def test_the_gap_check_goes_on_after_an_error_that_nobody_foresaw() -> Non
     intake = OddIntake()
     config = ApiConfig(gap_check_s=0.001)
     app = create_app(build_parts(intake, clock=SystemClock(), config=config))  # type: ignore[arg-type]
-    async with app.router.lifespan_context(app), asyncio.timeout(20):
+    async with app.router.lifespan_context(app), asyncio.timeout(120):
         await intake.is_well.wait()
 
 

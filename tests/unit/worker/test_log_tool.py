@@ -379,7 +379,7 @@ def test_the_command_prints_jobs_as_they_end(tmp_path: Path):
     command = [Path(sys.executable).with_name("gradstream"), "log", "follow", "--output-dir", str(tmp_path), "--json"]
     arguments = ["--every", "0.05", "--tail", "2", "--model", A]
     with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        limit = threading.Timer(60, process.kill)
+        limit = threading.Timer(240, process.kill)
         limit.start()
         assert process.stdout is not None
         seen = [msgspec.json.decode(process.stdout.readline(), type=JobRow).future_id for _ in range(2)]

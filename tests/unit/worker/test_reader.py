@@ -41,7 +41,7 @@ def reader(log: Log, *, cursor: str) -> LogReader:
 
 def read_on(reading: LogReader) -> None:
     while True:
-        reading.get(timeout_s=10)
+        reading.get(timeout_s=120)
 
 
 def test_a_log_that_ends_before_what_was_read_raises_where_the_leader_reads() -> None:
@@ -55,6 +55,6 @@ def test_a_log_that_ends_before_what_was_read_raises_where_the_leader_reads() ->
 def test_a_log_that_ends_with_what_was_read_is_waited_on() -> None:
     reading = reader(Log([entry(4)], newest=4), cursor="3-0")
     reading.start()
-    seen = reading.get(timeout_s=10)
+    seen = reading.get(timeout_s=120)
     reading.close()
     assert [one.job.seq for one in seen + reading.get(timeout_s=0)] == [4]

@@ -273,7 +273,7 @@ def test_writers_killed_one_after_another_lose_nothing_that_they_had_appended(tm
         with suppress(EOFError):
             while True:
                 told.append(receiver.recv())
-        process.join(timeout=30)
+        process.join(timeout=120)
         receiver.close()
 
         batches = [frame.number for frame in frames(log) if isinstance(frame, LoggedBatch)]
@@ -311,7 +311,7 @@ def fill_the_disk(log: Path, segment_bytes: int) -> None:
 def test_a_writer_goes_on_when_a_full_disk_has_room_again(tmp_path: Path, segment_bytes: int):
     process = _FORK.Process(target=fill_the_disk, args=(tmp_path / "log", segment_bytes))
     process.start()
-    process.join(timeout=60)
+    process.join(timeout=240)
 
     assert process.exitcode == 0
     log = [frame for frame in frames(tmp_path / "log") if isinstance(frame, LoggedBatch | LoggedJob)]

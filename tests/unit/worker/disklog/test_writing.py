@@ -226,7 +226,7 @@ def test_many_threads_append_whole_frames(tmp_path: Path):
     barrier = threading.Barrier(64)
 
     def append(thread: int) -> None:
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=120)
         for number in range(8):
             model = f"s:train:{thread}"
             writer.append_jobs([entry(number, model=model, payload=os.urandom(thread * 40))])
@@ -237,7 +237,7 @@ def test_many_threads_append_whole_frames(tmp_path: Path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join()
     writer.close()
 
     started = [frame.future_ids[0] for frame in frames(tmp_path) if isinstance(frame, Started)]
@@ -272,7 +272,7 @@ def test_with_everysec_a_thread_syncs_what_was_appended(tmp_path: Path, monkeypa
     writer = open_writer(tmp_path, sync="everysec")
     writer.append_started(1, [future(1)])
 
-    assert was_synced.wait(timeout=30)
+    assert was_synced.wait(timeout=120)
     writer.close()
 
 
