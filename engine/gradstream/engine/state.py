@@ -113,7 +113,7 @@ class EngineState:
         adapter can leave; those not in use have left the device then.
         """
         # Asked beforehand: work may have brought a model on one rank and found no room on another.
-        can_leave = self.models.has_idle or self.samplers.has_other(self.decoding.holds)
+        can_leave = self.models.has_unused or self.samplers.has_other(self.decoding.holds)
         try:
             return work()
         except OutOfMemory as error:

@@ -172,7 +172,7 @@ class ModelTable:
         self._park(self._bounds.max_active - 1)
 
     @property
-    def has_idle(self) -> bool:
+    def has_unused(self) -> bool:
         """True when a model is on the device that may leave it."""
         in_use = self._in_use or set()
         return any(one not in in_use and isinstance(self._models[one], Adapter) for one in self._active)
