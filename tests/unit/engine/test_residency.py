@@ -1,7 +1,8 @@
 """Models that leave the device, and host memory, come back as the same bits; what cannot come back is an error, never other weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.support.snapshots import assert_same_state, restore, snapshot
 
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.engine import Engine
-from gradstream.engine.residency import files
+from gradstream.engine.residency import files, table
 from gradstream.engine.residency.files import ParkedFileDamaged, ParkingPlace, remove_left
 from gradstream.engine.residency.parked import ParkedModel
 from gradstream.engine.snapshot.state import ModelState
@@ -70,13 +71,19 @@ def random_work(*, num_batches: int, seed: int = 0) -> list[list[tuple[str, Payl
 
 
 def places(engine: Engine) -> dict[str, str]:
-    """Where each model is: device, host or file."""
+    """Where each model is, when nothing is being written: device, host or file."""
     table = engine.state.models
+    table.settle()
     found = {}
     for name in table:
         model = table.peek(name)
         found[str(name)] = "device" if not isinstance(model, ParkedModel) else "file" if model.is_in_file else "host"
     return found
+
+
+def is_in_host(engine: Engine, name: str) -> bool:
+    model = engine.state.models.peek(ModelId(name))
+    return isinstance(model, ParkedModel) and not model.is_in_file
 
 
 def states(engine: Engine) -> dict[str, ModelState]:
@@ -91,7 +98,7 @@ def assert_same_models(left: Engine, right: Engine) -> None:
 
 
 def the_files(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / files.PARKED).glob("*/*.safetensors"))
+    return sorted((tmp_path / files.PARKED).glob(f"*/*{files.SUFFIX}"))
 
 
 @pytest.mark.parametrize("host_bytes", [IN_HOST, 900_000, IN_FILES], ids=["host", "both", "files"])
@@ -197,11 +204,75 @@ def test_models_that_rest_are_not_copied_for_a_cut(tmp_path: Path) -> None:
 
 def test_a_copy_of_a_model_in_a_file_outlives_the_file(tmp_path: Path) -> None:
     driver = with_models(bounded(tmp_path, host_bytes=IN_FILES), "abc")
+    driver.engine.state.models.settle()
     (copy,) = driver.engine.capture([ModelId("a")])
     expected = {name: tensor.clone() for name, tensor in copy.tensors.items()}
     driver.step("a", learning_rate=1.0)
+    assert places(driver.engine)["a"] == "device"
     assert len(the_files(tmp_path)) == 1
     assert all(torch.equal(copy.tensors[name], tensor) for name, tensor in expected.items())
+
+
+class Held:
+    """A disk that writes nothing until it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_write = Event()
+        write = files.write_parked
+
+        def held(path: Path, tensors: Mapping[str, torch.Tensor]) -> files.ParkedFile:
+            assert self.may_write.wait(timeout=60)
+            return write(path, tensors)
+
+        monkeypatch.setattr(files, "write_parked", held)
+
+
+def test_batches_do_not_wait_for_files_and_a_model_comes_back_before_its_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, whole = bounded(tmp_path / "small", host_bytes=IN_FILES), bounded(tmp_path / "whole", max_active=64)
+    disk = Held(monkeypatch)
+    with_models(small)
+    with_models(whole)
+    for batch in random_work(num_batches=20):
+        assert small.run(*batch) == whole.run(*batch)
+    assert sum(is_in_host(small.engine, name) for name in NAMES) == len(NAMES) - 2
+    assert_same_models(small.engine, whole.engine)
+    disk.may_write.set()
+    assert list(places(small.engine).values()).count("file") == len(NAMES) - 2
+    # Those that came back meanwhile have left no files.
+    assert len(the_files(tmp_path / "small")) == len(NAMES) - 2
+    assert_same_models(small.engine, whole.engine)
+
+
+def test_a_model_that_is_unloaded_while_its_file_is_written_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Held(monkeypatch)
+    driver = with_models(bounded(tmp_path, host_bytes=IN_FILES), "abc")
+    driver.done("a", UnloadModel())
+    driver.step("b")
+    driver.create("d")
+    disk.may_write.set()
+    assert places(driver.engine) == {"b": "device", "c": "file", "d": "device"}
+    assert len(the_files(tmp_path)) == 1
+
+
+def test_a_state_of_any_tensors_is_read_as_it_was_written(tmp_path: Path) -> None:
+    place = ParkingPlace(tmp_path)
+    tensors = {
+        "few": torch.arange(3, dtype=torch.uint8),
+        "half": torch.randn(5, 7).bfloat16(),
+        "none": torch.empty(0),
+        "turned": torch.randn(4, 3).t(),
+        "one": torch.tensor(1.5, dtype=torch.float64),
+        "many": torch.randn(700_001),
+    }
+    found = place.start(tensors).result().read()
+    assert list(found) == list(tensors)
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
 
 
 def flip(path: Path) -> None:
@@ -217,6 +288,7 @@ def cut_short(path: Path) -> None:
 @pytest.mark.parametrize("damage", [flip, cut_short, Path.unlink], ids=["flipped", "short", "gone"])
 def test_a_damaged_file_ends_the_process_and_gives_no_weights(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     driver = with_models(bounded(tmp_path, host_bytes=IN_FILES), "abc")
+    driver.engine.state.models.settle()
     (path,) = the_files(tmp_path)
     damage(path)
     with pytest.raises(ParkedFileDamaged, match=path.name):
@@ -234,12 +306,16 @@ def test_models_that_leave_together_enter_host_memory_one_by_one(
     write = ParkingPlace.write
 
     def counted(place: ParkingPlace, tensors: dict[str, torch.Tensor]) -> files.ParkedFile:
-        held.append(list(places(driver.engine).values()).count("host"))
+        held.append(sum(is_in_host(driver.engine, name) for name in NAMES))
         return write(place, tensors)
 
     monkeypatch.setattr(ParkingPlace, "write", counted)
+    monkeypatch.setattr(table, "MAX_WRITING_BYTES", 0)
     driver.engine.state.models.shed()
-    assert held == [1] * len(NAMES)
+    driver.engine.state.models.settle()
+    assert len(held) == len(NAMES)
+    # One that is written, and one that waits for it.
+    assert max(held) <= 2
 
 
 def test_a_disk_that_is_full_leaves_models_in_host_memory_and_says_so_once(
@@ -250,12 +326,16 @@ def test_a_disk_that_is_full_leaves_models_in_host_memory_and_says_so_once(
 
     driver = bounded(tmp_path, host_bytes=IN_FILES)
     with monkeypatch.context() as patch, capture_logs() as logs:
-        patch.setattr(files, "write_tensors", full)
+        patch.setattr(files, "write_parked", full)
         with_models(driver, "abcd")
+        driver.engine.state.models.settle()
     assert sorted(places(driver.engine).values()) == ["device", "device", "host", "host"]
     (told,) = [entry for entry in logs if entry["event"] == "parked_models_stay_in_memory"]
     assert "the disk is full" in told["reason"]
-    driver.step("a")
+    # One at a time, as long as it is not known that there is room again.
+    for _ in range(2):
+        driver.step("a")
+        driver.engine.state.models.settle()
     assert sorted(places(driver.engine).values()) == ["device", "device", "file", "file"]
 
 
@@ -292,7 +372,7 @@ def test_files_go_with_their_process_or_with_the_next_one(tmp_path: Path) -> Non
     held = alive.write(tensors)
     dead.mkdir()
     (dead / "lock").touch()
-    (dead / "00000001.safetensors").touch()
+    (dead / f"00000001{files.SUFFIX}").touch()
     remove_left(tmp_path)
     assert not dead.exists()
     assert torch.equal(held.read()["weights"], tensors["weights"])

@@ -1,9 +1,12 @@
 """A model that is not on the device: a copy of its state in host memory or in a file."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from torch import Tensor
+
 from gradstream.engine.adapters.layout import AdapterLayout
-from gradstream.engine.residency.files import ParkedFile, ParkingPlace
+from gradstream.engine.residency.files import ParkedFile
 from gradstream.engine.snapshot.state import ModelState
 from gradstream.engine.trained import Owner
 from gradstream.shared.ids import ModelId, TenantId
@@ -49,8 +52,13 @@ class ParkedModel:
             return self._state
         return replace(self._state, tensors=self._file.read())
 
-    def move_to_file(self, place: ParkingPlace) -> None:
-        """Leave host memory; raises StorageFailure, with the model where it is, when it cannot be written."""
+    @property
+    def held(self) -> Mapping[str, Tensor]:
+        """The tensors in host memory."""
+        return self._state.tensors
+
+    def leave_memory(self, file: ParkedFile) -> None:
+        """Hold the tensors in the file from now on, to which they were written."""
         assert self._file is None
-        self._file = place.write(self._state.tensors)
+        self._file = file
         self._state = replace(self._state, tensors={})

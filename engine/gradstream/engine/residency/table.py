@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -12,13 +13,16 @@ import torch
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import AdapterLayout
 from gradstream.engine.models.full import FullModel
-from gradstream.engine.residency.files import ParkingPlace
+from gradstream.engine.residency.files import ParkedFile, ParkingPlace
 from gradstream.engine.residency.parked import ParkedModel
 from gradstream.engine.snapshot.state import ModelState, copy_of, to_adapter
 from gradstream.shared.errors import StorageFailure
 from gradstream.shared.ids import ModelId, TenantId
 
 _log = structlog.get_logger(__name__)
+
+# What may be in host memory above its bound because it is still being written; one model in any case.
+MAX_WRITING_BYTES = 256 << 20
 
 Active = Adapter | FullModel
 
@@ -38,6 +42,8 @@ class ModelTable:
 
     Those used least recently are parked first, but none that was used in the batch that runs. Every rank makes the same calls, so the same
     models are on every rank's device. A model's tensors are others after it was parked; between two batches nobody may hold on to them.
+
+    Files are written by a thread; a model is in host memory until its file is whole, and comes back from there.
     """
 
     def __init__(self, *, device: torch.device, bounds: Bounds, place: ParkingPlace) -> None:
@@ -52,6 +58,8 @@ class ModelTable:
         # Those in host memory, the one that has been there longest first.
         self._in_host: OrderedDict[ModelId, ParkedModel] = OrderedDict()
         self._host_bytes = 0
+        # Those of them whose files are being written, in the order in which that began.
+        self._writing: OrderedDict[ModelId, tuple[ParkedModel, Future[ParkedFile]]] = OrderedDict()
         # The models that the running batch has used; None between batches.
         self._in_use: set[ModelId] | None = None
         self._layouts: WeakValueDictionary[str, AdapterLayout] = WeakValueDictionary()
@@ -92,6 +100,8 @@ class ModelTable:
         self._active.clear()
         self._in_host.clear()
         self._host_bytes = 0
+        for model_id in list(self._writing):
+            self._forget_writing(model_id)
 
     def peek(self, model_id: ModelId) -> Active | ParkedModel | None:
         """The model where it is; None when there is none."""
@@ -132,7 +142,7 @@ class ModelTable:
         return model
 
     def take(self, other: "ModelTable", *, drop_others: bool) -> None:
-        """Hold the models of another table, as they are there, in the place of those of the same ids, or of all."""
+        """Hold the models of another table, as they are there, in the place of those of the same ids, or of all; it is not used any more."""
         if drop_others:
             self.clear()
         for model_id in other:
@@ -144,6 +154,7 @@ class ModelTable:
                 self._touch(model_id)
             elif not model.is_in_file:
                 self._enter_host(model_id, model)
+        self._writing.update(other._writing)  # noqa: SLF001 (its own class)
         self._park(self._bounds.max_active)
         self._spill()
 
@@ -205,9 +216,16 @@ class ModelTable:
     def _leave(self, model_id: ModelId) -> None:
         """Forget where a model is."""
         self._active.pop(model_id, None)
+        self._forget_writing(model_id)
         parked = self._in_host.pop(model_id, None)
         if parked is not None:
             self._host_bytes -= parked.size_bytes
+
+    def _forget_writing(self, model_id: ModelId) -> None:
+        """The file of a model is not wanted any more; one that is written nevertheless goes at once."""
+        found = self._writing.pop(model_id, None)
+        if found is not None:
+            found[1].cancel()
 
     def _park(self, num_left: int) -> None:
         """Let adapters leave the device until so many are there, as far as they are not in use."""
@@ -220,15 +238,43 @@ class ModelTable:
             self.put_parked(copy_of(model), model.layout)
 
     def _spill(self) -> None:
-        """Let models leave host memory until they fit; those that the disk has no room for stay."""
-        while self._host_bytes > self._bounds.host_bytes and self._in_host:
-            model_id, parked = next(iter(self._in_host.items()))
+        """Let models leave host memory until they fit, but for those that are being written; what the disk has no room for stays."""
+        self._take_files()
+        # What will be left once the files are written.
+        num_bytes = self._host_bytes - sum(parked.size_bytes for parked, _ in self._writing.values())
+        for model_id, parked in list(self._in_host.items()):
+            # After a refusal one at a time, until a file is written again.
+            if num_bytes <= self._bounds.host_bytes or (self._is_full and self._writing):
+                return
+            if model_id in self._writing:
+                continue
+            self._writing[model_id] = parked, self._place.start(parked.held)
+            num_bytes -= parked.size_bytes
+            self._take_files(max_left_bytes=MAX_WRITING_BYTES)
+
+    def settle(self) -> None:
+        """Return when no file is being written, one that is not wanted any more included."""
+        self._take_files(max_left_bytes=0, max_left=0)
+        self._place.settle()
+
+    def _take_files(self, *, max_left_bytes: int | None = None, max_left: int = 1) -> None:
+        """Let the models whose files are written leave host memory.
+
+        Waits until at most max_left files, or files of max_left_bytes (None: any), are still being written.
+        """
+        left_bytes = sum(parked.size_bytes for parked, _ in self._writing.values())
+        for model_id, (parked, future) in list(self._writing.items()):
+            is_enough = max_left_bytes is None or left_bytes <= max_left_bytes or len(self._writing) <= max_left
+            if is_enough and not future.done():
+                return
+            del self._writing[model_id]
+            left_bytes -= parked.size_bytes
             try:
-                parked.move_to_file(self._place)
+                parked.leave_memory(future.result())
             except StorageFailure as failure:
                 if not self._is_full:
                     _log.warning("parked_models_stay_in_memory", reason=failure.message, num_bytes=self._host_bytes)
                 self._is_full = True
-                return
+                continue
             self._is_full = False
             self._leave(model_id)
