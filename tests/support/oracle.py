@@ -5,13 +5,17 @@ The adapters are merged into the weights as differentiable functions of their fa
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
+from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.adapters.layout import LoraPair
-from tests.support.engine_builders import Data
+from gradstream.shared.wire import Outcome
+from tests.support.engine_builders import Data, logprobs_of, loss_of
 
 
 class Oracle:
@@ -61,3 +65,29 @@ def double_leaves(pairs: dict[str, LoraPair]) -> dict[str, LoraPair]:
 def relative_error(got: Tensor, want: Tensor) -> float:
     """|got - want| / |want|, in the Frobenius norm."""
     return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def assert_true_cross_entropy(
+    path: Path, adapter: Adapter, data: Data, outcome: Outcome, *, loss_atol: float = 1e-4, atol: float = 2e-5
+) -> None:
+    """The losses, log-probabilities and gradients of a pass over this data are those of double precision.
+
+    What was merged into the adapter is in the truth as factors that collect no gradient. atol: of log-probabilities, and the relative
+    error of gradients.
+    """
+    leaves = double_leaves(adapter.named_views(adapter.weights))
+    pairs = leaves
+    if (flat := adapter.frozen_factors()) is not None:
+        frozen = adapter.layout.of_rank(adapter.factors.frozen_rank).named_views(flat.double())
+        pairs = {
+            name: LoraPair(torch.cat([frozen[name].a, pair.a], dim=-2), torch.cat([frozen[name].b, pair.b], dim=-1))
+            for name, pair in leaves.items()
+        }
+    loss, logprobs = Oracle(path).cross_entropy(data, pairs, adapter.scale)
+    loss.backward()
+    assert loss_of(outcome) == pytest.approx(float(loss.detach()), rel=1e-5, abs=loss_atol)
+    for got, want in zip(logprobs_of(outcome), logprobs, strict=True):
+        np.testing.assert_allclose(got, want.detach().numpy(), atol=atol, rtol=1e-5)
+    for name, pair in adapter.named_views(adapter.grad).items():
+        for side in ("a", "b"):
+            assert relative_error(getattr(pair, side), getattr(leaves[name], side).grad) < atol, f"{name} {side}"

@@ -19,7 +19,7 @@ from tests.support.engine_builders import (
     randomize,
 )
 from tests.support.full import MODEL, Twin, full_driver, named
-from tests.support.oracle import Oracle, double_leaves, relative_error
+from tests.support.oracle import assert_true_cross_entropy, relative_error
 from tests.support.prompts import num_unshared, prompt_data
 
 from gradstream.engine.config import Memory
@@ -84,15 +84,7 @@ def test_losses_and_every_gradient_equal_double_precision(
     outcome = driver.done("a", cross_entropy(data))
 
     assert computed == [18 + 20 + 29 + 7 + 11 + 11 + 13]
-    leaves = double_leaves(adapter.named_views(adapter.weights))
-    loss, logprobs = Oracle(path).cross_entropy(data, leaves, adapter.scale)
-    loss.backward()
-    assert loss_of(outcome) == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-3)
-    for got, want in zip(logprobs_of(outcome), logprobs, strict=True):
-        np.testing.assert_allclose(got, want.detach().numpy(), atol=2e-5, rtol=1e-5)
-    for name, pair in adapter.named_views(adapter.grad).items():
-        for side in ("a", "b"):
-            assert relative_error(getattr(pair, side), getattr(leaves[name], side).grad) < 2e-5, f"{name} {side}"
+    assert_true_cross_entropy(path, adapter, data, outcome, loss_atol=1e-3)
 
 
 @pytest.mark.parametrize("path", [DENSE, MOE], ids=["dense", "experts"])

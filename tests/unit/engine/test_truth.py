@@ -14,13 +14,12 @@ from tests.support.engine_builders import (
     Data,
     Driver,
     cross_entropy,
-    logprobs_of,
     loss_of,
     open_engine,
     random_data,
     randomize,
 )
-from tests.support.oracle import Oracle, double_leaves, relative_error
+from tests.support.oracle import Oracle, assert_true_cross_entropy, double_leaves, relative_error
 from transformers import AutoModelForCausalLM
 
 from gradstream.engine.adapters.layout import LoraPair
@@ -41,16 +40,7 @@ def test_losses_and_every_gradient_equal_double_precision(family: str, model_pat
 
     outcome = driver.done("m", cross_entropy(data))
 
-    leaves = double_leaves(adapter.named_views(adapter.weights))
-    loss, logprobs = Oracle(path).cross_entropy(data, leaves, adapter.scale)
-    loss.backward()
-    assert loss_of(outcome) == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-4)
-    for got, want in zip(logprobs_of(outcome), logprobs, strict=True):
-        np.testing.assert_allclose(got, want.detach().numpy(), atol=2e-5, rtol=1e-5)
-    for name, pair in adapter.named_views(adapter.grad).items():
-        for side in ("a", "b"):
-            want = getattr(leaves[name], side).grad
-            assert relative_error(getattr(pair, side), want) < 2e-5, f"{name} {side}"
+    assert_true_cross_entropy(path, adapter, data, outcome)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,13 @@ from tests.support.engine_builders import (
     create,
     cross_entropy,
     logprobs_of,
-    loss_of,
     open_engine,
     random_data,
     randomize,
 )
-from tests.support.oracle import Oracle, double_leaves, relative_error
+from tests.support.oracle import assert_true_cross_entropy, relative_error
 from tests.support.relora import ADAM, TorchReLora, adapter_of, merging_driver, train
 
-from gradstream.engine.adapters.layout import LoraPair
 from gradstream.engine.config import DTypePolicy
 from gradstream.shared.wire import AdamParams, Failed, OptimStep, OptimStepDone
 
@@ -70,22 +68,7 @@ def test_losses_and_gradients_of_a_model_merged_twice_equal_double_precision(
 
     outcome = driver.done("m", cross_entropy(data))
 
-    leaves = double_leaves(adapter.named_views(adapter.weights))
-    flat = adapter.frozen_factors()
-    assert flat is not None
-    frozen = adapter.layout.of_rank(6).named_views(flat.double())
-    whole = {
-        name: LoraPair(torch.cat([frozen[name].a, pair.a], dim=-2), torch.cat([frozen[name].b, pair.b], dim=-1))
-        for name, pair in leaves.items()
-    }
-    loss, logprobs = Oracle(path).cross_entropy(data, whole, adapter.scale)
-    loss.backward()
-    assert loss_of(outcome) == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-4)
-    for got, want in zip(logprobs_of(outcome), logprobs, strict=True):
-        np.testing.assert_allclose(got, want.detach().numpy(), atol=3e-5, rtol=1e-5)
-    for name, pair in adapter.named_views(adapter.grad).items():
-        for side in ("a", "b"):
-            assert relative_error(getattr(pair, side), getattr(leaves[name], side).grad) < 3e-5, f"{name} {side}"
+    assert_true_cross_entropy(path, adapter, data, outcome, atol=3e-5)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
