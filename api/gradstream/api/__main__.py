@@ -17,6 +17,7 @@ import msgspec
 import structlog
 import uvloop
 
+from gradstream.api.allocator import keep_freed_memory
 from gradstream.api.config import api_config
 from gradstream.api.serve import Address, listening_socket, raise_open_files_limit, server_for
 from gradstream.shared.config import EXIT_CONFIG, ConfigError, Settings, read_handover
@@ -46,6 +47,7 @@ def main() -> None:
         settings = _read(arguments.settings, host=arguments.host, port=arguments.port)
     except ConfigError as error:
         _exit_config(str(error))
+    keep_freed_memory()
     setup_logging(process="api", level=settings.log_level)
     _check_keys(settings)
     max_files = raise_open_files_limit()

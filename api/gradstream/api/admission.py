@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from prometheus_client import Counter
+
 from gradstream.api.arrival import arrived_s
 from gradstream.api.metrics import Metrics
 from gradstream.shared.clock import Clock
@@ -35,17 +37,23 @@ class Admission:
         self._metrics = metrics
         self._sleep = sleep
         self._num_held = 0
+        # Looking a metric up by its labels takes longer than counting.
+        self._counts: dict[tuple[str, str], Counter] = {}
 
     async def submit(self, submission: Submission, *, hold: bool = True) -> Receipt:
         """The receipt; raises QueueFull when there is no room until hold_s after its request arrived, everything else at once."""
         try:
             receipt = await self._submit(submission, hold=hold)
         except GradstreamError as error:
-            self._metrics.jobs.labels(op=submission.op, answer=error.code).inc()
+            self._count(submission.op, error.code).inc()
             raise
-        answer = "duplicate" if receipt.is_duplicate else "accepted"
-        self._metrics.jobs.labels(op=submission.op, answer=answer).inc()
+        self._count(submission.op, "duplicate" if receipt.is_duplicate else "accepted").inc()
         return receipt
+
+    def _count(self, op: str, answer: str) -> Counter:
+        if (op, answer) not in self._counts:
+            self._counts[op, answer] = self._metrics.jobs.labels(op=op, answer=answer)
+        return self._counts[op, answer]
 
     async def _submit(self, submission: Submission, *, hold: bool) -> Receipt:
         since_s = arrived_s(self._clock)
@@ -72,4 +80,7 @@ class Admission:
                     raise
 
     def _aged(self, submission: Submission, since_s: float) -> Submission:
+        """The submission with its age, which only tells repetitions of requests apart."""
+        if not submission.retry_key:
+            return submission
         return replace(submission, age_ms=int(1000 * (self._clock.monotonic_s() - since_s)))

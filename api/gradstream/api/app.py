@@ -9,10 +9,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gradstream.api import access
 from gradstream.api.auth import tenant_of
@@ -47,6 +48,10 @@ def create_app(parts: Parts) -> FastAPI:
 
 class _App(FastAPI):
     """FastAPI behind what every request passes. The access log answers for bugs and sees refusals too; no body is read before the gate."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Past what FastAPI does here for traces and for apps below a path, which are not used."""
+        await Starlette.__call__(self, scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """In place of FastAPI's own stack, which has layers for traces, limits of bodies and bugs that are not used here."""

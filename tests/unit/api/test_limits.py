@@ -1,6 +1,7 @@
 """Budgets and caches of the API: bytes in flight, the hold at a full queue, the card's age."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -86,11 +87,11 @@ async def test_a_submission_that_may_not_be_held_is_refused_at_once() -> None:
     assert queue.num_asked == 1
 
 
-async def test_each_submission_says_how_long_ago_its_request_arrived() -> None:
+async def test_each_submission_that_may_be_a_repetition_says_how_long_ago_its_request_arrived() -> None:
     clock, queue = ManualClock(), FullQueue(num_full=2)
     note_arrival(clock)
     clock.advance(10.0)
-    await admission(queue, hold_s=30.0, clock=clock).submit(JOB)
+    await admission(queue, hold_s=30.0, clock=clock).submit(replace(JOB, retry_key="1"))
     assert queue.ages_ms == [10_000, 10_250, 10_500]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import hiredis
 import redis.asyncio
 from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gradstream.shared.joblog.lua import LuaScript
 
@@ -19,6 +20,8 @@ Reply = Any
 _Connection = Any
 
 _MAX_IN_FLIGHT = 4
+# From the first byte sent to the last one received. A connection is broken when it takes longer, and its pipeline is sent again.
+_EXCHANGE_S = 10.0
 # Calls in one pipeline: the replies to all of them come when the last one is done.
 _MAX_CALLS = 256
 
@@ -30,7 +33,9 @@ class _Call:
 
 
 class CommandBatcher:
-    """Sends commands in pipelines, a few at a time; while those are away, later commands gather.
+    """Sends commands in pipelines, a few at a time, on connections of its own; while those are away, later commands gather.
+
+    client: says how to connect; without a timeout of its own for answers.
 
     Every command must be idempotent: a pipeline is sent again when its connection breaks.
     """
@@ -50,6 +55,8 @@ class CommandBatcher:
         self._pending: list[_Call] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_scheduled = False
+        # As many as pipelines were ever under way at once. The client's pool would look at each, under locks, whenever it is used.
+        self._idle: list[_Connection] = []
 
     async def run(self, *commands: Command) -> list[Reply]:
         """The replies to commands, which reach the server in order; raises the first error among them."""
@@ -64,11 +71,13 @@ class CommandBatcher:
         return replies
 
     async def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for what is under way, then drop the connections."""
         while self._pending or self._tasks:
             await asyncio.sleep(0)
             if self._tasks:
                 await asyncio.wait(self._tasks)
+        while self._idle:
+            await self._idle.pop().disconnect()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._pending and not self._is_scheduled and len(self._tasks) < self._max_in_flight:
@@ -113,7 +122,7 @@ class CommandBatcher:
         cost.
         """
         pool: Any = self._client.connection_pool
-        connection: _Connection = await pool.get_connection()
+        connection: _Connection = self._idle.pop() if self._idle else pool.make_connection()
 
         async def on_failure(_error: Exception) -> None:
             await connection.disconnect()
@@ -124,13 +133,18 @@ class CommandBatcher:
             )
             return replies
         finally:
-            await pool.release(connection)
+            self._idle.append(connection)
 
     async def _exchange(self, connection: _Connection, calls: list[_Call]) -> list[list[Reply]]:
-        await connection.send_packed_command(
-            [hiredis.pack_command(command) for call in calls for command in call.commands]
-        )
-        return [[await self._reply(connection, command) for command in call.commands] for call in calls]
+        try:
+            # One for all that is sent and received; the connection's own would be one for each reply, and a task for each send.
+            async with asyncio.timeout(_EXCHANGE_S):
+                await connection.send_packed_command(
+                    [hiredis.pack_command(command) for call in calls for command in call.commands]
+                )
+                return [[await self._reply(connection, command) for command in call.commands] for call in calls]
+        except TimeoutError as error:
+            raise RedisTimeoutError(f"no answer within {_EXCHANGE_S:.0f} s") from error
 
     async def _reply(self, connection: _Connection, command: Command) -> Reply:
         name = command[0]

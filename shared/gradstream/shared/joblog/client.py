@@ -26,14 +26,19 @@ _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 1.0
 
 
-def async_client(url: str, *, max_connections: int, num_retries: int) -> "redis.asyncio.Redis":
-    """An unconnected asyncio client; callers above max_connections wait for a free one."""
+def async_client(
+    url: str, *, max_connections: int, num_retries: int, socket_timeout_s: float | None = _SOCKET_TIMEOUT_S
+) -> "redis.asyncio.Redis":
+    """An unconnected asyncio client; callers above max_connections wait for a free one.
+
+    socket_timeout_s: for one send or one answer; None where the caller bounds them.
+    """
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
         timeout=_POOL_WAIT_S,
         protocol=2,
-        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_timeout=socket_timeout_s,
         socket_connect_timeout=_CONNECT_TIMEOUT_S,
         health_check_interval=_HEALTH_CHECK_S,
         retry=AsyncRetry(ExponentialWithJitterBackoff(base=_FIRST_DELAY_S, cap=_LONGEST_DELAY_S), num_retries),

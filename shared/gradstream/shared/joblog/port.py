@@ -1,6 +1,6 @@
 """What the API and the worker see of the job log: two ports and the values that cross them."""
 
-import uuid
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -64,7 +64,7 @@ class Submission:
     retry_digest: str = ""
     age_ms: int = 0
     packed: Packed | None = None
-    call: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False, compare=False)
+    call: str = field(default_factory=lambda: secrets.token_hex(16), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,6 @@ _SCRIPTS = (
     "delivered",
     "polled",
 )
-_MAX_CONNECTIONS = 16
 _NUM_RETRIES = 4
 # Of large payloads. Two: while one is written to disk by the server the next is on its way.
 _BULK_IN_FLIGHT = 2
@@ -64,7 +63,7 @@ class RedisIntake:
 
     async def open(self) -> Self:
         """Start following the note stream. Redis may still be away; it is met when it comes."""
-        commands = async_client(self._url, max_connections=_MAX_CONNECTIONS, num_retries=_NUM_RETRIES)
+        commands = async_client(self._url, max_connections=1, num_retries=_NUM_RETRIES, socket_timeout_s=None)
         notes = async_client(self._url, max_connections=1, num_retries=0)
         self._clients = [commands, notes]
         scripts = [lua.load(name) for name in _SCRIPTS]
