@@ -21,12 +21,11 @@ The rules:
   starts when no other runs, and no training runs before it has ended.
 
 What follows within each lane, in costs (`fairness.cost`):
-- A job waits for the batch that runs when it comes, and then for jobs that would end before it if all that wait were served alike. A
-  tenant that is not ahead is overtaken by no later one by more than its own job's cost; so the ops of a small tenant wait for no
-  second batch of heavy ones, as long as a heavy job costs more than the small one's ops times the number of heavy tenants.
-- Nobody starves: while a tenant waits and none of its jobs is served, batches of a cost of at most N * (D + L + M) run, of N tenants,
-  with L and M the largest costs of its jobs and of a batch, and D the larger of the budget and the largest job. The same holds for
-  the owners of a tenant within what the tenant is served.
+- A job waits for the batch that runs when it comes, and then for jobs that would end before it if all that wait were served alike:
+  smaller ones, and those of tenants that have waited for their share. So the ops of a small tenant wait for no second batch of heavy
+  ones, as long as a heavy job costs more than the small one's ops together, times the number of heavy tenants.
+- Nobody starves: while a tenant waits and none of its jobs is served, batches of a cost of at most N * (L + 2 * M) run, of N tenants,
+  with L the largest cost of its jobs and M that of a batch, at least the budget. So do owners within what their tenant is served.
 """
 
 from collections import Counter
