@@ -30,6 +30,8 @@ from gradstream.shared.telemetry.log import setup_logging
 # Each parked poll and each connection holds a file; below this, a busy server runs out of them.
 _FEW_FILES = 4096
 _MAX_PORT = 65535
+# How long a thread that works on a large body may keep the interpreter from the event loop, where the interpreter has the choice.
+_SWITCH_S = 0.0005
 
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +50,7 @@ def main() -> None:
     except ConfigError as error:
         _exit_config(str(error))
     keep_freed_memory()
+    sys.setswitchinterval(_SWITCH_S)
     setup_logging(process="api", level=settings.log_level)
     _check_keys(settings)
     max_files = raise_open_files_limit()

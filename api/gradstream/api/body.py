@@ -1,8 +1,10 @@
 """Request bodies: read under a cap, unpacked, and turned into small pydantic bodies or handed on as bytes."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -22,6 +24,9 @@ B = TypeVar("B", bound="Body")
 # Parsing less than this on the event loop costs under a millisecond; more goes to a thread.
 OFFLOAD_ABOVE_BYTES = 64 * 1024
 MAX_SMALL_BODY_BYTES = 256 * 1024
+# Few: more of them would only take the interpreter and the cores from the event loop, on which everything small waits. Two at least, so that
+# one very large body does not keep all others.
+_LARGE = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="body")
 # Where the choice of the dialect leaves a body that it read, or what went wrong while it was read.
 SCOPE_BODY = "gradstream.body"
 PROTOBUF = "application/x-protobuf"
@@ -79,7 +84,7 @@ async def offloaded(work: Callable[[], T], *, size_bytes: int) -> T:
     """The result of work, run in a thread when it handles enough bytes to be felt by other requests."""
     if size_bytes <= OFFLOAD_ABOVE_BYTES:
         return work()
-    return await asyncio.to_thread(work)
+    return await asyncio.get_running_loop().run_in_executor(_LARGE, work)
 
 
 def is_protobuf(request: Request) -> bool:
