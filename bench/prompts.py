@@ -6,7 +6,6 @@ Run it with `make bench-prompts`, or `python -m bench.prompts --model FOLDER --j
 import argparse
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import AutoConfig
-from transformers.utils import logging
 
-from bench.ours import EngineJobs
+from bench.ours import EngineJobs, options_of, scratch_and_model
 from bench.report import Machine, describe, machine
-from bench.text import Tokens, make_model
-from gradstream.engine.packing import pack
+from bench.text import Tokens
+from gradstream.engine.packing import Sharing, pack
 from gradstream.engine.prefixes import find_prefixes
 from gradstream.shared.columns import Column
 from gradstream.shared.config import Settings
@@ -109,7 +107,8 @@ def num_computed(inputs: Sequence[Tokens]) -> int:
     """Tokens that one job's rows compute where prompts are shared; a group of several rows has its prompt in each of them."""
     lengths = list(map(len, inputs))
     paths = find_prefixes(np.concatenate(inputs), lengths, min_tokens=SHARED_FROM)
-    return sum(row.num_tokens for row in pack([lengths], budget_tokens=ROW_TOKENS, paths=[paths]))
+    sharing = Sharing(paths=[paths], num_candidates=[1])
+    return sum(row.num_tokens for row in pack([lengths], budget_tokens=ROW_TOKENS, sharing=sharing))
 
 
 def measure(jobs: Jobs, shape: tuple[int, int, int], *, rounds: int, vocab_size: int) -> Case:
@@ -191,19 +190,9 @@ def show(cases: Sequence[Case], facts: Machine, console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.prompts", description=__doc__)
-    parser.add_argument(
-        "--model", type=Path, help="a Hugging Face directory; without it a random Qwen3 of 6.8 M parameters"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides in turn, after one to warm up")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--json", type=Path, help="write every figure to this file too")
-    options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    options = options_of(parser)
     load_before = os.getloadavg()[0]
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder:
-        model = options.model or make_model(Path(folder) / "model")
+    with scratch_and_model(options.model) as (_, model):
         vocab_size = AutoConfig.from_pretrained(model).vocab_size
         jobs = Jobs(model)
         cases = [measure(jobs, shape, rounds=options.rounds, vocab_size=vocab_size) for shape in CASES]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from gradstream.engine.prefixes import Path
 
-# A shared token is evaluated once for each of its datums, side by side; this bounds how many of them there are.
+# A shared token is evaluated once for each of its datums, side by side, and a whole row is as wide as its widest token. These bound how many
+# datums a token has, and how many candidates of theirs: 16 bytes each, 64 MiB in a row of 8,192 tokens.
 MAX_DATUMS = 64
+MAX_COLUMNS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +29,13 @@ class Bundle:
     num_tokens: int
 
 
-def bundle(job: int, paths: Sequence[Path], budget: int) -> list[Bundle]:
-    """A job's datums, those with a common prefix together as far as the budget and MAX_DATUMS reach, by their first datums.
+def most_datums(num_candidates: int) -> int:
+    """How many datums may share a token in rows where tokens have up to so many candidates."""
+    return max(2, min(MAX_DATUMS, MAX_COLUMNS // num_candidates))
+
+
+def bundle(job: int, paths: Sequence[Path], budget: int, *, max_datums: int = MAX_DATUMS) -> list[Bundle]:
+    """A job's datums, those with a common prefix together as far as the budget and max_datums reach, by their first datums.
 
     Where a prefix has more datums than that, those with the longest prefixes in common stay together.
     """
@@ -42,18 +49,18 @@ def bundle(job: int, paths: Sequence[Path], budget: int) -> list[Bundle]:
     bundles: list[Bundle] = []
     for family in families.values():
         family.sort(key=lambda datum: [firsts[piece.node] for piece in paths[datum]])
-        bundles += _cut(job, family, paths, budget)
+        bundles += _cut(job, family, paths, budget, max_datums=max_datums)
     return sorted(bundles, key=lambda part: part.placements[0].datum)
 
 
-def _cut(job: int, family: Sequence[int], paths: Sequence[Path], budget: int) -> Iterator[Bundle]:
+def _cut(job: int, family: Sequence[int], paths: Sequence[Path], budget: int, *, max_datums: int) -> Iterator[Bundle]:
     own: list[Placement] = []
     nodes: set[int] = set()
     used = 0
     for datum in family:
         path = paths[datum]
         more = sum(piece.end - piece.start for piece in path if piece.node not in nodes)
-        if own and (used + more > budget or len(own) == MAX_DATUMS):
+        if own and (used + more > budget or len(own) == max_datums):
             yield Bundle(tuple(own), used)
             own, nodes, used = [], set(), 0
             more = path[-1].end

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from gradstream.engine.bundles import Bundle, Placement, bundle, num_computed, num_shared
+from gradstream.engine.bundles import Bundle, Placement, bundle, most_datums, num_computed, num_shared
 from gradstream.engine.prefixes import Path, Piece
 from gradstream.engine.row_layout import RowLayout, lay_out
 
@@ -32,6 +32,16 @@ class Row:
 Packing = Literal["sequential", "best_fit"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """What the datums of each job may share. paths: their pieces (`prefixes.find_prefixes`), None where nothing is shared.
+    num_candidates: targets per token.
+    """
+
+    paths: Sequence[Sequence[Path] | None]
+    num_candidates: Sequence[int]
+
+
 def pack(
     lengths: Sequence[Sequence[int]],
     *,
@@ -39,7 +49,7 @@ def pack(
     num_ranks: int = 1,
     isolate_jobs: bool = False,
     packing: Packing = "sequential",
-    paths: Sequence[Sequence[Path] | None] | None = None,
+    sharing: Sharing | None = None,
 ) -> list[Row]:
     """Rows of at most budget_tokens from the datum lengths of each job; a longer datum has a row of its own.
 
@@ -47,18 +57,20 @@ def pack(
     first, and puts each into the row that has the least room left for it. With several ranks the budget is lowered to an equal
     share, so that each rank gets work. isolate_jobs: the rows of each job are those that it would have alone.
 
-    paths: the pieces of each job's datums (`prefixes.find_prefixes`), None where nothing is shared. Datums that share tokens go into
-    a row together, as one item in the place of the first, as far as the budget reaches; a row's tokens are those that are computed.
+    sharing: None where no two datums share tokens. Those that do go into a row together, as one item in the place of the first, as far as
+    the budget reaches; a row's tokens are those that are computed. Where tokens have many candidates, fewer datums share one.
     """
     if budget_tokens < 1:
         raise ValueError(f"budget_tokens is {budget_tokens}; it must be at least 1")
-    jobs = {job: _job_paths(own, None if paths is None else paths[job]) for job, own in enumerate(lengths)}
+    jobs = {job: _job_paths(own, None if sharing is None else sharing.paths[job]) for job, own in enumerate(lengths)}
     groups = [{job: own} for job, own in jobs.items()] if isolate_jobs else [jobs]
     fill = _sequential if packing == "sequential" else _best_fit
     rows = []
     for group in groups:
         budget = _budget(group, budget_tokens, num_ranks)
-        bundles = [part for job, own in group.items() for part in bundle(job, own, budget)]
+        # A row is as wide as its widest job.
+        most = 1 if sharing is None else most_datums(max(sharing.num_candidates[job] for job in group))
+        bundles = [part for job, own in group.items() for part in bundle(job, own, budget, max_datums=most)]
         rows += [_row(own, jobs) for own in fill(bundles, budget)]
     return rows
 

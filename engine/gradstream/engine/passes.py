@@ -14,7 +14,7 @@ from torch import Tensor
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums
 from gradstream.engine.models.base import BaseModel
-from gradstream.engine.packing import assign, pack
+from gradstream.engine.packing import Sharing, assign, pack
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.prefixes import find_prefixes
 from gradstream.engine.rows import JobTensors, run_row
@@ -117,7 +117,7 @@ def _run_rows(base: BaseModel, comm: Comm, tensors: Sequence[JobTensors], plan: 
         num_ranks=comm.size,
         isolate_jobs=plan.isolate_jobs,
         packing=plan.packing,
-        paths=paths,
+        sharing=Sharing(paths=paths, num_candidates=[job.datums.num_candidates for job in tensors]),
     )
     ranks = assign(rows, num_ranks=comm.size, isolate_jobs=plan.isolate_jobs)
     for row, rank in zip(rows, ranks, strict=True):

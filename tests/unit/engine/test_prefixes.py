@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradstream.engine.bundles import MAX_DATUMS
-from gradstream.engine.packing import Packing, Row, assign, pack
+from gradstream.engine.packing import Packing, Row, Sharing, assign, pack
 from gradstream.engine.prefixes import Path, find_prefixes
 
 pytestmark = pytest.mark.config_field("shared_prompt_tokens")
@@ -24,9 +24,12 @@ def paths_of(job: list[list[int]], least: int) -> list[Path] | None:
     return find_prefixes(np.array(list(chain(*job))), [len(tokens) for tokens in job], min_tokens=least)
 
 
-def rows_of(jobs: list[list[list[int]]], least: int, **options: object) -> list[Row]:
+def rows_of(
+    jobs: list[list[list[int]]], least: int, *, num_candidates: list[int] | None = None, **options: object
+) -> list[Row]:
     lengths = [[len(tokens) for tokens in job] for job in jobs]
-    return pack(lengths, paths=[paths_of(job, least) for job in jobs], **options)  # type: ignore[arg-type]
+    sharing = Sharing(paths=[paths_of(job, least) for job in jobs], num_candidates=num_candidates or [1 for _ in jobs])
+    return pack(lengths, sharing=sharing, **options)  # type: ignore[arg-type]
 
 
 @given(JOB, LEAST)
@@ -154,6 +157,19 @@ def test_a_token_is_shared_by_a_bounded_number_of_datums() -> None:
     assert row.layout is not None
     assert row.layout.num_slots == MAX_DATUMS
     assert row.num_tokens == len(job) + 3 * 2
+
+
+@pytest.mark.parametrize(("candidates", "num_slots"), [(1, 64), (8, 64), (16, 32), (256, 2), (4096, 2)])
+@pytest.mark.parametrize("isolate_jobs", [True, False])
+def test_the_more_candidates_tokens_of_a_row_have_the_fewer_datums_share_one(
+    candidates: int, num_slots: int, isolate_jobs: bool
+) -> None:
+    job = [[1, 1, number] for number in range(200)]
+    rows = rows_of([job, job], 2, budget_tokens=4000, num_candidates=[candidates, 1], isolate_jobs=isolate_jobs)
+    layouts = [row.layout for row in rows]
+    assert [None if layout is None else layout.num_slots for layout in layouts] == (
+        [num_slots, MAX_DATUMS] if isolate_jobs else [num_slots]
+    )
 
 
 def test_hundreds_of_datums_each_longer_than_the_one_before_are_laid_out() -> None:
