@@ -1,10 +1,13 @@
 """Updates of several models at once: each model has the bits that it would have by itself, and its own failure."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tests.support.engine_builders import Driver, cross_entropy, open_engine, random_data
 
 from gradstream.engine.optim.together import update_together
+from gradstream.engine.optim.update import StepFacts
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import AdamParams, Failed, OptimStep, OptimStepDone
 
@@ -22,12 +25,10 @@ def engine():
 
 
 @pytest.fixture
-def driver(engine, monkeypatch):
+def driver(engine):
     driver = Driver(engine)
     for number, name in enumerate(ADAMS):
         driver.create(name, rank=3 + number)
-    # On a CPU a model at a time is faster, so nothing is done together there.
-    monkeypatch.setattr("gradstream.engine.ops.optim_step.most_numbers", lambda _: 1 << 20)
     yield driver
     engine.state.models.clear()
 
@@ -90,6 +91,24 @@ def test_what_fails_one_models_step_leaves_it_as_it_was_and_the_others_step(driv
     assert torch.equal(driver.grad("b"), grad)
     assert broken.step == 0
     assert [driver.engine.state.models[ModelId(name)].step for name in "acd"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_made"), [(torch.float32, True), (torch.bfloat16, False)], ids=["float32", "bfloat16"]
+)
+def test_a_weight_that_becomes_inf_where_passes_round_it_fails_its_own_models_step_alone(driver, dtype, is_made):
+    _accumulate(driver)
+    models = [driver.engine.state.models[ModelId(name)] for name in ADAMS]
+    largest = torch.finfo(torch.float32).max
+    models[1].weights[3] = -largest
+    adam = AdamParams(learning_rate=0.0)
+
+    results = update_together(
+        [(model, adam) for model in models], seed=0, schedule=None, compute_dtype=dtype, computing=nullcontext()
+    )
+
+    assert [isinstance(result, StepFacts) for result in results] == [True, is_made, True, True]
+    assert [model.step for model in models] == [1, int(is_made), 1, 1]
 
 
 def test_a_model_too_large_to_be_together_leaves_the_room_to_the_small_ones_after_it(driver, monkeypatch):
