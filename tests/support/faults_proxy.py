@@ -135,7 +135,8 @@ class Proxy:
         return self._weather.get(name) or self._weather.get("") or self._calm
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name = self._who(writer.get_extra_info("peername")[1])
+        # Not here: it looks through all processes, which takes seconds on a busy machine, and every connection would stand still.
+        name = await asyncio.to_thread(self._who, writer.get_extra_info("peername")[1])
         if self._weather_of(name).is_cut:
             self._num_hurt += 1
             writer.transport.abort()
