@@ -3,8 +3,6 @@
 Legend: P parameters of a model.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -47,10 +45,9 @@ class Undo:
 
 
 @torch.no_grad()
-def sums_are_finite(pairs: Sequence[tuple[TrainedModel, Tensor]]) -> list[bool]:
-    """For each model and gradient that `accumulate` will be given, all models different: whether it will add. One look at the device."""
-    verdicts = [_finite(grad, model.grad) for model, grad in pairs]
-    return torch.stack(verdicts).tolist() if verdicts else []
+def is_finite_sum(model: TrainedModel, grad: Tensor) -> Tensor:
+    """A bool tensor, at which nobody has looked yet: whether `accumulate` will take this gradient."""
+    return _finite(grad, None if grad is model.grad else model.grad)
 
 
 @torch.no_grad()
@@ -62,7 +59,7 @@ def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int, is_finite: 
     """
     is_shared = grad is model.grad
     if is_finite is None:
-        is_finite = bool(_finite(grad, None if is_shared else model.grad))
+        is_finite = bool(is_finite_sum(model, grad))
     if not is_finite:
         is_sum = model.has_grad if is_shared else bool(_finite(grad, None))
         what = "accumulated gradient" if is_sum else "gradient"

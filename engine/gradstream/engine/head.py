@@ -6,7 +6,9 @@ Legend: T tokens of the row, N tokens of a chunk, D hidden, V vocabulary, C cand
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstream.engine.adapters.linear import backward_patch
@@ -95,21 +97,18 @@ class Head:
         return torch.cat(parts_NC)
 
     @torch.no_grad()
-    def backward(self, grad_TC: Tensor) -> Tensor | None:
+    def backward(self, grad_TC: Tensor, may_learn_T: NDArray[np.bool_]) -> Tensor | None:
         """Gradient of the hidden states, [T, D], from that of the log-probabilities; adds those of the weight and of head adapters.
 
-        None when grad_TC is all zero. Chunks where it is are skipped: their gradient is exactly zero.
+        may_learn_T: False where grad_TC is zero, as far as the host knows: chunks of no other tokens are skipped. None when all are.
         """
-        is_used_T = (grad_TC != 0).any(dim=1)
-        # The row's one look at the device.
-        used = torch.stack([is_used_T[chunk.start : chunk.end].any() for chunk in self._chunks]).tolist()
-        if not any(used):
-            self._chunks = []
+        chunks, self._chunks = self._chunks, []
+        if not may_learn_T.any():
             return None
         grad_hidden_TD = torch.zeros_like(self._hidden_TD)
-        for chunk, is_used in zip(self._chunks, used, strict=True):
+        for chunk in chunks:
             span = slice(chunk.start, chunk.end)
-            if not is_used:
+            if not may_learn_T[span].any():
                 chunk.logits_NV = None
                 continue
             logits_NV = self._logits(chunk) if chunk.logits_NV is None else chunk.logits_NV

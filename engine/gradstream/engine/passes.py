@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from gradstream.engine.packing import Sharing, assign, pack
 from gradstream.engine.parallel.comm import Comm
 from gradstream.engine.prefixes import find_prefixes
 from gradstream.engine.rows import JobTensors, run_row
+from gradstream.engine.transfer import to_device, to_host
 from gradstream.shared.wire import Plan
 
 # Matrix products may differ in the last bit with the alignment of what they write to. Each view of a buffer begins at a
@@ -151,29 +151,20 @@ def _job_tensors(
     return JobTensors(
         adapter=adapter,
         datums=datums,
-        tokens_N=_to(datums.tokens_N, device),
-        targets_NC=_to(datums.targets_NC, device),
-        inputs={name: _to(values, device) for name, values in datums.inputs.items()},
+        tokens_N=to_device(datums.tokens_N, device),
+        targets_NC=to_device(datums.targets_NC, device),
+        inputs={name: to_device(values, device) for name, values in datums.inputs.items()},
         grad=grad,
         logprobs_NC=logprobs.view(shape),
         elementwise_NC=elementwise.view(shape),
     )
 
 
-def on_host(jobs: Sequence[JobTensors]) -> list[HostOutputs]:
-    """The jobs' outputs, by one copy for all of them; where they are in host memory already they are given as they are."""
-    device = jobs[0].logprobs_NC.device
+def on_host(jobs: Sequence[JobTensors], verdicts: Sequence[Tensor] = ()) -> tuple[list[HostOutputs], list[bool]]:
+    """The jobs' outputs, and what bool tensors say: the one wait for the device of all that the jobs took."""
     outputs = [tensor for job in jobs for tensor in (job.logprobs_NC, job.elementwise_NC)]
-    if device.type != "cpu":
-        copied = torch.cat([tensor.flatten() for tensor in outputs]).cpu()
-        parts = torch.split(copied, [tensor.numel() for tensor in outputs])
-        outputs = [part.view(tensor.shape) for part, tensor in zip(parts, outputs, strict=True)]
-    return [
-        HostOutputs(logprobs_NC=logprobs, elementwise_NC=elementwise)
-        for logprobs, elementwise in zip(outputs[::2], outputs[1::2], strict=True)
+    fetched = to_host([*outputs, *verdicts])
+    pairs = zip(fetched[: len(outputs) : 2], fetched[1 : len(outputs) : 2], strict=True)
+    return [HostOutputs(logprobs_NC=one, elementwise_NC=other) for one, other in pairs], [
+        bool(verdict) for verdict in fetched[len(outputs) :]
     ]
-
-
-def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], device: torch.device) -> Tensor:
-    """A copy on the device; wire arrays are read-only, which torch does not accept."""
-    return torch.tensor(array, device=device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradstream.engine.row_layout import RowLayout
+from gradstream.engine.transfer import to_device
 
 
 class Places:
@@ -17,10 +18,10 @@ class Places:
 
     def __init__(self, layout: RowLayout, *, num_candidates: int, device: torch.device) -> None:
         """num_candidates: C."""
-        self.source_T = torch.from_numpy(layout.source_of_computed()).to(device)
+        self.source_T = to_device(layout.source_of_computed(), device)
         self._shape = (layout.num_tokens, layout.num_slots * num_candidates)
         first_E = layout.computed_of_source() * self._shape[1] + layout.slots() * num_candidates
-        self._place_EC = torch.from_numpy(first_E).to(device)[:, None] + torch.arange(num_candidates, device=device)
+        self._place_EC = to_device(first_E, device)[:, None] + torch.arange(num_candidates, device=device)
 
     def spread(self, values_EC: Tensor) -> Tensor:
         """[T, W]; 0 where a computed token has fewer datums than another."""

@@ -42,6 +42,12 @@ class RowLayout:
         """[E]: for each of the E tokens the computed one that stands for it."""
         return _ranges((start, size) for start, size, _ in self.places)
 
+    def any_of_computed(self, is_E: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[T]: whether it is true of any of the E tokens that a computed token stands for."""
+        is_T = np.zeros(sum(self.lengths), dtype=np.bool_)
+        is_T[self.computed_of_source()[is_E]] = True
+        return is_T
+
     def slots(self) -> NDArray[np.int64]:
         """[E]: tells apart those of the E tokens that have one computed token."""
         return np.repeat([slot for _, _, slot in self.places], [size for _, size, _ in self.places])

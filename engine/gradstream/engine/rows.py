@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstream.engine.adapters.adapter import Adapter
@@ -16,11 +18,12 @@ from gradstream.engine.adapters.passes import AdapterPass
 from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.datums import Datums
 from gradstream.engine.head import Head
-from gradstream.engine.losses._base import LossArguments, LossResult
+from gradstream.engine.losses._base import SWITCHES, LossArguments, LossResult
 from gradstream.engine.losses._valid import evaluate_valid
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.packing import Row
 from gradstream.engine.places import Places
+from gradstream.engine.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,8 @@ class _Span:
 
 
 def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
-    """Write every placed datum's outputs, and add its gradient to its job's buffer where there is one.
+    """Write every placed datum's outputs, and add its gradient to its job's buffer where there is one. Nothing here waits for the device,
+    unless the model has experts.
 
     Where the base model's own weights are trained, all of a row is of one job.
     """
@@ -79,6 +83,19 @@ def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
         logprobs_EC = head.logprobs(targets_EC, keep=is_training)
     else:
         logprobs_EC = places.collect(head.logprobs(places.spread(targets_EC), keep=is_training))
+    grad_EC = _losses(spans, logprobs_EC)
+    if is_training:
+        may_learn = np.concatenate([_may_learn(span) for span in spans])
+        if row.layout is not None:
+            may_learn = row.layout.any_of_computed(may_learn)
+        grad_hidden_TD = head.backward(grad_EC if places is None else places.spread(grad_EC), may_learn)
+        if grad_hidden_TD is not None and hidden_TD.requires_grad:
+            with base.collecting(own_grad):
+                torch.autograd.backward(hidden_TD, grad_hidden_TD)
+
+
+def _losses(spans: Sequence[_Span], logprobs_EC: Tensor) -> Tensor:
+    """Write the outputs of each span; returns the gradient of the log-probabilities, [E, C], 0 where there is none."""
     grad_EC = torch.zeros_like(logprobs_EC)
     for span in spans:
         width = span.job.datums.num_candidates
@@ -90,11 +107,20 @@ def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
             # A loss that is not finite fails its job; its gradient is never used. Nothing waits for the device to tell.
             is_finite = result.elementwise_TC.isfinite().all()
             grad_EC[span.start : span.end, :width] = torch.where(is_finite, result.grad_TC, 0.0)
-    if is_training:
-        grad_hidden_TD = head.backward(grad_EC if places is None else places.spread(grad_EC))
-        if grad_hidden_TD is not None and hidden_TD.requires_grad:
-            with base.collecting(own_grad):
-                torch.autograd.backward(hidden_TD, grad_hidden_TD)
+    return grad_EC
+
+
+def _may_learn(span: _Span) -> NDArray[np.bool_]:
+    """[N]: False for a token whose gradient is zero whatever the model says: without target, switched off, or of a forward."""
+    datums = span.job.datums
+    own = slice(span.first, span.last)
+    may_N = np.full(span.last - span.first, span.job.grad is not None)
+    if datums.is_valid_N is not None:
+        may_N &= datums.is_valid_N[own]
+    for name in SWITCHES:
+        if name in datums.inputs:
+            may_N &= (datums.inputs[name][own] != 0).any(axis=1)
+    return may_N
 
 
 def _adapters(base: BaseModel, spans: Sequence[_Span], row: Row) -> AdapterPass | None:
@@ -143,7 +169,7 @@ def _of_valid(span: _Span, logprobs_NC: Tensor) -> Tensor:
     is_valid_N = span.job.datums.is_valid_N
     if is_valid_N is None:
         return logprobs_NC
-    mask_N = torch.from_numpy(is_valid_N[span.first : span.last]).to(logprobs_NC.device)
+    mask_N = to_device(is_valid_N[span.first : span.last], logprobs_NC.device)
     return torch.where(mask_N[:, None], logprobs_NC, torch.zeros_like(logprobs_NC))
 
 

@@ -1,9 +1,11 @@
 """Chunked log-probabilities against all logits at once."""
 
+import numpy as np
 import pytest
 import torch
 from tests.support.engine_builders import Driver, open_engine, randomize
 from tests.support.full import full_driver
+from tests.support.switches import Ops
 
 from gradstream.engine import head as head_module
 from gradstream.engine.adapters.passes import AdapterPass
@@ -48,7 +50,7 @@ def test_values_and_gradients_equal_autograd_over_all_logits(driver: Driver, chu
     passes = _pass(driver, with_grad=True)
     head = Head(base, hidden, passes, chunk_bytes=chunk_bytes, keep_bytes=keep_bytes)
     got = head.logprobs(targets, keep=True)
-    got_grad = head.backward(grad)
+    got_grad = head.backward(grad, np.ones(20, dtype=bool))
 
     leaf = hidden.double().requires_grad_()
     truth = leaf @ base.head_weight.double().t()
@@ -101,3 +103,26 @@ def test_chunks_are_longer_where_the_weight_is_trained_up_to_a_bound_of_tokens_a
     assert num_chunks(full) == 2
     monkeypatch.setattr(head_module, "TRAINED_CHUNK_BYTES", 4 * 2048 * 25)
     assert num_chunks(full) == 4
+
+
+def test_chunks_in_which_nothing_may_learn_are_left_out_of_the_backward_pass(driver: Driver) -> None:
+    base = driver.engine.state.base
+    hidden = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    targets, grad = torch.arange(20)[:, None], torch.zeros(20, 1)
+    grad[7] = 1.0
+
+    def backward(*learners: int) -> tuple[torch.Tensor | None, int]:
+        head = Head(base, hidden, None, chunk_bytes=5 * 2048 * 4)
+        head.logprobs(targets, keep=True)
+        may_learn = np.zeros(20, dtype=bool)
+        may_learn[list(learners)] = True
+        with Ops() as ops:
+            return head.backward(grad, may_learn), ops.num_products
+
+    everywhere, num_products = backward(*range(20))
+    there, num_products_there = backward(7, 8)
+    assert (num_products, num_products_there) == (4, 1)
+    assert everywhere is not None
+    assert there is not None
+    assert torch.equal(everywhere, there)
+    assert backward() == (None, 0)

@@ -13,6 +13,7 @@ from gradstream.engine.adapters.layout import AdapterLayout, LoraPair
 from gradstream.engine.adapters.slices import AdapterSlice, Patch
 from gradstream.engine.adapters.stacked import StackedPatch, side_by_side
 from gradstream.engine.adapters.stacking import together
+from gradstream.engine.transfer import to_device
 
 
 class AdapterPass:
@@ -106,11 +107,11 @@ class _Stack:
         scale_A = torch.tensor([part.adapter.scale for part in group], dtype=scale_dtype)
         self._ends_A: Tensor | None = None
         if len(set(counts)) == 1:
-            self._scale = scale_A.to(device, non_blocking=True)[:, None, None]
+            self._scale = to_device(scale_A, device)[:, None, None]
         else:
             counts_A = torch.tensor(counts)
-            self._scale = scale_A.repeat_interleave(counts_A).to(device, non_blocking=True)[:, None]
-            self._ends_A = counts_A.cumsum(0).to(torch.int32).to(device, non_blocking=True)
+            self._scale = to_device(scale_A.repeat_interleave(counts_A), device)[:, None]
+            self._ends_A = to_device(counts_A.cumsum(0).to(torch.int32), device)
 
     @classmethod
     def of(cls, group: Sequence[AdapterSlice], compute_dtype: torch.dtype) -> "_Stack | None":

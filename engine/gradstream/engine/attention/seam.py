@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from gradstream.engine.attention.context import AttentionContext
 
@@ -30,8 +29,8 @@ def implementation(*, casts_bf16: bool = False, is_compiled: bool = False) -> st
     if is_compiled:
         run = torch.compiler.disable(partial(_contiguous, run))  # type: ignore[no-untyped-call]  # torch's
     name = f"gradstream{'_bf16' if casts_bf16 else ''}{'_compiled' if is_compiled else ''}"
+    # Without a mask function of that name transformers builds no mask, for which it would look at the positions: the context has the bounds.
     AttentionInterface.register(name, run)
-    AttentionMaskInterface.register(name, _no_mask)
     return name
 
 
@@ -69,7 +68,3 @@ def _contiguous(run: _Attention, *args: object, **kwargs: object) -> tuple[Tenso
     """One memory layout whatever the segments are, for which the code behind it is compiled once."""
     out, _ = run(*args, **kwargs)
     return out.contiguous(), None
-
-
-def _no_mask(*_args: object, **_kwargs: object) -> None:
-    """The context knows the boundaries, so transformers builds no mask."""

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gradstream.engine.transfer import to_device
+
 # Queries that are masked at a time where there are keys before them: what lies after the last of them is not computed.
 MASK_ROWS = 256
 
@@ -84,12 +86,12 @@ class Segments:
     def positions(self) -> Tensor:
         """int64 [T]: each token's position within its sequence, ancestors included."""
         parts = zip(self.key_lengths, self.lengths, strict=True)
-        return torch.cat([torch.arange(end - length, end) for end, length in parts]).to(self.device)
+        return to_device(torch.cat([torch.arange(end - length, end) for end, length in parts]), self.device)
 
     @cached_property
     def key_offsets(self) -> Tensor:
         """int32 [segments + 1]: cumulative ends of key_lengths, starting with 0."""
-        return _cumulative(self.key_lengths).to(self.device)
+        return to_device(_cumulative(self.key_lengths), self.device)
 
     @cached_property
     def key_index(self) -> Tensor | None:
@@ -98,7 +100,7 @@ class Segments:
             return None
         own = zip(self.contexts, self.starts, self.lengths, strict=True)
         ranges = [part for context, start, length in own for part in (*context, (start, start + length))]
-        return torch.cat([torch.arange(start, end) for start, end in ranges]).to(self.device)
+        return to_device(torch.cat([torch.arange(start, end) for start, end in ranges]), self.device)
 
     @cached_property
     def sees(self) -> Tensor:
@@ -108,7 +110,7 @@ class Segments:
             if parent >= 0:
                 sees[number] = sees[parent]
                 sees[number, parent] = True
-        return sees.to(self.device)
+        return to_device(sees, self.device)
 
     def causal_mask(self, num_queries: int, num_keys: int) -> Tensor:
         """bool [num_queries, num_keys] of the last tokens of a sequence: which keys each of them sees.
@@ -132,43 +134,49 @@ class Segments:
     @cached_property
     def offsets(self) -> Tensor:
         """int32 [segments + 1]: cumulative ends, starting with 0."""
-        return _cumulative(self.lengths).to(self.device)
+        return to_device(_cumulative(self.lengths), self.device)
 
     @cached_property
     def ids(self) -> Tensor:
         """int64 [T]: the number of each token's segment."""
         ids = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
-        return ids.to(self.device)
+        return to_device(ids, self.device)
 
     @cached_property
     def groups(self) -> list[EqualLengths]:
         """One entry per distinct length and parent, in order of first appearance."""
+        return [
+            EqualLengths(
+                length=length,
+                num_segments=len(starts),
+                start=starts[0],
+                is_contiguous=starts[-1] - starts[0] == length * (len(starts) - 1),
+                index_T=to_device(_tokens(starts, length), self.device),
+                context=context,
+            )
+            for (length, context), starts in self._starts_by_length.items()
+        ]
+
+    @cached_property
+    def _starts_by_length(self) -> dict[tuple[int, tuple[tuple[int, int], ...]], list[int]]:
+        """First tokens of the segments of each length and context."""
         by_length: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
         for start, length, context in zip(self.starts, self.lengths, self.contexts, strict=True):
             by_length.setdefault((length, context), []).append(start)
-        groups = []
-        for (length, context), starts in by_length.items():
-            index_T = (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()
-            groups.append(
-                EqualLengths(
-                    length=length,
-                    num_segments=len(starts),
-                    start=starts[0],
-                    is_contiguous=starts[-1] - starts[0] == length * (len(starts) - 1),
-                    index_T=index_T.to(self.device),
-                    context=context,
-                )
-            )
-        return groups
+        return by_length
 
     @cached_property
     def ungroup(self) -> Tensor | None:
         """int64 [T]: for each row position its place in the concatenated groups; None when they are the same."""
-        order_T = torch.cat([group.index_T for group in self.groups])
-        inverse_T = torch.empty_like(order_T)
-        inverse_T[order_T] = torch.arange(self.num_tokens, device=self.device)
-        is_identity = bool((inverse_T == torch.arange(self.num_tokens, device=self.device)).all())
-        return None if is_identity else inverse_T
+        parts = [_tokens(starts, length) for (length, _), starts in self._starts_by_length.items()]
+        inverse_T = torch.cat(parts).argsort()
+        is_identity = torch.equal(inverse_T, torch.arange(self.num_tokens))
+        return None if is_identity else to_device(inverse_T, self.device)
+
+
+def _tokens(starts: list[int], length: int) -> Tensor:
+    """Positions of the tokens of segments of one length, segment after segment, in host memory."""
+    return (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()
 
 
 def _cumulative(lengths: list[int]) -> Tensor:

@@ -14,6 +14,8 @@ from gradstream.shared.catalog import LossCard
 from gradstream.shared.loss_config import Value
 
 TARGETS = "target_tokens"
+# Inputs that switch a token off where they are 0.
+SWITCHES = ("weights", "advantages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,8 @@ class LossArguments:
 class Loss:
     """compute gives each token's part of the loss, [T, C]; the loss is their plain sum.
 
-    A token that is switched off (weight or advantage 0) must give exactly 0 with gradient 0, whatever its log-probability is.
+    A token that is switched off (see SWITCHES) must give exactly 0 with gradient 0, whatever its log-probability is: passes leave out
+    what the gradients of such tokens alone would need.
     measure gives the card's metrics over all tokens of a job, or nothing where there is nothing to measure.
     """
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstream.engine.losses._base import Loss, LossArguments, LossResult, evaluate
+from gradstream.engine.transfer import to_device
 
 # Which of the T tokens have a target; None: all.
 Valid = NDArray[np.bool_] | None
@@ -39,7 +40,7 @@ def measure_valid(loss: Loss, arguments: LossArguments, is_valid_T: Valid) -> di
 
 
 def _index(is_valid_T: NDArray[np.bool_], like: Tensor) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(is_valid_T)).to(like.device)
+    return to_device(np.flatnonzero(is_valid_T), like.device)
 
 
 def _picked(arguments: LossArguments, is_valid_T: NDArray[np.bool_], index_N: Tensor) -> LossArguments:

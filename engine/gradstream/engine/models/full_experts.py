@@ -34,8 +34,11 @@ class FullExperts(nn.Module):
         num_experts = self.gate_up_proj.shape[0]
         expert_N, order_N = top_k_index.flatten().sort(stable=True)
         x_ND = hidden_states[order_N // num_choices]
-        counts_E = torch.bincount(expert_N, minlength=num_experts)
-        out_ND = self._grouped(x_ND, counts_E) if self._is_grouped else self._one_by_one(x_ND, counts_E.tolist())
+        if self._is_grouped:
+            experts_E = torch.arange(num_experts, device=expert_N.device)
+            out_ND = self._grouped(x_ND, torch.searchsorted(expert_N, experts_E, right=True).to(torch.int32))
+        else:
+            out_ND = self._one_by_one(x_ND, torch.bincount(expert_N, minlength=num_experts).tolist())
         place_N = torch.empty_like(order_N)
         place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
         out_TCD = out_ND[place_N].view(num_tokens, num_choices, -1)
@@ -49,7 +52,6 @@ class FullExperts(nn.Module):
                 outs_ND.append(trained_linear(self._gate(trained_linear(own_ND, gate_up_2FD)), down_DF))
         return torch.cat(outs_ND)
 
-    def _grouped(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:
-        ends_E = counts_E.cumsum(0, dtype=torch.int32)
+    def _grouped(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         gate_up_N2F = F.grouped_mm(x_ND, self.gate_up_proj.transpose(1, 2), offs=ends_E)
         return F.grouped_mm(self._gate(gate_up_N2F), self.down_proj.transpose(1, 2), offs=ends_E)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradstream.engine import losses
-from gradstream.engine.accumulation import Undo, accumulate, sums_are_finite
+from gradstream.engine.accumulation import Undo, accumulate, is_finite_sum
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums, datums_of
 from gradstream.engine.losses._base import LossArguments
@@ -87,22 +87,22 @@ def _run_adapters(
         tensors = state.with_room(lambda: run_adapters(state.base, state.comm, work, plan, computing=_computing(state)))
     except OutOfMemory as error:
         return [Failed.of(error)] * len(work)
-    outputs = on_host(tensors)
-    verdicts = _verdicts(work, tensors)
+    pending = _verdicts(work, tensors)
+    outputs, found = on_host(tensors, list(pending.values()))
+    verdicts = dict(zip(pending, found, strict=True))
     return [
         _finish(state, one.adapter, job, outputs[number], is_finite=verdicts.get(number))
         for number, (one, job) in enumerate(zip(work, tensors, strict=True))
     ]
 
 
-def _verdicts(work: Sequence[AdapterWork], tensors: Sequence[JobTensors]) -> dict[int, bool]:
+def _verdicts(work: Sequence[AdapterWork], tensors: Sequence[JobTensors]) -> dict[int, Tensor]:
     """Which jobs' gradients may be accumulated, by number; of each model the first, since the others depend on its outcome."""
-    first: dict[ModelId, tuple[int, Adapter, Tensor]] = {}
+    first: dict[ModelId, tuple[int, Tensor]] = {}
     for number, (one, job) in enumerate(zip(work, tensors, strict=True)):
-        if job.grad is not None:
-            first.setdefault(one.adapter.model_id, (number, one.adapter, job.grad))
-    verdicts = sums_are_finite([(adapter, grad) for _, adapter, grad in first.values()])
-    return {number: verdict for (number, _, _), verdict in zip(first.values(), verdicts, strict=True)}
+        if job.grad is not None and one.adapter.model_id not in first:
+            first[one.adapter.model_id] = number, is_finite_sum(one.adapter, job.grad)
+    return dict(first.values())
 
 
 def _run_full(
@@ -135,7 +135,9 @@ def _try_full(
         job = run_full(state.base, state.comm, datums, grad, plan, computing=_computing(state))
     except OutOfMemory as error:
         return Failed.of(error)
-    return _finish(state, model, job, on_host([job])[0], before=before)
+    pending = [] if job.grad is None else [is_finite_sum(model, job.grad)]
+    (outputs,), verdicts = on_host([job], pending)
+    return _finish(state, model, job, outputs, is_finite=verdicts[0] if verdicts else None, before=before)
 
 
 def _computing(state: EngineState) -> AbstractContextManager[None]:
