@@ -6,23 +6,20 @@ Run it with `make bench-engine`, or `python -m bench.engine --model FOLDER --jso
 import argparse
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
-from transformers.utils import logging
 
 from bench.limits import TrainingCost, matmul_flops_per_s
-from bench.ours import EngineJobs
+from bench.ours import EngineJobs, options_of, scratch_and_model
 from bench.report import Machine, describe, machine
-from bench.text import Text, equal_text, make_model, variable_text
+from bench.text import Text, equal_text, variable_text
 from bench.trainer import TrainerJob
 from gradstream.shared.wire import AdamParams
 
@@ -122,31 +119,21 @@ def show(run: EngineRun, console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.engine", description=__doc__)
-    parser.add_argument(
-        "--model", type=Path, help="a Hugging Face directory; without it a random Qwen3 of 6.8 M parameters"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides in turn, after one to warm up")
     parser.add_argument("--steps", type=int, default=4, help="steps in a round")
     parser.add_argument(
         "--batch", type=int, default=16, help="sequences in a step of variable length; a quarter of equal length"
     )
     parser.add_argument("--longest", type=int, default=512, help="of the sequences; the median is a quarter of it")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--json", type=Path, help="write every figure to this file too")
-    options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    options = options_of(parser)
     load_before = os.getloadavg()[0]
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder:
-        model = options.model or make_model(Path(folder) / "model")
+    with scratch_and_model(options.model) as (scratch, model):
         vocab_size = AutoConfig.from_pretrained(model).vocab_size
         sizes = {"num_steps": options.steps, "vocab_size": vocab_size}
         texts = [
             variable_text(batch=options.batch, median=options.longest // 4, longest=options.longest, **sizes),
             equal_text(batch=max(1, options.batch // 4), length=options.longest // 2, **sizes),
         ]
-        speeds, limit = measure(model, texts, rounds=options.rounds, scratch=Path(folder) / "trainer")
+        speeds, limit = measure(model, texts, rounds=options.rounds, scratch=scratch / "trainer")
         num_gemm = TrainingCost.of(AutoConfig.from_pretrained(model)).num_gemm
     run = EngineRun(
         model="random Qwen3" if options.model is None else options.model.name,

@@ -3,11 +3,18 @@
 Imports nothing but torch, transformers, numpy and the engine, so that `bench.gpu` runs where the server's packages are not installed.
 """
 
+import argparse
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from bench.text import Text, Tokens
-from gradstream.engine.config import EngineConfig
+import torch
+from transformers.utils import logging
+
+from bench.text import Text, Tokens, make_model
+from gradstream.engine.config import EngineConfig, Numerics
 from gradstream.engine.engine import Engine
 from gradstream.engine.parallel.comm import Comm
 from gradstream.shared import codec
@@ -28,6 +35,28 @@ from gradstream.shared.wire import (
 )
 
 NAME = "bench"
+
+
+def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with what every bench of the engine takes; transformers is quiet afterwards, and torch has its threads."""
+    parser.add_argument(
+        "--model", type=Path, help="a Hugging Face directory; without it a random Qwen3 of 6.8 M parameters"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides in turn, after one to warm up")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--json", type=Path, help="write every figure to this file too")
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(options.threads)
+    return options
+
+
+@contextmanager
+def scratch_and_model(model: Path | None) -> Iterator[tuple[Path, Path]]:
+    """A directory for the length of the block, and a model's: the given one, or a random one that is made in the first."""
+    with tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder:
+        yield Path(folder), model or make_model(Path(folder) / "model")
 
 
 def cross_entropy(sequences: list[Tokens]) -> ForwardBackward:
@@ -53,11 +82,25 @@ class EngineJobs:
     @classmethod
     def of_loras(cls, folder: Path, *, rank: int, num_models: int = 1, row_budget_tokens: int = 8192) -> "EngineJobs":
         """With some adapters on the model in a folder."""
-        config = EngineConfig(model_path=folder, model_name=NAME, tokenizer_id=NAME, output_dir=folder)
-        jobs = cls(Engine.open(config, Comm.single()), row_budget_tokens=row_budget_tokens)
+        jobs = cls.of_config(folder, row_budget_tokens=row_budget_tokens)
         for _ in range(num_models):
             jobs.create(LoraSpec(rank=rank, seed=0, train_unembed=False))
         return jobs
+
+    @classmethod
+    def of_config(
+        cls, folder: Path, *, is_lora: bool = True, numerics: Numerics | None = None, row_budget_tokens: int = 8192
+    ) -> "EngineJobs":
+        """Without models yet, on the base model in a folder. numerics None: the defaults."""
+        config = EngineConfig(
+            model_path=folder,
+            model_name=NAME,
+            tokenizer_id=NAME,
+            output_dir=folder,
+            is_lora=is_lora,
+            numerics=numerics or Numerics(),
+        )
+        return cls(Engine.open(config, Comm.single()), row_budget_tokens=row_budget_tokens)
 
     def create(self, lora: LoraSpec | None) -> None:
         """Another adapter; None: the model itself, for training in full."""
