@@ -17,9 +17,9 @@ import msgspec
 import structlog
 import uvloop
 
-from gradstream.api.allocator import keep_freed_memory
 from gradstream.api.config import api_config
 from gradstream.api.serve import Address, listening_socket, raise_open_files_limit, server_for
+from gradstream.shared.allocator import keep_freed_memory
 from gradstream.shared.config import EXIT_CONFIG, ConfigError, Settings, read_handover
 from gradstream.shared.config.access import access_problems
 from gradstream.shared.joblog.limits import limits_of

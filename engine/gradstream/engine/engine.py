@@ -23,6 +23,7 @@ from gradstream.engine.self_test import self_test
 from gradstream.engine.snapshot.capture import capture
 from gradstream.engine.snapshot.state import ModelState
 from gradstream.engine.state import EngineState
+from gradstream.shared.allocator import keep_freed_memory
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.codec import decode_payload
 from gradstream.shared.errors import GradstreamError, InvalidRequest, Unsupported
@@ -42,6 +43,7 @@ class Engine:
     def open(cls, config: EngineConfig, comm: Comm) -> "Engine":
         """Load the base model; raises Unsupported when it, or the checkpoint to start from, cannot be served."""
         configure(config)
+        keep_freed_memory()
         start = find_start(config, comm)
         device = torch.device(config.device)
         base = load_base(
