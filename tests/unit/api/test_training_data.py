@@ -33,7 +33,7 @@ def test_protobuf_and_json_of_the_same_request_give_the_same_bytes() -> None:
     proto = from_proto(proto_request("m", 1, [good_datum(t) for t in tokens]))
     assert codec.encode(proto) == codec.encode(from_json(json_request("m", 1, [json_datum(t) for t in tokens])))
     assert proto.tokens.lengths_array().tolist() == lengths
-    assert proto.tokens.dtype == "int32"
+    assert (proto.tokens.dtype, proto.inputs["target_tokens"].dtype) == ("int32", "int32")
     assert [a.tolist() for a in proto.inputs["target_tokens"].arrays()] == tokens
 
 
@@ -110,6 +110,14 @@ BAD_DATUMS = {
     "target above the vocabulary": (
         with_input("target_tokens", [1, 2, 10**12], "int64"),
         r"data\[1\]\.loss_fn_inputs\.target_tokens\[2\]: token id 1000000000000",
+    ),
+    "target that is another one in 32 bits": (
+        with_input("target_tokens", [1, 2**32 + 1, 2], "int64"),
+        r"data\[1\]\.loss_fn_inputs\.target_tokens\[1\]: token id 4294967297",
+    ),
+    "negative target": (
+        with_input("target_tokens", [1, 2, -7], "int64"),
+        r"data\[1\]\.loss_fn_inputs\.target_tokens\[2\]: token id -7",
     ),
     "NaN weight": (
         with_input("weights", [1.0, np.nan, 0], "float32"),
