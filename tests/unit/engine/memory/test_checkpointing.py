@@ -126,7 +126,7 @@ def test_a_forward_computes_nothing_twice(memory):
     assert products(memory) == products(Memory())
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(compiler_refusal(CPU) is not None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
 @pytest.mark.parametrize("kind", KINDS)

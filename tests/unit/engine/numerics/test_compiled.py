@@ -20,7 +20,7 @@ from gradstream.shared.errors import Unsupported
 
 needs_compiler = pytest.mark.skipif(compiler_refusal(CPU) is not None, reason="needs a C++ compiler")
 # A compilation takes from ten seconds to minutes on a busy machine.
-slow = [needs_compiler, pytest.mark.slow, pytest.mark.timeout(900)]
+slow = [needs_compiler, pytest.mark.slow, pytest.mark.timeout(1800)]
 quiet = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning:torch")
 pytestmark = quiet
 
@@ -97,7 +97,7 @@ class TestCrossEntropy:
 
 
 @needs_compiler
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.config_field("enable_compile")
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_become_graphs_around_adapters_experts_and_attention(kind, monkeypatch):
