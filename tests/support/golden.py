@@ -63,6 +63,12 @@ def golden_fingerprint() -> str:
     return next(frame.fingerprint for frame in archive_frames(GOLDEN) if isinstance(frame, SegmentHead))
 
 
+def batch_of(future_id: str) -> BatchId:
+    """The batch of the run in which a job was executed; which jobs came together depends on the machine that recorded it."""
+    batches = [frame for frame in archive_frames(GOLDEN) if isinstance(frame, LoggedBatch)]
+    return next(one.batch_id for one in batches if any(job.future_id == future_id for job in one.outcomes))
+
+
 def changed(target: Path, change: Callable[[AnyFrame], AnyFrame]) -> Path:
     """A copy of the run with every frame changed."""
     frames = list(archive_frames(GOLDEN))

@@ -13,6 +13,7 @@ from tests.support.golden import (
     MODEL,
     SECOND,
     SOURCE,
+    batch_of,
     changed,
     golden_fingerprint,
     replay,
@@ -23,7 +24,6 @@ from tests.support.golden import (
     with_outcome,
 )
 
-from gradstream.shared.joblog.port import BatchId
 from gradstream.shared.wire import Failed, OptimStepDone, Outcome
 from gradstream.worker.replaying.fingerprints import differences
 from gradstream.worker.replaying.report import ReplayReport
@@ -122,7 +122,7 @@ def test_a_job_that_was_recorded_otherwise_is_named_and_the_status_is_one(tmp_pa
     assert "grad_norm is" in done.first_difference.what
     table = replay(*source(file), *TOLERANT)
     assert table.exit_code == 1
-    assert f"first difference: batch 1-7, optim_step {FIRST}:5" in table.output
+    assert f"first difference: batch {batch_of(f'{FIRST}:5')}, optim_step {FIRST}:5" in table.output
 
 
 def test_a_job_that_had_failed_must_fail_the_same_way_again(tmp_path):
@@ -138,10 +138,9 @@ def test_a_job_that_had_failed_must_fail_the_same_way_again(tmp_path):
 def test_a_save_that_comes_out_otherwise_is_noticed_where_it_is_loaded(tmp_path):
     if not is_same_machine():
         pytest.skip("only equal bits make equal files")
-    batch = BatchId(1, 9)
     file = changed(
         tmp_path / "wrong.gslog",
-        with_batch(batch, lambda one: msgspec.structs.replace(one, sources={f"{FIRST}:6": "0" * 32})),
+        with_batch(batch_of(f"{FIRST}:6"), lambda one: msgspec.structs.replace(one, sources={f"{FIRST}:6": "0" * 32})),
     )
     done = replayed(*source(file), status=1)
     assert done.first_difference.future_id == f"{FIRST}:6"
