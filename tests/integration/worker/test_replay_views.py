@@ -33,7 +33,7 @@ def test_the_debugger_stops_before_the_job_with_the_model_and_goes_on():
     done = in_debugger("\n".join(commands) + "\n", "--break-at", f"{FIRST}:5")
     assert done.returncode == 0, done.stderr
     assert f"('step', 1, True, '{FIRST}')" in done.stdout
-    assert f"('jobs', ['{SECOND}:7', '{FIRST}:5'], 0.02)" in done.stdout
+    assert f"('jobs', ['{SECOND}:7', '{FIRST}:5'], 0.01)" in done.stdout
     assert f"('plan', 'optim_step', ['{FIRST}', '{SECOND}'])" in done.stdout
     assert "('after', 2, False, 2)" in done.stdout
     assert "17 jobs equal, 0 differ" in done.stdout
@@ -49,7 +49,7 @@ def test_leaving_the_debugger_ends_the_replay_with_what_was_compared():
     done = in_debugger("quit\n", "--break-at", f"{FIRST}:5", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["stopped"], report["num_equal"]) == (True, 10)
+    assert (report["stopped"], report["num_equal"]) == (True, 12)
     assert "(Pdb)" in done.stderr
 
 
