@@ -10,6 +10,9 @@ import torch
 from tests.support.engine_builders import DENSE, MOE
 from transformers import LlamaConfig, LlamaForCausalLM
 
+# How a sum is cut in parts depends on the number of threads, and tests compare bits of sums whose parts differ in size.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
