@@ -38,9 +38,14 @@ def memory_as_failure(comm: Comm, *, what: str, help_: str = _FEWER) -> Iterator
         raise no_room(what=what, reason="on another rank" if reason is None else reason, help_=help_)
 
 
+def room_for_adapter(comm: Comm, *, what: str) -> AbstractContextManager[None]:
+    """The same for an adapter that comes to the device."""
+    return memory_as_failure(comm, what=what, help_=_FEWER_ADAPTERS)
+
+
 def lack_of_room(error: RuntimeError | MemoryError, *, what: str) -> str:
     """Why the device had no room for work; raises the error when it is about anything else. The tensors of its frames are let go."""
-    reason = _no_room(error)
+    reason = _first_sentence(error)
     if reason is None:
         raise error
     _log.info("no_room_on_device", what=what, reason=reason, where=_where(error))
@@ -51,7 +56,7 @@ def lack_of_room(error: RuntimeError | MemoryError, *, what: str) -> str:
 
 def is_lack_of_room(error: RuntimeError | MemoryError) -> bool:
     """True when it is about memory that there was not."""
-    return _no_room(error) is not None
+    return _first_sentence(error) is not None
 
 
 def no_room(*, what: str, reason: str, help_: str) -> OutOfMemory:
@@ -59,12 +64,7 @@ def no_room(*, what: str, reason: str, help_: str) -> OutOfMemory:
     return OutOfMemory(f"{what}: the device has no room for it, and nothing was changed ({reason}); {help_}")
 
 
-def room_for_adapter(comm: Comm, *, what: str) -> AbstractContextManager[None]:
-    """The same for an adapter that comes to the device."""
-    return memory_as_failure(comm, what=what, help_=_FEWER_ADAPTERS)
-
-
-def _no_room(error: RuntimeError | MemoryError) -> str | None:
+def _first_sentence(error: RuntimeError | MemoryError) -> str | None:
     """The first sentence of an error for want of memory; None for another error."""
     text = str(error).strip() or type(error).__name__
     _, name, said = text.partition(_NO_HOST_MEMORY)

@@ -34,8 +34,9 @@ Packing = Literal["sequential", "best_fit"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
-    """What the datums of each job may share. paths: their pieces (`prefixes.find_prefixes`), None where nothing is shared.
-    num_candidates: targets per token.
+    """What the datums of each job may share.
+
+    paths: their pieces (`prefixes.find_prefixes`), None where nothing is shared. num_candidates: targets per token.
     """
 
     paths: Sequence[Sequence[Path] | None]

@@ -57,10 +57,10 @@ class _Span:
 
 
 def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
-    """Write every placed datum's outputs, and add its gradient to its job's buffer where there is one. Nothing here waits for the device,
-    unless the model has experts.
+    """Write every placed datum's outputs, and add its gradient to its job's buffer where there is one.
 
-    Where the base model's own weights are trained, all of a row is of one job.
+    Nothing here waits for the device, unless the model has experts. Where the base model's own weights are trained, all of a row is of
+    one job.
     """
     spans = _spans(row, jobs)
     is_training = any(span.job.grad is not None for span in spans)

@@ -96,7 +96,7 @@ async def session_heartbeat(request: Request) -> Response:
         return http_error(410, code="session_finished", detail=f"session_id: session {body.session_id!r} was finished")
     if _is_news(record, now_ms=parts.clock.wall_ms()):
         await parts.intake.put_record(RecordKind.SESSION, body.session_id, {"heartbeat_ms": str(parts.clock.wall_ms())})
-    return json_answer({"type": "session_heartbeat"})
+    return json_answer(Heartbeat().model_dump())
 
 
 def _is_news(record: Mapping[str, str], *, now_ms: int) -> bool:

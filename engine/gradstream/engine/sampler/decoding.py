@@ -13,6 +13,7 @@ from gradstream.shared.errors import OutOfMemory
 from gradstream.shared.ids import FutureId
 from gradstream.shared.targets import PromptTargets
 
+# What a lack of room is said to fail.
 WHAT = "sample"
 _SMALLER = (
     "ask for a shorter prompt, fewer tokens or fewer candidates, or start the server with a smaller max_active_adapters"
