@@ -17,7 +17,8 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from bench.engine import RANK
-from bench.ours import EngineJobs, options_of, scratch_and_model
+from bench.lead_in import options_of, scratch_and_model
+from bench.ours import EngineJobs
 from bench.report import describe, machine
 from bench.text import Text, equal_text, variable_text
 from gradstream.engine.config import Numerics

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
+from bench.lead_in import options_of, scratch_and_model
 from bench.limits import TrainingCost, matmul_flops_per_s
-from bench.ours import EngineJobs, options_of, scratch_and_model
+from bench.ours import EngineJobs
 from bench.report import Machine, describe, machine
 from bench.text import Text, equal_text, variable_text
 from bench.trainer import TrainerJob

@@ -3,17 +3,10 @@
 Imports nothing but torch, transformers, numpy and the engine, so that `bench.gpu` runs where the server's packages are not installed.
 """
 
-import argparse
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from transformers.utils import logging
-
-from bench.text import Text, Tokens, make_model
+from bench.text import Text, Tokens
 from gradstream.engine.config import EngineConfig, Numerics
 from gradstream.engine.engine import Engine
 from gradstream.engine.parallel.comm import Comm
@@ -35,28 +28,6 @@ from gradstream.shared.wire import (
 )
 
 NAME = "bench"
-
-
-def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line, with what every bench of the engine takes; transformers is quiet afterwards, and torch has its threads."""
-    parser.add_argument(
-        "--model", type=Path, help="a Hugging Face directory; without it a random Qwen3 of 6.8 M parameters"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides in turn, after one to warm up")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--json", type=Path, help="write every figure to this file too")
-    options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(options.threads)
-    return options
-
-
-@contextmanager
-def scratch_and_model(model: Path | None) -> Iterator[tuple[Path, Path]]:
-    """A directory for the length of the block, and a model's: the given one, or a random one that is made in the first."""
-    with tempfile.TemporaryDirectory(prefix="gradstream-bench-") as folder:
-        yield Path(folder), model or make_model(Path(folder) / "model")
 
 
 def cross_entropy(sequences: list[Tokens]) -> ForwardBackward:

@@ -18,7 +18,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoConfig
 
-from bench.ours import EngineJobs, options_of, scratch_and_model
+from bench.lead_in import options_of, scratch_and_model
+from bench.ours import EngineJobs
 from bench.report import Machine, describe, machine
 from bench.text import Tokens
 from gradstream.engine.packing import Sharing, pack
