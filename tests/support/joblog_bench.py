@@ -1,7 +1,6 @@
 """An intake and a feed on one engine, with short words for what tests do with them."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -130,13 +129,6 @@ class Bench:
 
     def num_keys(self) -> int:
         return sum(1 for _ in self.raw.scan_iter(match=self.keys.prefix.replace("{", "\\{") + "*", count=1000))
-
-
-async def eventually(is_true: Callable[[], bool]) -> None:
-    """Return as soon as that is true; TimeoutError when it is not within 20 s."""
-    async with asyncio.timeout(20):
-        while not is_true():  # noqa: ASYNC110 - a poll with a deadline
-            await asyncio.sleep(0.01)
 
 
 def ready(model: ModelId = MODEL) -> RecordWrite:

@@ -1,10 +1,8 @@
 """Programs of training for gangs that are killed, and what a run that nobody killed gives."""
 
-import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.numpy import load_file
@@ -62,10 +60,3 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     """End the launcher's gang or another process by SIGKILL, and wait for its end."""
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Return once the condition holds; TimeoutError after a minute and a half."""
-    async with asyncio.timeout(90):
-        while not condition():  # noqa: ASYNC110 - a poll with a deadline
-            await asyncio.sleep(0.05)

@@ -1,7 +1,8 @@
 """Back-pressure: what is refused, for how long, and that the missing job always finds room."""
 
 import pytest
-from tests.support.joblog_bench import MODEL, Bench, eventually
+from tests.support.joblog_bench import MODEL, Bench
+from tests.support.polling import until
 
 from gradstream.shared.errors import QueueFull
 from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId
@@ -164,7 +165,7 @@ async def test_results_that_nobody_fetches_stop_their_tenant_and_no_other(joblog
         await bench.submit(1, model=SECOND, tenant=TenantId("other"))
         for seq in (0, 1, 1):
             bench.intake.mark_delivered(FutureId(f"{MODEL}:{seq}"))
-        await eventually(lambda: 0 < bench.raw.ttl(bench.keys.future(f"{MODEL}:1")) <= Limits().delivered_ttl_s)
+        await until(lambda: 0 < bench.raw.ttl(bench.keys.future(f"{MODEL}:1")) <= Limits().delivered_ttl_s)
         await bench.submit(3)
 
 

@@ -5,7 +5,8 @@ from typing import cast
 
 import pytest
 import redis
-from tests.support.joblog_bench import MODEL, Bench, eventually, ready
+from tests.support.joblog_bench import MODEL, Bench, ready
+from tests.support.polling import until
 
 from gradstream.shared import codec
 from gradstream.shared.catalog import EngineCard
@@ -273,12 +274,12 @@ async def test_a_delivered_result_lives_shorter_and_an_open_future_for_ever(benc
     bench.commit(bench.log()[1:])
     bench.intake.mark_delivered(FutureId(f"{MODEL}:0"))
     bench.intake.mark_delivered(FutureId(f"{MODEL}:1"))
-    await eventually(lambda: 0 < bench.raw.ttl(witness) <= Limits().delivered_ttl_s)
+    await until(lambda: 0 < bench.raw.ttl(witness) <= Limits().delivered_ttl_s)
     assert bench.raw.ttl(key) == -1
     bench.commit(bench.log()[:1])
     assert bench.raw.ttl(key) > Limits().delivered_ttl_s
     bench.intake.mark_delivered(FutureId(f"{MODEL}:0"))
-    await eventually(lambda: 0 < bench.raw.ttl(key) <= Limits().delivered_ttl_s)
+    await until(lambda: 0 < bench.raw.ttl(key) <= Limits().delivered_ttl_s)
 
 
 async def test_acknowledgements_that_were_not_sent_yet_are_sent_before_the_intake_closes(

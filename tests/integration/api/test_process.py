@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-from tests.support.api_process import ANY_PORT, DEADLINE_S, api_process, handover, wait_until
+from tests.support.api_process import ANY_PORT, DEADLINE_S, api_process, handover
+from tests.support.polling import wait_until
 from tests.support.rig import running_rig
 
 

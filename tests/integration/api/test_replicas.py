@@ -10,9 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.support.api_process import ANY_PORT, DEADLINE_S, api_process, handover, wait_until
+from tests.support.api_process import ANY_PORT, DEADLINE_S, api_process, handover
 from tests.support.cards import UNIFORM_CARD
 from tests.support.echo_worker import EchoWorker, echo_worker
+from tests.support.polling import wait_until
 from tests.support.rig import Rig
 
 

@@ -5,13 +5,12 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
+from tests.support.polling import wait_until
 
 from gradstream.shared.clock import ManualClock
 from gradstream.shared.embedded.binary import NoServerBinary, find_binary
@@ -21,14 +20,6 @@ from gradstream.shared.embedded.paths import DataDirInUse
 from gradstream.shared.embedded.server import EmbeddedServer, ServerDidNotStart
 
 SMALL = 64 * 1024**2
-
-
-def until(claim: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
-    """Poll until the claim holds; fail after timeout_s."""
-    deadline = time.monotonic() + timeout_s
-    while not claim():
-        assert time.monotonic() < deadline, "the claim did not come true in time"
-        time.sleep(0.01)
 
 
 def embedded(data_dir: Path, **options: object) -> EmbeddedServer:
@@ -76,7 +67,7 @@ def test_what_was_acknowledged_survives_kill_9_and_restart(tmp_path: Path, durab
         for n in range(200):
             client.xadd("log", {"n": n})
         kill(server)
-        until(server.ensure_running)
+        wait_until(server.ensure_running)
         assert client.xlen("log") == 200
         client.close()
 
@@ -125,7 +116,7 @@ def test_the_server_dies_with_its_supervisor_and_the_directory_is_free_again(tmp
         assert supervisor.stdout is not None
         pid = int(supervisor.stdout.readline())
         supervisor.kill()
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
     def serves() -> bool:
         # A zombie's threads may hold its files for an instant more.
@@ -135,7 +126,7 @@ def test_the_server_dies_with_its_supervisor_and_the_directory_is_free_again(tmp
         except DataDirInUse:
             return False
 
-    until(serves)
+    wait_until(serves)
 
 
 def test_an_orphaned_server_still_locks_its_directory(tmp_path: Path) -> None:
@@ -218,4 +209,4 @@ def kill(server: EmbeddedServer) -> None:
     """SIGKILL, and wait until the process is gone."""
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    until(lambda: server.pid is None)
+    wait_until(lambda: server.pid is None)

@@ -1,13 +1,13 @@
 """A gang that starts on a full disk waits for room, as one does that runs."""
 
 import subprocess
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tests.support.gang import Client, gang, settings_file
+from tests.support.polling import wait_until
 
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Failed
@@ -15,7 +15,6 @@ from gradstream.shared.wire import Failed
 pytestmark = [pytest.mark.timeout(600)]
 
 _DISK_BYTES = 8 * 1024**2
-_DEADLINE_S = 240.0
 
 
 @pytest.fixture
@@ -43,17 +42,13 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def until(condition: Callable[[], object], log: Path) -> None:
-    deadline = time.monotonic() + _DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.1)
-
-
 async def test_it_says_so_and_serves_when_there_is_room(client, full_disk, tmp_path, redis_url, engine_name):
     settings, log = settings_file(tmp_path, redis_url=redis_url, engine=engine_name), tmp_path / "gang.log"
     with gang(settings, log=log, leads=False) as process:
-        until(lambda: log.exists() and log.read_text().count("joblog_not_written") > 1, log)
+        wait_until(
+            lambda: log.exists() and log.read_text().count("joblog_not_written") > 1,
+            evidence=lambda: log.read_text()[-3000:],
+        )
         assert process.poll() is None
         assert "the disk is full" in log.read_text()
         (full_disk / "filler").unlink()
@@ -65,7 +60,9 @@ async def test_it_says_so_and_serves_when_there_is_room(client, full_disk, tmp_p
 def test_it_ends_in_order_when_it_is_asked_to_stop_meanwhile(full_disk, tmp_path, redis_url, engine_name):
     settings, log = settings_file(tmp_path, redis_url=redis_url, engine=engine_name), tmp_path / "gang.log"
     with gang(settings, log=log, leads=False) as process:
-        until(lambda: log.exists() and "joblog_not_written" in log.read_text(), log)
+        wait_until(
+            lambda: log.exists() and "joblog_not_written" in log.read_text(), evidence=lambda: log.read_text()[-3000:]
+        )
         process.terminate()
         assert process.wait(120) == 0
     assert full_disk.joinpath("filler").exists()

@@ -6,7 +6,8 @@ import pytest
 from safetensors.numpy import load_file
 from tests.support.gang import TINY, Client, gang, output_dir, settings_file
 from tests.support.golden import replayed
-from tests.support.recovery import STRICT, kill, program, train, uninterrupted, until, weights_of
+from tests.support.polling import until
+from tests.support.recovery import STRICT, kill, program, train, uninterrupted, weights_of
 
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared.clock import SystemClock

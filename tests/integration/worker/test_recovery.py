@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import redis
 from tests.support.gang import BASE_MODEL, Client, forward_backward, gang, optim_step, output_dir, settings_file
-from tests.support.recovery import STRICT, kill, program, train, uninterrupted, until, weights_of
+from tests.support.polling import until
+from tests.support.recovery import STRICT, kill, program, train, uninterrupted, weights_of
 
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.snapshot.store import SnapshotStore

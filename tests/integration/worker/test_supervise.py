@@ -3,13 +3,13 @@
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.polling import wait_until
 
 from gradstream.shared.clock import ManualClock, SystemClock
 from gradstream.worker.supervise import ChildSpec, ConfigFailure, RestartPolicy, Supervised
@@ -31,28 +31,21 @@ def supervised(folder: Path, code: str, **policy: float | None) -> Iterator[Supe
         child.finish(timeout_s=0.5)
 
 
-def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
 def said(child: Supervised, word: str) -> bool:
     return word in child.spec.log_file.read_text()
 
 
 def test_a_child_that_crashes_is_started_again_and_keeps_its_log(tmp_path: Path) -> None:
     with supervised(tmp_path, READY + "sys.exit('boom')") as child:
-        until(lambda: child.check() or child.num_starts >= 3)
-        until(lambda: (child.check(), child.num_starts >= 3)[1])
+        wait_until(lambda: child.check() or child.num_starts >= 3)
+        wait_until(lambda: (child.check(), child.num_starts >= 3)[1])
         assert child.num_failures >= 2
         assert child.spec.log_file.read_text().count("boom") >= 2
 
 
 def test_a_child_that_ends_well_unasked_is_started_again_too(tmp_path: Path) -> None:
     with supervised(tmp_path, READY) as child:
-        until(lambda: (child.check(), child.num_starts >= 2)[1])
+        wait_until(lambda: (child.check(), child.num_starts >= 2)[1])
 
 
 def test_a_child_killed_by_a_signal_is_started_again(tmp_path: Path) -> None:
@@ -60,7 +53,7 @@ def test_a_child_killed_by_a_signal_is_started_again(tmp_path: Path) -> None:
         first = child.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        until(lambda: (child.check(), child.pid not in (None, first))[1])
+        wait_until(lambda: (child.check(), child.pid not in (None, first))[1])
 
 
 def test_a_config_failure_is_not_tried_again_and_says_what_the_child_said(tmp_path: Path) -> None:
@@ -71,14 +64,14 @@ def test_a_config_failure_is_not_tried_again_and_says_what_the_child_said(tmp_pa
     code = READY + "print('model_path: no such model', file=sys.stderr); sys.exit(78)"
     with supervised(tmp_path, code) as child:
         with pytest.raises(ConfigFailure, match="model_path: no such model"):
-            until(lambda: ends(child))
+            wait_until(lambda: ends(child))
         assert child.check() is False
         assert child.num_starts == 1
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_the_wait(tmp_path: Path) -> None:
     with supervised(tmp_path, "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP) as child:
-        until(lambda: said(child, "up"))
+        wait_until(lambda: said(child, "up"))
         child.request_stop()
         child.finish(timeout_s=0.2)
         assert child.pid is None
@@ -92,7 +85,7 @@ def test_a_child_stops_at_its_own_pace_when_asked(tmp_path: Path) -> None:
         + SLEEP
     )
     with supervised(tmp_path, code) as child:
-        until(lambda: said(child, "up"))
+        wait_until(lambda: said(child, "up"))
         child.request_stop()
         child.finish(timeout_s=20)
         assert said(child, "bye")
@@ -104,16 +97,16 @@ def test_helpers_of_a_dead_child_do_not_outlive_it(tmp_path: Path) -> None:
         + "import subprocess; p = subprocess.Popen(['sleep', '600']); print('helper', p.pid, flush=True); os._exit(1)"
     )
     with supervised(tmp_path, code, first_pause_s=60.0, longest_pause_s=60.0) as child:
-        until(child.check)
+        wait_until(child.check)
         helper = int(child.spec.log_file.read_text().split("helper")[1].split()[0])
-        until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_hanging_child_can_be_restarted(tmp_path: Path) -> None:
     with supervised(tmp_path, "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP) as child:
-        until(lambda: said(child, "up"))
+        wait_until(lambda: said(child, "up"))
         child.restart(timeout_s=0.2)
-        until(lambda: (child.check(), child.num_starts == 2)[1])
+        wait_until(lambda: (child.check(), child.num_starts == 2)[1])
         assert child.num_failures == 1
 
 
@@ -127,12 +120,12 @@ def test_a_child_is_asked_to_stop_when_its_supervisor_is_killed(tmp_path: Path) 
     )
     process = psutil.Popen([sys.executable, "-c", supervisor])
     try:
-        until(lambda: log.exists() and "up" in log.read_text())
+        wait_until(lambda: log.exists() and "up" in log.read_text())
         child = int(log.read_text().split()[1])
     finally:
         process.kill()
         process.wait()
-    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.config_field("restart_backoff_s", "max_restart_backoff_s")
@@ -155,7 +148,7 @@ def test_a_long_life_forgives_earlier_failures_only_where_age_is_health(
         clock.advance(100.0)
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
-        until(child.check)
+        wait_until(child.check)
         clock.advance(100.0)
         child.check()
     assert child.num_failures == num_failures
