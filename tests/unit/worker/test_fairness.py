@@ -43,8 +43,9 @@ def leads(backlog: Backlog, count: int, limits: Limits = NARROW) -> list[str]:
     for _ in range(count):
         turn = turn_of(backlog, limits)
         assert turn is not None
-        backlog.settle(backlog.take(turn))
-        tenants.append(turn.tenant)
+        jobs = backlog.take(turn)
+        backlog.settle(jobs)
+        tenants.append(jobs[0].tenant)
     return tenants
 
 
@@ -134,8 +135,9 @@ def test_a_tenant_that_samples_keeps_its_turn_in_training():
     backlog = backlog_of(*jobs, *flood("b", num_models=1))
     lanes = defaultdict(list)
     while (turn := turn_of(backlog, NARROW)) is not None:
-        lanes[turn.lane].append(turn.tenant)
-        backlog.settle(backlog.take(turn))
+        jobs = backlog.take(turn)
+        lanes[turn.lane].append(jobs[0].tenant)
+        backlog.settle(jobs)
     assert lanes[Lane.TRAIN] == ["a", "b", "a", "b", "a", "b"]
 
 

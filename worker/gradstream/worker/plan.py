@@ -36,7 +36,7 @@ from typing import Literal
 
 import msgspec
 
-from gradstream.shared.ids import FutureId, OwnerId, TenantId
+from gradstream.shared.ids import FutureId, OwnerId
 from gradstream.shared.wire import Job, Plan
 from gradstream.worker.contest import Contest
 from gradstream.worker.fairness import JOB_TOKENS, SHARED_OPS, Fairness, Lane, lane_of
@@ -72,15 +72,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """The next batch: its plan, how many jobs it takes from the front of each owner's queue, its lane, and whose turn it was.
+    """The next batch: its plan, its lane, and how many jobs it takes from the front of each owner's queue, the leader's first.
 
-    tenant None: a slice that no sample joins. budget_tokens: how far ahead of others the batch may leave those that it serves.
+    A slice that no sample joins takes none. budget_tokens: how far ahead of others the batch may leave those that it serves.
     """
 
     plan: Plan
     num_taken: Mapping[OwnerId, int]
     lane: Lane
-    tenant: TenantId | None
     budget_tokens: int
 
 
@@ -143,16 +142,14 @@ def _batch(
         packing=limits.packing if lead.op in _PACKED else "sequential",
         shared_prompt_tokens=limits.shared_prompt_tokens if lead.op in _PACKED else 0,
     )
-    return Turn(
-        plan=plan, num_taken=num_taken, lane=lane_of(lead.op), tenant=lead.tenant, budget_tokens=limits.batch_tokens
-    )
+    return Turn(plan=plan, num_taken=num_taken, lane=lane_of(lead.op), budget_tokens=limits.batch_tokens)
 
 
 def _slice(joining: Turn | None, waiting: Mapping[OwnerId, Sequence[Job]], limits: Limits) -> Turn:
     """A batch of samples, or none, as a slice."""
     if joining is None:
         plan = Plan(kind="sample", future_ids=[], row_budget_tokens=limits.row_budget_tokens)
-        joining = Turn(plan=plan, num_taken={}, lane=Lane.SAMPLE, tenant=None, budget_tokens=0)
+        joining = Turn(plan=plan, num_taken={}, lane=Lane.SAMPLE, budget_tokens=0)
     is_training = any(lane_of(jobs[0].op) is Lane.TRAIN for jobs in waiting.values())
     num_steps = limits.joining_slice_steps if joining.plan.future_ids and not is_training else limits.slice_steps
     return replace(joining, plan=msgspec.structs.replace(joining.plan, num_steps=num_steps))
