@@ -65,6 +65,8 @@ class SamplerEngine:
     max_starting: int | None = None
     # The device has no room for another request beside those that live.
     is_full: bool = False
+    # `give_way` gave back what those that are over left on the device, and no token was drawn since.
+    is_tidy: bool = False
 
     def __post_init__(self) -> None:
         self.forward = Forward(self.base)
@@ -102,9 +104,12 @@ class SamplerEngine:
         """After a step that found no room: need less in the next ones. error: the answer to a request that has no room even alone.
 
         Fewer requests start at a time. One that has no room beside others waits until a sequence of theirs has ended. Where those that
-        live have none for their next tokens, the newest of them begins anew later.
+        live have none for their next tokens, the newest of them begins anew later. One that is alone is tried again without what others
+        left, and fails when it has no room then.
         """
-        if self.num_starting > 1:
+        if self._has_one_request() and not self.is_tidy:
+            pass
+        elif self.num_starting > 1:
             self.max_starting = self.num_starting // 2
         elif self.num_starting == 1 and not self.live:
             self.ended.append(Finished(request=self.waiting.popleft(), sequences=[], error=error))
@@ -117,6 +122,11 @@ class SamplerEngine:
             self.cache.shrink(num_rows=len(self.live), num_tokens=max(sequence.num_cached for sequence in self.live))
         else:
             self.cache.clear()
+        self.is_tidy = True
+
+    def _has_one_request(self) -> bool:
+        """True when the newest step was for one request alone."""
+        return len({id(sequence.owner) for sequence in self.live}) + self.num_starting == 1
 
     def _withdraw_newest(self, error: OutOfMemory) -> None:
         """Let the live request that started last wait again, or fail when it is the only one."""
@@ -231,6 +241,7 @@ class SamplerEngine:
 
     def _take(self, sequences: list[Sequence], drawn: Drawn) -> None:
         """Append the tokens; from here on nothing asks the device for memory."""
+        self.is_tidy = False
         drawn.give(sequences)
         self.ended += _finished(sequences)
         self._release_rows()

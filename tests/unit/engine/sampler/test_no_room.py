@@ -14,7 +14,7 @@ from gradstream.engine.models.build import load_base
 from gradstream.engine.sampler.choice import Choice, key_of
 from gradstream.engine.sampler.decoding import Decoding, Slice
 from gradstream.engine.sampler.request import Finished, PromptQuestions, SampleRequest
-from gradstream.engine.sampler.scheduler import SamplerEngine
+from gradstream.engine.sampler.scheduler import SamplerEngine, SamplerLimits
 from gradstream.engine.sampler.stops import StopRule
 from gradstream.shared.errors import OutOfMemory
 from gradstream.shared.ids import FutureId
@@ -48,10 +48,15 @@ REQUESTS = [
 
 
 def run(
-    base: BaseModel, requests: Sequence[SampleRequest], device: SmallDevice, *, repeats: bool = False
+    base: BaseModel,
+    requests: Sequence[SampleRequest],
+    device: SmallDevice,
+    *,
+    repeats: bool = False,
+    limits: SamplerLimits | None = None,
 ) -> list[Finished]:
     """The answers in the order of the requests. repeats: a step that had no room is only repeated."""
-    engine = SamplerEngine(base=base)
+    engine = SamplerEngine(base=base, limits=limits or SamplerLimits())
     for one in requests:
         engine.add(one)
     answers: dict[int, Finished] = {}
@@ -134,6 +139,23 @@ def test_only_what_has_no_room_alone_fails(base: BaseModel) -> None:
     failed = found.pop(1)
     assert isinstance(failed.error, OutOfMemory)
     assert failed.sequences == []
+    for one, other in zip(found, wanted, strict=True):
+        assert_same(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [100, 400])
+def test_a_sample_that_has_room_alone_does_not_fail_for_what_those_before_it_left(base: BaseModel, length: int) -> None:
+    limits = SamplerLimits(max_rows=16)
+    requests = [request(5, length=20, num_samples=16, max_tokens=40), request(9, length=length, max_tokens=3)]
+    wanted: list[Finished] = []
+    room_bytes = 0
+    for one in requests:
+        alone = SmallDevice()
+        wanted += run(base, [one], alone, limits=limits)
+        room_bytes = max(room_bytes, alone.peak_bytes)
+    device = SmallDevice(room_bytes=room_bytes)
+    found = run(base, requests, device, limits=limits)
+    assert device.num_refusals > 0
     for one, other in zip(found, wanted, strict=True):
         assert_same(one, other, atol=1e-5)
 
