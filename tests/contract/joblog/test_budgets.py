@@ -178,8 +178,8 @@ async def test_results_that_expired_unread_are_counted_no_more(joblog_url: str, 
         with pytest.raises(QueueFull):
             await bench.submit(3)
         # The clock of the server cannot be turned; the end of their time is moved into the past instead.
-        until = f"{bench.keys.prefix}unread_until:{LOCAL}"
-        assert bench.raw.zadd(until, dict.fromkeys(bench.raw.zrange(until, 0, -1), 1), ch=True) >= 2
+        ends = f"{bench.keys.prefix}unread_until:{LOCAL}"
+        assert bench.raw.zadd(ends, dict.fromkeys(bench.raw.zrange(ends, 0, -1), 1), ch=True) >= 2
         await bench.submit(3)
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import redis
 import tinker
-from tests.support.api_process import wait_until
 from tests.support.cards import MODEL_NAME
+from tests.support.polling import wait_until
 from tests.support.rig import FAST, LIMITS, Rig, running_rig
 from tinker import types
 
