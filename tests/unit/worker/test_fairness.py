@@ -203,3 +203,20 @@ def test_nobody_waits_for_more_than_a_bounded_cost_of_others(key: Callable[[Job]
         if (arrival := next(arriving, None)) is not None:
             backlog.add(entry(arrival[0], arrival[1]))
     assert len(done) == len(jobs) - sum(1 for _ in arriving)
+
+
+@pytest.mark.parametrize("op", ["forward_backward", "delete_checkpoint", "sample"])
+def test_jobs_of_two_tenants_in_one_owners_queue_are_all_served_in_order(op: str) -> None:
+    jobs = [
+        job("m", 1, "forward_backward", num_tokens=10, tenant="a"),
+        job("m", 2, op, num_tokens=10, tenant="b"),
+        job("m", 3, "forward_backward", num_tokens=10, tenant="a"),
+    ]
+    backlog = backlog_of(*jobs)
+    served: list[Job] = []
+    while (turn := turn_of(backlog)) is not None and turn.plan.future_ids:
+        taken = backlog.take(turn)
+        backlog.settle(taken)
+        served += taken
+    assert served == jobs
+    assert not any(backlog.fairness.tenants[lane].num_waiting for lane in Lane)

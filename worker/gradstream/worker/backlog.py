@@ -102,9 +102,9 @@ class Backlog:
         self._note_front(head)
 
     def _note_front(self, taken: Job) -> None:
-        """After this job was taken from the front of a queue: another one waits there, or none, or one of the other lane."""
+        """After this job was taken from the front of a queue: another one waits there, or none, or one of the other lane or tenant."""
         queue = self._queues.get(taken.owner)
-        if queue is None or lane_of(queue[0].op) is not lane_of(taken.op):
+        if queue is None or (lane_of(queue[0].op), queue[0].tenant) != (lane_of(taken.op), taken.tenant):
             self.fairness.leave(taken)
             if queue is not None:
                 self.fairness.wait(queue[0])

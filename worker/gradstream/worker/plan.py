@@ -230,15 +230,17 @@ def _fill(
     contest = Contest(lane, fairness)
     batch = _Filling(lead=lead, limits=limits, is_shared=fairness.is_active(lane, beside=lead.owner))
 
-    def enter(job: Job | None) -> None:
-        if job is not None and job.op == lead.op and job.future_id not in suspects:
+    def enter(job: Job) -> None:
+        if job.op == lead.op and job.future_id not in suspects:
             contest.enter(job)
 
     def take(job: Job) -> None:
         batch.add(job)
         contest.serve(job)
-        if lead.op in _SEVERAL_OF_ONE_OWNER:
-            enter(_at(waiting[job.owner], batch.num_taken[job.owner]))
+        following = _at(waiting[job.owner], batch.num_taken[job.owner])
+        # One of another tenant waits until it is at the front, so that the batch is charged to those that wait.
+        if lead.op in _SEVERAL_OF_ONE_OWNER and following is not None and following.tenant == job.tenant:
+            enter(following)
 
     for owner, jobs in waiting.items():
         if owner != lead.owner and not limits.is_strict:
