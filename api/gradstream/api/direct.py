@@ -60,5 +60,6 @@ class Direct:
         except self._handled as error:
             handler = next(self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers)
             response = await handler(request, error)
+        # Its body need not be in memory until the client has read the answer.
         del request
         await response(scope, receive, send)
