@@ -101,8 +101,7 @@ class CommandBatcher:
         try:
             replies = await self._execute(calls)
             if any(isinstance(reply, NoScriptError) for group in replies for reply in group):
-                for script in self._scripts:
-                    await self._client.script_load(script.text)
+                await self._load_scripts()
                 replies = await self._execute(calls)
         except BaseException as error:
             for call in calls:
@@ -114,6 +113,10 @@ class CommandBatcher:
         for call, group in zip(calls, replies, strict=True):
             if not call.replies.done():
                 call.replies.set_result(group)
+
+    async def _load_scripts(self) -> None:
+        commands = tuple(("SCRIPT", "LOAD", script.text) for script in self._scripts)
+        await self._execute([_Call(commands, asyncio.get_running_loop().create_future())])
 
     async def _execute(self, calls: list[_Call]) -> list[list[Reply]]:
         """The replies to all commands of calls, sent as one; errors of Redis stand among them.
