@@ -99,10 +99,13 @@ def _pays(left_MK: Tensor, right_KN: Tensor) -> bool:
 
 
 def _by_onednn(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    # Of a weight with gaps between its rows or columns it has none but its reference, which is slower a hundred times.
+    # Of a weight with gaps between its rows or columns it has none but its reference, which is slower a hundred times. Gaps in a bias it
+    # does not see.
     is_dense = weight_OI.is_mkldnn or weight_OI.is_contiguous() or weight_OI.t().is_contiguous()
+    weight_OI = weight_OI if is_dense else weight_OI.contiguous()
+    bias_O = None if bias_O is None else bias_O.contiguous()
     out: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 (the op that torch's compiler puts in)
-        x_TI, weight_OI if is_dense else weight_OI.contiguous(), bias_O, "none", [], ""
+        x_TI, weight_OI, bias_O, "none", [], ""
     )
     return out
 

@@ -44,6 +44,13 @@ def test_products_in_any_strides_are_those_of_double_precision(size, left_layout
     assert relative_error(target, 1 + 0.5 * expected) < 1e-6
 
 
+def test_a_bias_with_gaps_is_added_number_by_number():
+    x, weight = _strided(100, 130, "dense"), _strided(90, 130, "dense")
+    bias = torch.arange(180.0)[::2]
+    expected = nn.functional.linear(x.double(), weight.double(), bias.double())
+    assert relative_error(linear(x, weight, bias), expected) < 1e-6
+
+
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 300])
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
 def test_a_linear_layer_has_the_values_and_gradients_of_double_precision(num_tokens, with_bias):
