@@ -84,7 +84,6 @@ def test_the_queue_never_evicts_and_is_on_disk_before_it_answers():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_requirements_of_the_api_image_suffice_to_import_the_api(tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)

@@ -11,7 +11,6 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
 def test_the_bench_measures_server_and_bare_job_and_writes_them_as_json(tmp_path):
     target = tmp_path / "run.json"
     sizes = ["--rounds", "1", "--steps", "2", "--clients", "1", "2"]

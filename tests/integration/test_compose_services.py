@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 TINY = "tests/models/tiny-qwen3-shakespeare"
 SERVICES = yaml.safe_load((REPOSITORY / "compose.yaml").read_text(encoding="utf-8"))["services"]
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e]
 
 
 def command_of(name: str, run_dir: Path) -> list[str]:

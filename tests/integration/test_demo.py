@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 DATA = REPOSITORY / "examples" / "data"
 TINY = REPOSITORY / "configs" / "tiny.yaml"
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e]
 
 
 def shouted(source: Path, target: Path, *, turns: int) -> Path:

@@ -19,7 +19,6 @@ def run_demo(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
 def test_the_reward_rises_and_is_drawn(tmp_path):
     done = run_demo("--steps", "8", "--output-dir", str(tmp_path))
 
@@ -28,7 +27,6 @@ def test_the_reward_rises_and_is_drawn(tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
 def test_the_demo_says_that_the_reward_did_not_rise(tmp_path):
     done = run_demo("--steps", "4", "--learning-rate", "0", "--output-dir", str(tmp_path))
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gradstream.engine.models import fetch as fetch_module
 from gradstream.engine.models.gguf import convert_gguf
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow]
 
 TEXT = (
     "To be, or not to be, that is the question:\n"

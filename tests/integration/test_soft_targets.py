@@ -13,7 +13,7 @@ from tinker import types
 from examples.local_server import local_server
 
 TINY = Path(__file__).parent.parent.parent / "configs" / "tiny.yaml"
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e]
 
 
 def datum(tokens: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> types.Datum:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.checkpoint.manifest import FileEntry, read_manifest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e]
 
 FULL = "configs/tiny_full.yaml"
 

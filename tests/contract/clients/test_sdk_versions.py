@@ -6,7 +6,7 @@ import pytest
 from tests.contract.clients.running import NEWEST, OLDER, Client, needed
 from tests.contract.clients.workplace import MODEL
 
-pytestmark = [pytest.mark.e2e, pytest.mark.clients, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.clients, pytest.mark.slow]
 
 
 def calls(name, server, folder):

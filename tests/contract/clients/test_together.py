@@ -14,7 +14,7 @@ from gradstream.shared.embedded.paths import socket_path
 from gradstream.shared.ids import LANE_SEQS
 from gradstream.shared.joblog.keys import Keys
 
-pytestmark = [pytest.mark.e2e, pytest.mark.clients, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.clients, pytest.mark.slow]
 
 # Gradients of one step are summed in another order when calls share a pass of the model.
 CLOSE = 1e-4

@@ -12,7 +12,7 @@ from tinker import types
 from examples.local_server import local_server
 
 ROOT = Path(__file__).parents[3]
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e]
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(4, 2000, 12)]
 PROMPT = types.ModelInput.from_ints(TOKENS)
 ONE = types.SamplingParams(max_tokens=1)

@@ -20,8 +20,6 @@ from tests.support.golden import (
 from gradstream.shared.columns import Column
 from gradstream.shared.wire import Failed, ForwardBackwardDone, Outcome
 
-pytestmark = [pytest.mark.timeout(600)]
-
 RECORD = ["--log", str(GOLDEN)]
 TOLERANT = ["--tolerant", "1e-3"]
 

@@ -14,7 +14,7 @@ from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Outcome, Payload, SaveWeights, SaveWeightsDone
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e]
 
 FIELDS = {"batch_isolation": "strict", "snapshot_idle_s": 0.2, "lease_ttl_s": 7}
 Start = Callable[..., list[HandGang]]

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from tests.support.engine_builders import open_engine
 from tests.support.gang import Client, forward_backward, optim_step
 
@@ -99,7 +98,6 @@ async def outcomes(redis_url: str, engine: str, futures: list[FutureId]) -> list
         return await Client(intake).outcomes(futures)
 
 
-@pytest.mark.timeout(600)
 def test_a_job_without_room_fails_alone_and_the_others_of_its_batch_are_done(
     redis_url: str, engine_name: str, tmp_path: Path
 ) -> None:

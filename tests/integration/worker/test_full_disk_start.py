@@ -12,8 +12,6 @@ from tests.support.polling import wait_until
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Failed
 
-pytestmark = [pytest.mark.timeout(600)]
-
 _DISK_BYTES = 8 * 1024**2
 
 

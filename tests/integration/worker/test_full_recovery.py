@@ -34,8 +34,6 @@ from gradstream.worker.disklog.archive import export_log
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.selection import Choice
 
-pytestmark = [pytest.mark.timeout(600)]
-
 MODEL = ModelId(DEFAULT_MODEL)
 FULL = {"enable_lora": False, "snapshot_idle_s": 0.2}
 WAYS = {

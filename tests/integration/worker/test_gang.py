@@ -30,7 +30,7 @@ from gradstream.worker.fence import EXIT_FENCED
 from gradstream.worker.rescan import MARK
 from gradstream.worker.storage import Storage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture

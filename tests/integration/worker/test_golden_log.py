@@ -28,8 +28,6 @@ from gradstream.shared.wire import Failed, OptimStepDone, Outcome
 from gradstream.worker.replaying.fingerprints import differences
 from gradstream.worker.replaying.report import ReplayReport
 
-pytestmark = [pytest.mark.timeout(600)]
-
 TOLERANT = ["--tolerant", "1e-3"]
 
 

@@ -16,7 +16,7 @@ from tests.support.launched import ROOT, STOPPED_S, Launch, all_gone, launching
 from examples.local_server import free_port
 from gradstream.shared.embedded.binary import find_binary
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.worker.housekeeping import TASKS, enqueue, queue_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow]
 ADAM = types.AdamParams(learning_rate=1e-2, weight_decay=0.01)
 PROMPT = types.ModelInput.from_ints([40, 41, 42, 43])
 GREEDY = types.SamplingParams(max_tokens=8, temperature=0.0, seed=1)

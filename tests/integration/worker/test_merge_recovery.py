@@ -16,8 +16,6 @@ from gradstream.worker.disklog.archive import export_log
 from gradstream.worker.disklog.log import DiskLog
 from gradstream.worker.disklog.selection import Choice
 
-pytestmark = [pytest.mark.timeout(600)]
-
 
 @pytest.fixture
 async def client(redis_url: str, engine_name: str) -> AsyncIterator[Client]:

@@ -34,8 +34,6 @@ from gradstream.shared.wire import (
 from gradstream.worker.disklog.frames import LoggedJob
 from gradstream.worker.disklog.log import DiskLog
 
-pytestmark = [pytest.mark.timeout(600)]
-
 
 @pytest.fixture
 async def client(redis_url: str, engine_name: str) -> AsyncIterator[Client]:

@@ -10,8 +10,6 @@ import pytest
 from safetensors.numpy import load_file
 from tests.support.golden import FIRST, SECOND, SOURCE, batch_of, replay, replayed
 
-pytestmark = [pytest.mark.timeout(600)]
-
 TOLERANT = ["--tolerant", "1e-3"]
 
 

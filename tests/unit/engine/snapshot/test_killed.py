@@ -96,7 +96,6 @@ assert run(work, after) > 10
 
 
 # Some hundred forks, each with its own copy of the store.
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("scenario", [WRITE, COLLECT], ids=["write", "collect"])
 def test_a_kill_at_any_instant_leaves_what_was_there(tmp_path, scenario):
     template, place = tmp_path / "template", tmp_path / "place"
