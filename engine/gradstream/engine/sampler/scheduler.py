@@ -107,14 +107,8 @@ class SamplerEngine:
         live have none for their next tokens, the newest of them begins anew later. One that is alone is tried again without what others
         left, and fails when it has no room then.
         """
-        if self._has_one_request() and not self.is_tidy:
-            pass
-        elif self.num_starting > 1:
-            self.max_starting = self.num_starting // 2
-        elif self.num_starting == 1 and not self.live:
-            self.ended.append(Finished(request=self.waiting.popleft(), sequences=[], error=error))
-        elif self.num_starting == 0:
-            self._withdraw_newest(error)
+        if self.is_tidy or not self._has_one_request():
+            self._need_less(error)
         self.is_full = self.num_starting < 2 and bool(self.live)
         self.forward.forget()
         self.drawing.clear()
@@ -123,6 +117,14 @@ class SamplerEngine:
         else:
             self.cache.clear()
         self.is_tidy = True
+
+    def _need_less(self, error: OutOfMemory) -> None:
+        if self.num_starting > 1:
+            self.max_starting = self.num_starting // 2
+        elif self.num_starting == 1 and not self.live:
+            self.ended.append(Finished(request=self.waiting.popleft(), sequences=[], error=error))
+        elif self.num_starting == 0:
+            self._withdraw_newest(error)
 
     def _has_one_request(self) -> bool:
         """True when the newest step was for one request alone."""
