@@ -373,7 +373,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=1, description="Deaths of the gang during one job after which the job is set aside.")
     ] = 2
 
-    log_level: Annotated[LogLevel, Meta(description="Least important events that are logged.")] = "INFO"
+    log_level: Annotated[
+        LogLevel,
+        Meta(
+            description="Least important events that are logged. The API logs accepted jobs, polls and heartbeats at DEBUG, other requests at INFO."
+        ),
+    ] = "INFO"
     log_gradient_norms: Annotated[
         bool, Meta(description="Log gradient norms of each kind of layer after each backward pass, at log_level DEBUG.")
     ] = True
