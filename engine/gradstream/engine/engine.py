@@ -17,6 +17,7 @@ from gradstream.engine.numerics import configure, device_names, fingerprint, mas
 from gradstream.engine.ops.registry import OPS, OpJob
 from gradstream.engine.ops.sample import sample
 from gradstream.engine.parallel.comm import Comm
+from gradstream.engine.products import bound_kernels
 from gradstream.engine.registry import import_siblings
 from gradstream.engine.residency.files import PARKED, remove_left
 from gradstream.engine.self_test import self_test
@@ -44,6 +45,7 @@ class Engine:
         """Load the base model; raises Unsupported when it, or the checkpoint to start from, cannot be served."""
         configure(config)
         keep_freed_memory()
+        bound_kernels()
         start = find_start(config, comm)
         device = torch.device(config.device)
         base = load_base(

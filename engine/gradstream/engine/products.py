@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends.cpu import get_cpu_capability
 
+from gradstream.shared.config.machine import bound_onednn_kernels
+
 # x [T, I], weight [O, I], bias [O] or None -> [T, O].
 LinearProduct = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -27,6 +29,8 @@ _PACK_TOKENS = 16
 _MIN_WORK_PACKED = 300_000
 # The same of other products. For sizes that are new oneDNN makes kernels first, in 0.1 to 0.2 ms; a model's layers have the same sizes.
 _MIN_WORK = 1_000_000
+# How many of them are kept, at about 0.6 MB each: those of some rows that a model computes in turn.
+_MAX_KERNELS = 64
 # MKL takes up to three times as long for fewer columns than this, unless rows and columns change places; and the numbers of a left factor
 # from which that pays.
 _MANY_COLUMNS = 16
@@ -36,6 +40,11 @@ _MIN_NARROW = 8192
 def library(device: torch.device, dtype: torch.dtype) -> Literal["onednn", "torch"]:
     """What computes large products there. torch's own choice is as good for other dtypes, and where oneDNN is no part of it all there is."""
     return "onednn" if device.type == "cpu" and dtype == torch.float32 and _has_onednn() else "torch"
+
+
+def bound_kernels() -> None:
+    """Let kernels of sizes that were not used lately be forgotten, before the first product; by default 1,024 are kept."""
+    bound_onednn_kernels(_MAX_KERNELS)
 
 
 def mm(left_MK: Tensor, right_KN: Tensor) -> Tensor:

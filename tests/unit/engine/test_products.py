@@ -1,5 +1,8 @@
 """Products by oneDNN: right, the same each time, and chosen by what is known beforehand."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from tests.support.oracle import relative_error
@@ -144,3 +147,25 @@ def test_copies_of_weights_stay_within_their_bound():
 def test_models_in_other_dtypes_keep_the_products_of_torch():
     assert frozen_products(torch.empty(1, dtype=torch.bfloat16)) is None
     assert frozen_products(torch.empty(1, dtype=torch.float64)) is None
+
+
+# Rows of 400 lengths through one layer; prints by how many MB the process grew.
+MANY_LENGTHS = """
+import psutil, torch
+from gradstream.engine.products import bound_kernels, linear
+bound_kernels()
+weight = torch.ones(64, 64)
+def run(num_tokens):
+    linear(torch.ones(num_tokens, 64), weight, None)
+run(300)
+before = psutil.Process().memory_info().rss
+for num_tokens in range(300, 700):
+    run(num_tokens)
+print((psutil.Process().memory_info().rss - before) >> 20)
+"""
+
+
+@needs_onednn
+def test_rows_of_ever_new_lengths_do_not_fill_memory_with_kernels():
+    done = subprocess.run([sys.executable, "-c", MANY_LENGTHS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100

@@ -60,6 +60,12 @@ def fixed_cublas_workspace() -> str:
     return os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251 - this package reads the environment for all
 
 
+def bound_onednn_kernels(count: int) -> None:
+    """How many kernels torch and oneDNN each keep in this process, unless the environment says; both look when they make the first."""
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(count))  # noqa: TID251 - this package reads the environment for all
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """This process's environment with changes, for a process to be started."""
     return {**os.environ, **changes}  # noqa: TID251 - this package reads the environment for all
