@@ -72,6 +72,21 @@ def test_what_was_acknowledged_survives_kill_9_and_restart(tmp_path: Path, durab
         client.close()
 
 
+def test_files_that_a_killed_server_had_begun_are_gone_after_the_next_start(tmp_path: Path) -> None:
+    directory = tmp_path / "q"
+    with embedded(directory) as server, redis.Redis.from_url(server.url) as client:
+        client.set("a", "1")
+    begun = [
+        directory / name
+        for name in ("temp-rewriteaof-7.aof", "temp-7.rdb", "appendonlydir/temp-appendonly.aof.manifest")
+    ]
+    for path in begun:
+        path.write_bytes(b"half")
+    with embedded(directory) as server, redis.Redis.from_url(server.url) as client:
+        assert client.get("a") == b"1"
+        assert not any(path.exists() for path in begun)
+
+
 def test_a_clean_stop_keeps_everything_and_none_keeps_nothing(tmp_path: Path) -> None:
     for durability, want in (("everysec", b"1"), ("none", None)):
         for _ in range(2):

@@ -51,6 +51,12 @@ def socket_path(data_dir: Path) -> Path:
     return folder / "redis.sock"
 
 
+def remove_unfinished(data_dir: Path) -> None:
+    """Take away what a server that was killed had begun to write and would never have read: each left up to the size of its memory."""
+    for path in [*data_dir.glob("temp-*"), *data_dir.glob("appendonlydir/temp-*")]:
+        path.unlink(missing_ok=True)
+
+
 def remove_socket(data_dir: Path) -> None:
     """Take away the socket of a stopped server, and its short directory if it had one."""
     socket = socket_path(data_dir)

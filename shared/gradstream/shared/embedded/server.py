@@ -154,6 +154,7 @@ class EmbeddedServer:
         else:
             password = paths.password(data_dir)
             self._url = f"redis://:{password}@127.0.0.1:{config.port}/0"
+        paths.remove_unfinished(data_dir)
         paths.rotate(self.log_file)
         conf = data_dir / "redis.conf"
         paths.write_private(conf, config_text(config, socket=socket, password=password, log_file=self.log_file))
