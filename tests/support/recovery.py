@@ -12,6 +12,7 @@ from gradstream.shared.ids import ModelId
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import Outcome, Payload, SaveWeights, SaveWeightsDone
 from tests.support.gang import Client, forward_backward, gang, optim_step, output_dir, settings_file
+from tests.support.polling import wait_until
 
 STRICT = {"batch_isolation": "strict", "snapshot_idle_s": 0.2}
 
@@ -54,6 +55,18 @@ async def uninterrupted(
             model, _ = await calm.create()
             outcomes = await train(calm, model, jobs)
             return outcomes, await weights_of(calm, model, settings, "end")
+
+
+def freeze(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process by SIGSTOP; returns when each of its threads stands still, which on a busy machine may take a while."""
+    os.kill(process.pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{process.pid}/task")
+    wait_until(lambda: all(_state(thread) in {"T", "t"} for thread in threads.iterdir()))
+
+
+def _state(thread: Path) -> str:
+    """The letter in its stat after the command, which may hold spaces and brackets (proc(5))."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

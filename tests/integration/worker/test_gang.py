@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.gang import Client, forward_backward, gang, optim_step, output_dir, settings_file
+from tests.support.recovery import freeze
 
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.shared import ids
@@ -109,7 +110,7 @@ async def test_a_paused_leader_that_was_replaced_exits_without_committing(settin
     model, created = await client.create()
     with gang(settings) as zombie:
         await client.outcome(created)
-        os.kill(zombie.pid, signal.SIGSTOP)
+        freeze(zombie)
         first = await client.submit(model, forward_backward(12))
         with gang(settings):
             await client.ready(epoch=2)

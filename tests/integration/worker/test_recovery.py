@@ -1,8 +1,6 @@
 """Gangs that die, and successors that go on to the same bits."""
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -11,7 +9,7 @@ import pytest
 import redis
 from tests.support.gang import BASE_MODEL, Client, forward_backward, gang, optim_step, output_dir, settings_file
 from tests.support.polling import until
-from tests.support.recovery import STRICT, kill, program, train, uninterrupted, weights_of
+from tests.support.recovery import STRICT, freeze, kill, program, train, uninterrupted, weights_of
 
 from gradstream.engine.checkpoint.location import parse_uri
 from gradstream.engine.snapshot.store import SnapshotStore
@@ -109,7 +107,7 @@ async def test_a_redis_that_lost_everything_is_filled_again_from_the_log_on_disk
         model, _ = await client.create()
         futures = [await client.submit(model, job) for job in jobs[:7]]
         outcomes = await client.outcomes(futures)
-        os.kill(process.pid, signal.SIGSTOP)
+        freeze(process)
         # Read by nobody, and so known to Redis alone: the client has to send it again.
         lost = await client.submit(model, jobs[7])
         process.kill()
