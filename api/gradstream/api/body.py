@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -59,12 +59,16 @@ async def raw_body(request: Request, parts: Parts, *, max_bytes: int) -> AsyncIt
             await lease.wait(declared, timeout_s=max(0.0, deadline_s - parts.clock.monotonic_s()))
         received: list[bytes] = []
         num_bytes = 0
-        async for part in request.stream():
-            num_bytes += len(part)
-            if num_bytes > max_bytes:
-                raise PayloadTooLarge(f"body: more than {max_bytes} bytes, the limit of this call")
-            lease.take(max(0, num_bytes - lease.held_bytes))
-            received.append(part)
+        stream = request.stream()
+        if declared > OFFLOAD_ABOVE_BYTES:
+            stream = parts.receiving.parts(stream)
+        async with aclosing(stream):
+            async for part in stream:
+                num_bytes += len(part)
+                if num_bytes > max_bytes:
+                    raise PayloadTooLarge(f"body: more than {max_bytes} bytes, the limit of this call")
+                lease.take(max(0, num_bytes - lease.held_bytes))
+                received.append(part)
         parts.metrics.body_bytes.inc(num_bytes)
         raw = b"".join(received)
         received.clear()

@@ -11,6 +11,7 @@ from gradstream.api.limits import ByteBudget
 from gradstream.api.metrics import Metrics
 from gradstream.api.outbound import Outbound
 from gradstream.api.parked import Parked
+from gradstream.api.receiving import Receiving
 from gradstream.api.recovery import Recovery
 from gradstream.shared.clock import Clock
 from gradstream.shared.joblog.port import Intake
@@ -30,6 +31,7 @@ class Parts:
     catalog: Catalog
     admission: Admission
     bodies: ByteBudget
+    receiving: Receiving
     metrics: Metrics
     parked: Parked
     recovery: Recovery
@@ -47,6 +49,7 @@ def build_parts(intake: Intake, *, clock: Clock, config: ApiConfig) -> Parts:
         catalog=Catalog(intake, clock=clock, ttl_s=config.card_ttl_s),
         admission=Admission(intake, clock=clock, hold_s=config.admit_hold_s, metrics=metrics),
         bodies=ByteBudget(config.max_inflight_body_bytes),
+        receiving=Receiving(),
         metrics=metrics,
         parked=Parked(),
         recovery=Recovery(intake, clock=clock),
