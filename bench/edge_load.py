@@ -54,6 +54,7 @@ async def submits(options: argparse.Namespace) -> Record:
     started = time.monotonic()
     await _together([client(*pair) for pair in zip(connections, models, strict=True)])
     return {
+        "started_s": started,
         "elapsed_s": time.monotonic() - started,
         "times_ms": times_ms,
         "refused": num_refused,
@@ -74,19 +75,21 @@ async def round_trips(options: argparse.Namespace) -> Record:
 
 
 async def heartbeats(options: argparse.Namespace) -> Record:
-    """One every 20 ms from each of four clients, until stdin ends."""
+    """One every 20 ms from each of four clients, until stdin ends. started_s: of each, on the machine's monotonic clock."""
     is_over = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    started_s: list[float] = []
     times_ms: list[float] = []
 
     async def client(connection: Connection) -> None:
         while not is_over.done():
-            started = time.perf_counter()
+            started = time.monotonic()
             await connection.ask("session_heartbeat", {"session_id": options.session})
-            times_ms.append((time.perf_counter() - started) * 1000)
+            started_s.append(started)
+            times_ms.append((time.monotonic() - started) * 1000)
             await asyncio.sleep(_HEARTBEAT_S)
 
     await _together([client(await Connection.open(options.port)) for _ in range(4)])
-    return {"times_ms": times_ms}
+    return {"started_s": started_s, "times_ms": times_ms}
 
 
 async def polls(options: argparse.Namespace) -> Record:

@@ -24,9 +24,11 @@ B = TypeVar("B", bound="Body")
 # Parsing less than this on the event loop costs under a millisecond; more goes to a thread.
 OFFLOAD_ABOVE_BYTES = 64 * 1024
 MAX_SMALL_BODY_BYTES = 256 * 1024
-# Few: more of them would only take the interpreter and the cores from the event loop, on which everything small waits. Two at least, so that
-# one very large body does not keep all others.
-_LARGE = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="body")
+# Few threads: more of them would only take the interpreter and the cores from the event loop, on which everything small waits. The largest
+# bodies have one of their own, so that none of them keeps all others.
+_LARGE = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="body")
+_HUGE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="huge-body")
+_HUGE_ABOVE_BYTES = 16 * 1024 * 1024
 # Where the choice of the dialect leaves a body that it read, or what went wrong while it was read.
 SCOPE_BODY = "gradstream.body"
 PROTOBUF = "application/x-protobuf"
@@ -88,7 +90,8 @@ async def offloaded(work: Callable[[], T], *, size_bytes: int) -> T:
     """The result of work, run in a thread when it handles enough bytes to be felt by other requests."""
     if size_bytes <= OFFLOAD_ABOVE_BYTES:
         return work()
-    return await asyncio.get_running_loop().run_in_executor(_LARGE, work)
+    threads = _HUGE if size_bytes > _HUGE_ABOVE_BYTES else _LARGE
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 def is_protobuf(request: Request) -> bool:

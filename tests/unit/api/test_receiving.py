@@ -1,20 +1,20 @@
-"""Whose turn it is to have its large body received."""
+"""In which order the parts of large bodies are taken."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Self
 
 from gradstream.api.receiving import Receiving
 
-# Nothing that a test does in between takes as long.
-NEVER_S = 3600.0
-
 
 class Connection:
-    """A body whose parts come when they are sent."""
+    """A body whose parts come when they are sent. taken: the bodies of all parts that were taken, in order, and the loop's turn of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, taken: list[tuple[str, int]], clock: "Turns") -> None:
+        self._name = name
         self._parts: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.is_read = False
+        self._taken = taken
+        self._clock = clock
 
     def send(self, *parts: bytes | None) -> None:
         """None: the end."""
@@ -22,62 +22,70 @@ class Connection:
             self._parts.put_nowait(part)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        self.is_read = True
         while (part := await self._parts.get()) is not None:
+            self._taken.append((self._name, self._clock.number))
             yield part
 
 
-async def _settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
+class Turns:
+    """Counts the turns of the event loop."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._is_over = False
+
+    def _turn(self) -> None:
+        self.number += 1
+        if not self._is_over:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def __enter__(self) -> Self:
+        self._turn()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
 
 
 async def _received(receiving: Receiving, connection: Connection) -> bytes:
     return b"".join([part async for part in receiving.parts(connection.stream())])
 
 
-async def test_bodies_beyond_the_limit_are_not_read_before_one_of_the_first_is_whole() -> None:
-    receiving, connections = Receiving(at_once=2, patience_s=NEVER_S), [Connection() for _ in range(4)]
-    tasks = [asyncio.create_task(_received(receiving, connection)) for connection in connections]
-    await _settle()
-    assert [connection.is_read for connection in connections] == [True, True, False, False]
-    connections[1].send(b"a", b"b", None)
-    await _settle()
-    assert [connection.is_read for connection in connections] == [True, True, True, False]
-    for connection in (connections[0], *connections[2:]):
-        connection.send(b"c", None)
-    assert await asyncio.gather(*tasks) == [b"c", b"ab", b"c", b"c"]
+async def test_one_part_is_taken_in_a_turn_of_the_loop_and_the_first_body_is_whole_before_the_second_begins() -> None:
+    receiving, taken = Receiving(), list[tuple[str, int]]()
+    with Turns() as clock:
+        connections = [Connection(name, taken, clock) for name in "abc"]
+        for connection in connections:
+            connection.send(b"1", b"2", b"3", None)
+        bodies = await asyncio.gather(*(_received(receiving, connection) for connection in connections))
+    assert bodies == [b"123"] * 3
+    assert [name for name, _ in taken] == list("aaabbbccc")
+    turns = [turn for _, turn in taken]
+    assert len(set(turns)) == len(turns)
 
 
-async def test_a_body_of_which_nothing_comes_lets_the_next_one_in_and_is_received_whole_later() -> None:
-    receiving, slow, quick = Receiving(at_once=1, patience_s=0.0), Connection(), Connection()
-    slow.send(b"first ")
-    waiting = asyncio.create_task(_received(receiving, slow))
-    await _settle()
-    quick.send(b"quick", None)
-    assert await asyncio.wait_for(_received(receiving, quick), timeout=120) == b"quick"
-    slow.send(b"second", None)
-    assert await asyncio.wait_for(waiting, timeout=120) == b"first second"
+async def test_a_body_of_which_nothing_comes_holds_up_no_other_and_is_received_whole_later() -> None:
+    receiving, taken = Receiving(), list[tuple[str, int]]()
+    with Turns() as clock:
+        slow, quick = Connection("slow", taken, clock), Connection("quick", taken, clock)
+        slow.send(b"first ")
+        waiting = asyncio.create_task(_received(receiving, slow))
+        quick.send(b"quick", None)
+        assert await asyncio.wait_for(_received(receiving, quick), timeout=120) == b"quick"
+        slow.send(b"second", None)
+        assert await asyncio.wait_for(waiting, timeout=120) == b"first second"
 
 
-async def test_a_client_that_goes_away_gives_its_turn_to_the_next_one() -> None:
-    receiving, connections = Receiving(at_once=1, patience_s=NEVER_S), [Connection() for _ in range(3)]
-    first, second, third = (asyncio.create_task(_received(receiving, connection)) for connection in connections)
-    await _settle()
-    second.cancel()
-    await _settle()
-    first.cancel()
-    connections[2].send(b"whole", None)
-    assert await asyncio.wait_for(third, timeout=120) == b"whole"
-    assert not connections[1].is_read
-    await asyncio.gather(first, second, return_exceptions=True)
-
-
-async def test_a_body_that_is_refused_half_read_gives_its_turn_to_the_next_one() -> None:
-    receiving, refused, after = Receiving(at_once=1, patience_s=NEVER_S), Connection(), Connection()
-    refused.send(b"too much", b"more")
-    parts = receiving.parts(refused.stream())
-    assert await anext(parts) == b"too much"
-    await parts.aclose()
-    after.send(b"whole", None)
-    assert await asyncio.wait_for(_received(receiving, after), timeout=120) == b"whole"
+async def test_a_client_that_goes_away_while_it_waits_for_its_turn_leaves_it_to_the_next_one() -> None:
+    receiving, taken = Receiving(), list[tuple[str, int]]()
+    with Turns() as clock:
+        connections = [Connection(name, taken, clock) for name in "abc"]
+        for connection in connections:
+            connection.send(b"whole", None)
+        first, second, third = (asyncio.create_task(_received(receiving, connection)) for connection in connections)
+        await asyncio.sleep(0)
+        second.cancel()
+        first.cancel()
+        assert await asyncio.wait_for(third, timeout=120) == b"whole"
+        await asyncio.gather(first, second, return_exceptions=True)
+    assert [name for name, _ in taken] == ["c"]
