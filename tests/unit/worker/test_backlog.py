@@ -13,7 +13,7 @@ LIMITS = Limits(batch_tokens=1, batch_jobs=1, row_budget_tokens=1)
 
 
 def take_one(backlog: Backlog) -> list:
-    turn = next_turn(backlog.waiting, limits=LIMITS, last_lane=backlog.last_lane)
+    turn = next_turn(backlog.waiting, limits=LIMITS, lanes=backlog.lanes)
     assert turn is not None
     return backlog.take(turn)
 

@@ -25,7 +25,7 @@ def backlog_of(*jobs: Job) -> Backlog:
 
 
 def turn_of(backlog: Backlog, limits: Limits = LIMITS) -> Turn | None:
-    return next_turn(backlog.waiting, limits=limits, last_lane=backlog.last_lane, fairness=backlog.fairness)
+    return next_turn(backlog.waiting, limits=limits, lanes=backlog.lanes, fairness=backlog.fairness)
 
 
 def flood(

@@ -12,13 +12,14 @@ from gradstream.shared.joblog.port import LogEntry
 from gradstream.shared.wire import Job
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.fairness import Fairness, Lane, lane_of
+from gradstream.worker.lanes import Lanes
 from gradstream.worker.plan import Limits, Turn, next_turn
 
 LIMITS = Limits(batch_tokens=100, batch_jobs=8, row_budget_tokens=50)
 
 
-def planned(*jobs: Job, limits: Limits = LIMITS, last_lane: Lane | None = None, suspects=()) -> list[str]:
-    turn = next_turn(queues(*jobs), limits=limits, last_lane=last_lane, suspects=suspects)
+def planned(*jobs: Job, limits: Limits = LIMITS, lanes: Lanes | None = None, suspects=()) -> list[str]:
+    turn = next_turn(queues(*jobs), limits=limits, lanes=lanes, suspects=suspects)
     assert turn is not None
     return list(turn.plan.future_ids)
 
@@ -142,8 +143,8 @@ def test_plans_of_passes_say_from_what_length_prompts_are_shared(op, tokens):
 
 def test_training_and_sampling_alternate_while_both_wait():
     jobs = [job("a", 1, "forward_backward"), job("s", 1, "sample")]
-    assert planned(*jobs, last_lane=Lane.TRAIN) == ["s:1"]
-    assert planned(*jobs, last_lane=Lane.SAMPLE) == ["a:1"]
+    assert planned(*jobs, lanes=Lanes(last=Lane.TRAIN)) == ["s:1"]
+    assert planned(*jobs, lanes=Lanes(last=Lane.SAMPLE)) == ["a:1"]
 
 
 def test_a_suspect_runs_alone_and_joins_no_other_batch():
@@ -180,7 +181,7 @@ def run_all(entries: list[LogEntry], limits: Limits) -> list[tuple[Turn, list[Jo
         backlog.add(one)
     turns = []
     while (
-        turn := next_turn(backlog.waiting, limits=limits, last_lane=backlog.last_lane, fairness=backlog.fairness)
+        turn := next_turn(backlog.waiting, limits=limits, lanes=backlog.lanes, fairness=backlog.fairness)
     ) is not None:
         jobs = backlog.take(turn)
         backlog.settle(jobs)
@@ -211,7 +212,7 @@ def test_no_lane_runs_twice_in_a_row_while_the_other_waits(log, limits):
     backlog = Backlog(cursor="0-0")
     for one in entries_of(log):
         backlog.add(one)
-    while (turn := next_turn(backlog.waiting, limits=limits, last_lane=backlog.last_lane)) is not None:
+    while (turn := next_turn(backlog.waiting, limits=limits, lanes=backlog.lanes)) is not None:
         lanes = {lane_of(jobs[0].op) for jobs in backlog.waiting.values()}
-        assert len(lanes) == 1 or turn.lane != backlog.last_lane
+        assert len(lanes) == 1 or turn.lane != backlog.lanes.last
         backlog.take(turn)

@@ -10,6 +10,7 @@ from tests.support.worker_jobs import entry, job
 from gradstream.shared.wire import Job
 from gradstream.worker.backlog import Backlog
 from gradstream.worker.fairness import Lane, lane_of
+from gradstream.worker.lanes import Lanes
 from gradstream.worker.plan import Limits, Turn, next_turn
 
 LIMITS = Limits(batch_tokens=100, batch_jobs=8, row_budget_tokens=50, running_jobs=3, running_tokens=100)
@@ -26,7 +27,7 @@ def turn_of(backlog: Backlog, limits: Limits = LIMITS) -> Turn | None:
     return next_turn(
         backlog.waiting,
         limits=limits,
-        last_lane=backlog.last_lane,
+        lanes=backlog.lanes,
         fairness=backlog.fairness,
         suspects=backlog.starts.keys(),
         running=backlog.running.values(),
@@ -75,7 +76,7 @@ def test_a_slice_is_short_when_samples_join_and_no_training_waits_for_its_end():
     backlog.add(entry(2, sample("b")))
     assert turn_of(backlog).plan.num_steps == LIMITS.joining_slice_steps
     backlog.add(entry(3, job("m", 1, "optim_step")))
-    backlog.last_lane = Lane.TRAIN
+    backlog.lanes = Lanes(last=Lane.TRAIN)
     assert turn_of(backlog).plan.num_steps == LIMITS.slice_steps
 
 
@@ -201,7 +202,7 @@ def test_nothing_is_lost_lanes_alternate_and_bounds_hold_whatever_is_sent(log, l
         trains = any(lane_of(queue[0].op) is Lane.TRAIN for queue in backlog.waiting.values())
         samples = bool(ran_before) or any(lane_of(queue[0].op) is Lane.SAMPLE for queue in backlog.waiting.values())
         if trains and samples and not ran_before & is_suspect:
-            assert turn.lane is not backlog.last_lane
+            assert turn.lane is not backlog.lanes.last
         jobs = backlog.take(turn)
         if turn.lane is Lane.TRAIN:
             assert jobs

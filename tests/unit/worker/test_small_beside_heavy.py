@@ -26,7 +26,7 @@ class Server:
     def run(self, arriving: list[Job]) -> list[Job]:
         """One batch. These jobs come while it runs."""
         backlog = self.backlog
-        turn = next_turn(backlog.waiting, limits=LIMITS, last_lane=backlog.last_lane, fairness=backlog.fairness)
+        turn = next_turn(backlog.waiting, limits=LIMITS, lanes=backlog.lanes, fairness=backlog.fairness)
         jobs = [] if turn is None else backlog.take(turn)
         self.num_batches += 1
         for one in arriving:

@@ -7,8 +7,9 @@ from itertools import islice
 from gradstream.shared.ids import FutureId, OwnerId
 from gradstream.shared.joblog.port import LogEntry
 from gradstream.shared.wire import Job
-from gradstream.worker.fairness import Fairness, Lane, lane_of
-from gradstream.worker.plan import Turn
+from gradstream.worker.fairness import Fairness, lane_of
+from gradstream.worker.lanes import Lanes
+from gradstream.worker.plan import Turn, wanted_lanes
 
 
 class Backlog:
@@ -25,7 +26,8 @@ class Backlog:
         self._unsettled: OrderedDict[str, str] = OrderedDict()
         self._entry_of: dict[FutureId, str] = {}
         self._last_seen = cursor
-        self.last_lane: Lane | None = None
+        # How long each lane ran since this gang leads.
+        self.lanes = Lanes()
         # What everybody was served since this gang leads.
         self.fairness = Fairness()
         # Open jobs that were running when an earlier gang died, and how many gangs that was.
@@ -66,7 +68,7 @@ class Backlog:
 
     def take(self, turn: Turn) -> list[Job]:
         """The turn's jobs in the plan's order, charged to who sent them; their owners go to the end of the turn among equals."""
-        self.last_lane = turn.lane
+        self.lanes.take(turn.lane, wanted_lanes(self._queues, self._running))
         jobs = [job for owner, count in turn.num_taken.items() for job in islice(self._queues[owner], count)]
         if jobs:
             self.fairness.serve(jobs, budget_tokens=turn.budget_tokens)

@@ -85,7 +85,7 @@ class Leader:
             turn = next_turn(
                 backlog.waiting,
                 limits=self._limits,
-                last_lane=backlog.last_lane,
+                lanes=backlog.lanes,
                 fairness=backlog.fairness,
                 suspects=backlog.starts.keys(),
                 running=backlog.running.values(),
@@ -160,6 +160,7 @@ class Leader:
         if not crew.backlog.running:
             return
         self._run(jobs, msgspec.structs.replace(turn.plan, future_ids=[job.future_id for job in jobs]), start_s=start_s)
+        crew.backlog.lanes.ran(crew.clock.monotonic_s() - start_s)
 
     def _run(self, jobs: list[Job], plan: Plan, *, start_s: float) -> None:
         """Run a batch, and commit what ended. Jobs that had no room together run one by one, as batches of their own."""

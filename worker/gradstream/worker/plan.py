@@ -12,8 +12,8 @@ The rules:
   prolong a batch that a small one leads, while small ones join any batch that has room.
 - While several owners are active, only their first jobs fill a batch up to its budget, further ones up to half of it: what others
   wait for is the batch that runs.
-- Training and sampling are two lanes that alternate while both wait, one batch of training to one slice, so neither waits for the
-  whole queue of the other. Both are bounded; what a slice costs in tokens of training depends on the machine.
+- Training and sampling are two lanes that get the same time while both have work (`lanes.py`), in turns of one batch of training or one
+  slice, so neither waits for the whole queue of the other.
 - A batch of samples is a slice: its jobs join the samples that run, and all of those are continued by a bounded number of tokens.
   The sample in turn joins as soon as there is room for it. Until then only those join that come before it by what was served, so
   that small ones cannot keep a large one out for ever.
@@ -40,6 +40,7 @@ from gradstream.shared.ids import FutureId, OwnerId
 from gradstream.shared.wire import Job, Plan
 from gradstream.worker.contest import Contest
 from gradstream.worker.fairness import JOB_TOKENS, SHARED_OPS, Fairness, Lane, lane_of
+from gradstream.worker.lanes import Lanes
 
 _SEVERAL_OF_ONE_OWNER = frozenset({"forward_backward", "forward", "sample"})
 # Whose datums are put into rows by the plan.
@@ -87,19 +88,19 @@ def next_turn(
     waiting: Mapping[OwnerId, Sequence[Job]],
     *,
     limits: Limits,
-    last_lane: Lane | None = None,
+    lanes: Lanes | None = None,
     fairness: Fairness | None = None,
     suspects: Collection[FutureId] = (),
     running: Collection[Job] = (),
 ) -> Turn | None:
     """The next batch, or None when nothing waits or runs.
 
-    waiting: each owner's jobs in order, none of them empty; of equals the first leads. fairness: what everybody was served, by default
-    the same. running: samples that have not ended.
+    waiting: each owner's jobs in order, none of them empty; of equals the first leads. lanes, fairness: what both lanes and everybody
+    were served, by default the same. running: samples that have not ended.
     """
     if any(job.future_id in suspects for job in running):
         return _slice(None, waiting, limits)
-    lane = _next_lane(waiting, last_lane, is_sampling=bool(running))
+    lane = (lanes or Lanes()).choose(wanted_lanes(waiting, running))
     if lane is None:
         return None
     fairness = fairness or Fairness()
@@ -180,14 +181,10 @@ def _tokens(job: Job) -> int:
     return max(job.num_tokens, 1)
 
 
-def _next_lane(waiting: Mapping[OwnerId, Sequence[Job]], last_lane: Lane | None, *, is_sampling: bool) -> Lane | None:
+def wanted_lanes(waiting: Mapping[OwnerId, Sequence[Job]], running: Collection[object]) -> list[Lane]:
+    """The lanes that have work. running: samples that have not ended."""
     lanes = [lane_of(jobs[0].op) for jobs in waiting.values()]
-    if is_sampling:
-        lanes.append(Lane.SAMPLE)
-    if not lanes:
-        return None
-    others = [lane for lane in lanes if lane != last_lane]
-    return others[0] if others else lanes[0]
+    return [*lanes, Lane.SAMPLE] if running else lanes
 
 
 @dataclass(slots=True, kw_only=True)
