@@ -1,23 +1,21 @@
 """Commands of many tasks, coalesced: what is asked within one loop tick travels as one pipeline."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import hiredis
 import redis.asyncio
-from redis.exceptions import NoScriptError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoScriptError
 
+from gradstream.shared.joblog.line import Line, Reply
 from gradstream.shared.joblog.lua import LuaScript
 
 Value = str | bytes | int | float
 # Its name, then its arguments.
 Command = tuple[Value, ...]
-# Replies are as varied as the commands; each caller knows its own. redis-py's connections have no types.
-Reply = Any
-_Connection = Any
 
 _MAX_IN_FLIGHT = 4
 # From the first byte sent to the last one received. A connection is broken when it takes longer, and its pipeline is sent again.
@@ -53,10 +51,13 @@ class CommandBatcher:
         self._max_in_flight = max_in_flight
         self._max_calls = max_calls
         self._pending: list[_Call] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._num_in_flight = 0
         self._is_scheduled = False
         # As many as pipelines were ever under way at once. The client's pool would look at each, under locks, whenever it is used.
-        self._idle: list[_Connection] = []
+        self._idle: list[Line] = []
+        # Of pipelines that take more than one exchange on a line that is open.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Future[None] | None = None
 
     async def run(self, *commands: Command) -> list[Reply]:
         """The replies to commands, which reach the server in order; raises the first error among them."""
@@ -72,87 +73,121 @@ class CommandBatcher:
 
     async def close(self) -> None:
         """Wait for what is under way, then drop the connections."""
-        while self._pending or self._tasks:
-            await asyncio.sleep(0)
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+        while self._pending or self._num_in_flight:
+            self._closing = asyncio.get_running_loop().create_future()
+            await self._closing
         while self._idle:
-            await self._idle.pop().disconnect()
+            await self._idle.pop().close()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._pending and not self._is_scheduled and len(self._tasks) < self._max_in_flight:
+        if self._pending and not self._is_scheduled and self._num_in_flight < self._max_in_flight:
             self._is_scheduled = True
-            loop.call_soon(self._flush)
+            loop.call_soon(self._flush, loop)
 
-    def _flush(self) -> None:
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send what has gathered: straight away on a line that is open, else from a task that connects first."""
         self._is_scheduled = False
         calls, self._pending = self._pending[: self._max_calls], self._pending[self._max_calls :]
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._send(calls))
-        self._tasks.add(task)
-        task.add_done_callback(self._on_sent)
+        self._num_in_flight += 1
+        line = self._idle.pop() if self._idle else self._new_line()
+        if line.is_open:
+            line.send(*_packed(calls), partial(self._on_replies, calls, line))
+        else:
+            self._in_task(self._persist(calls, line))
         self._schedule(loop)
 
-    def _on_sent(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._schedule(task.get_loop())
+    def _new_line(self) -> Line:
+        pool: Any = self._client.connection_pool
+        return Line(pool.make_connection(), exchange_s=_EXCHANGE_S)
 
-    async def _send(self, calls: list[_Call]) -> None:
+    def _on_replies(self, calls: list[_Call], line: Line, replies: list[Reply] | Exception) -> None:
+        if isinstance(replies, Exception):
+            self._in_task(self._persist(calls, line, failed=replies))
+        elif _is_untaught(replies):
+            self._in_task(self._persist(calls, line, is_taught=False))
+        else:
+            self._answer(calls, replies)
+            self._end(line)
+
+    def _in_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _end(self, line: Line) -> None:
+        """A pipeline is done with, one way or the other."""
+        self._idle.append(line)
+        self._num_in_flight -= 1
+        self._schedule(asyncio.get_running_loop())
+        if self._closing is not None and not self._closing.done():
+            self._closing.set_result(None)
+
+    async def _persist(
+        self, calls: list[_Call], line: Line, *, failed: Exception | None = None, is_taught: bool = True
+    ) -> None:
+        """Bring calls to an end by as many exchanges as that takes. failed: how the first one ended; is_taught: whether Redis knew the scripts."""
         try:
-            replies = await self._execute(calls)
-            if any(isinstance(reply, NoScriptError) for group in replies for reply in group):
-                await self._load_scripts()
-                replies = await self._execute(calls)
+            replies = await self._exchange(calls, line, failed=failed) if is_taught else []
+            if not is_taught or _is_untaught(replies):
+                await self._exchange([self._teaching()], line)
+                replies = await self._exchange(calls, line)
+            self._answer(calls, replies)
         except BaseException as error:
             for call in calls:
                 if not call.replies.done():
                     call.replies.set_exception(error) if isinstance(error, Exception) else call.replies.cancel()
             if not isinstance(error, Exception):
                 raise
-            return
-        for call, group in zip(calls, replies, strict=True):
+        finally:
+            self._end(line)
+
+    def _teaching(self) -> _Call:
+        commands = tuple(("SCRIPT", "LOAD", script.text) for script in self._scripts)
+        return _Call(commands, asyncio.get_running_loop().create_future())
+
+    async def _exchange(self, calls: list[_Call], line: Line, *, failed: Exception | None = None) -> list[Reply]:
+        """The replies to all commands of calls, sent as one and again as often as redis-py's rules say; errors of Redis stand among them."""
+        packed, num_replies = _packed(calls)
+
+        async def attempt() -> list[Reply]:
+            nonlocal failed
+            if failed is not None:
+                error, failed = failed, None
+                raise error
+            return await line.exchange(packed, num_replies)
+
+        async def on_failure(_error: Exception) -> None:
+            await line.close()
+
+        replies: list[Reply] = await line.connection.retry.call_with_retry(attempt, on_failure)
+        return replies
+
+    def _answer(self, calls: list[_Call], replies: list[Reply]) -> None:
+        """Give each call its part of the replies, as redis-py gives them."""
+        views, start = self._client.response_callbacks, 0
+        for call in calls:
+            end = start + len(call.commands)
+            group = replies[start:end]
+            start = end
+            for place, command in enumerate(call.commands):
+                name = command[0]
+                assert isinstance(name, str)
+                view = views.get(name)
+                if view is not None and not isinstance(group[place], Exception):
+                    group[place] = view(group[place])
             if not call.replies.done():
                 call.replies.set_result(group)
 
-    async def _load_scripts(self) -> None:
-        commands = tuple(("SCRIPT", "LOAD", script.text) for script in self._scripts)
-        await self._execute([_Call(commands, asyncio.get_running_loop().create_future())])
 
-    async def _execute(self, calls: list[_Call]) -> list[list[Reply]]:
-        """The replies to all commands of calls, sent as one; errors of Redis stand among them.
+def _is_untaught(replies: list[Reply]) -> bool:
+    """True when Redis does not know a script: it was started anew."""
+    return any(isinstance(reply, NoScriptError) for reply in replies)
 
-        redis-py's own pipeline does the same. It packs in Python, one argument after the other, which was a third of what a submission
-        cost.
-        """
-        pool: Any = self._client.connection_pool
-        connection: _Connection = self._idle.pop() if self._idle else pool.make_connection()
 
-        async def on_failure(_error: Exception) -> None:
-            await connection.disconnect()
+def _packed(calls: list[_Call]) -> tuple[list[bytes], int]:
+    """The bytes of all commands, and how many replies they have.
 
-        try:
-            replies: list[list[Reply]] = await connection.retry.call_with_retry(
-                lambda: self._exchange(connection, calls), on_failure
-            )
-            return replies
-        finally:
-            self._idle.append(connection)
-
-    async def _exchange(self, connection: _Connection, calls: list[_Call]) -> list[list[Reply]]:
-        try:
-            # One for all that is sent and received; the connection's own would be one for each reply, and a task for each send.
-            async with asyncio.timeout(_EXCHANGE_S):
-                await connection.send_packed_command(
-                    [hiredis.pack_command(command) for call in calls for command in call.commands]
-                )
-                return [[await self._reply(connection, command) for command in call.commands] for call in calls]
-        except TimeoutError as error:
-            raise RedisTimeoutError(f"no answer within {_EXCHANGE_S:.0f} s") from error
-
-    async def _reply(self, connection: _Connection, command: Command) -> Reply:
-        name = command[0]
-        assert isinstance(name, str)
-        try:
-            return await self._client.parse_response(connection, name)
-        except ResponseError as error:
-            return error
+    By hiredis: redis-py packs in Python, one argument after the other, which was a third of what a submission cost.
+    """
+    packed = [hiredis.pack_command(command) for call in calls for command in call.commands]
+    return packed, len(packed)

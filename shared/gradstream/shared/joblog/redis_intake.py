@@ -13,12 +13,13 @@ from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import FutureId, ModelId, SamplerId, TenantId, lane_of, seq_in_lane
 from gradstream.shared.joblog import admission, lua
-from gradstream.shared.joblog.batcher import Command, CommandBatcher, Reply, Value
+from gradstream.shared.joblog.batcher import Command, CommandBatcher, Value
 from gradstream.shared.joblog.client import async_client, redis_errors
 from gradstream.shared.joblog.deliveries import Deliveries
 from gradstream.shared.joblog.done import MAX_COMPLETIONS, block_name, completions_of, entry_id
 from gradstream.shared.joblog.keys import Keys, next_seq_field, record_fields
 from gradstream.shared.joblog.limits import Limits
+from gradstream.shared.joblog.line import Reply
 from gradstream.shared.joblog.packed import Packed
 from gradstream.shared.joblog.port import Completions, FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.redis_vitals import vitals_commands, vitals_of

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from gradstream.shared.ids import TenantId
-from gradstream.shared.joblog.batcher import Command, Reply
+from gradstream.shared.joblog.batcher import Command
 from gradstream.shared.joblog.keys import Keys
+from gradstream.shared.joblog.line import Reply
 from gradstream.shared.joblog.port import BatchId
 from gradstream.shared.joblog.vitals import Running, Vitals
 
