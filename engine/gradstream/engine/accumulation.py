@@ -3,10 +3,11 @@
 Legend: P parameters of a model.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from gradstream.engine.finite import fits
 from gradstream.engine.trained import TrainedModel
 from gradstream.shared.errors import NonFinite
 
@@ -45,9 +46,18 @@ class Undo:
 
 
 @torch.no_grad()
+def are_finite_sums(sums: Sequence[tuple[TrainedModel, Tensor]]) -> list[Tensor]:
+    """For each model and gradient a bool tensor, at which nobody has looked yet: whether `accumulate` will take it."""
+    if not sums:
+        return []
+    extremes = [_extremes(grad, None if grad is model.grad else model.grad) for model, grad in sums]
+    is_finite = torch.stack([end for own in extremes for end in own]).isfinite()
+    return [own.all() for own in torch.split(is_finite, [len(own) for own in extremes])]
+
+
 def is_finite_sum(model: TrainedModel, grad: Tensor) -> Tensor:
-    """A bool tensor, at which nobody has looked yet: whether `accumulate` will take this gradient."""
-    return _finite(grad, None if grad is model.grad else model.grad)
+    """The same for one."""
+    return are_finite_sums([(model, grad)])[0]
 
 
 @torch.no_grad()
@@ -61,7 +71,7 @@ def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int, is_finite: 
     if is_finite is None:
         is_finite = bool(is_finite_sum(model, grad))
     if not is_finite:
-        is_sum = model.has_grad if is_shared else bool(_finite(grad, None))
+        is_sum = model.has_grad if is_shared else bool(_finite(grad))
         what = "accumulated gradient" if is_sum else "gradient"
         raise NonFinite(f"the {what} of model {model.model_id} holds nan or inf; nothing was accumulated")
     if not is_shared:
@@ -70,11 +80,15 @@ def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int, is_finite: 
     model.valid_tokens += num_valid
 
 
-def _finite(grad: Tensor, base: Tensor | None) -> Tensor:
-    """A bool tensor: true when grad, or its sum with base, holds neither nan nor inf."""
-    verdicts = []
+def _finite(grad: Tensor) -> Tensor:
+    return torch.stack(_extremes(grad, None)).isfinite().all()
+
+
+def _extremes(grad: Tensor, base: Tensor | None) -> list[Tensor]:
+    """Some values of grad, or of its sum with base, which are finite if all are."""
+    extremes: list[Tensor] = []
     for start in range(0, grad.numel(), _CHUNK):
         part = grad[start : start + _CHUNK]
-        total = part if base is None else part + base[start : start + _CHUNK]
-        verdicts.append(fits(total, total.dtype))
-    return torch.stack(verdicts).all()
+        # nan where a number is.
+        extremes += torch.aminmax(part if base is None else part + base[start : start + _CHUNK])
+    return extremes

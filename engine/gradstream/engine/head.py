@@ -29,12 +29,15 @@ TRAINED_CHUNK_TOKENS = 1024
 
 @dataclass(slots=True)
 class _Chunk:
-    """Tokens [start, end), and the adapters' patches that some of them are in. logits is kept for the backward pass while there is room."""
+    """Tokens [start, end), and the adapters' patches that some of them are in.
+
+    begun: what the softmax left in the place of the logits, kept for the backward pass while there is room.
+    """
 
     start: int
     end: int
     patches: list[Patch]
-    logits_NV: Tensor | None = None
+    begun_NV: Tensor | None = None
 
 
 class Head:
@@ -87,12 +90,13 @@ class Head:
         room = self._keep_rows if keep else 0
         for chunk in self._chunks:
             logits_NV = self._logits(chunk)
-            lse_N = self._softmax.lse(logits_NV)
-            parts_NC.append(logits_NV.gather(1, targets_TC[chunk.start : chunk.end]) - lse_N[:, None])
+            targets_NC = logits_NV.gather(1, targets_TC[chunk.start : chunk.end])
+            lse_N = self._softmax.lse_(logits_NV)
+            parts_NC.append(targets_NC - lse_N[:, None])
             lses_N.append(lse_N)
             room -= chunk.end - chunk.start
             if room >= 0:
-                chunk.logits_NV = logits_NV
+                chunk.begun_NV = logits_NV
         self._lse_T = torch.cat(lses_N)
         return torch.cat(parts_NC)
 
@@ -109,13 +113,14 @@ class Head:
         for chunk in chunks:
             span = slice(chunk.start, chunk.end)
             if not may_learn_T[span].any():
-                chunk.logits_NV = None
+                chunk.begun_NV = None
                 continue
-            logits_NV = self._logits(chunk) if chunk.logits_NV is None else chunk.logits_NV
-            chunk.logits_NV = None
+            is_begun = chunk.begun_NV is not None
+            place_NV = self._logits(chunk) if chunk.begun_NV is None else chunk.begun_NV
+            chunk.begun_NV = None
             grad_NC = grad_TC[span]
             # d logp_c / d logits = onehot(c) - softmax.
-            grad_NV = self._softmax.weigh_(logits_NV, self._lse_T[span], -grad_NC.sum(dim=1))
+            grad_NV = self._softmax.weigh_(place_NV, self._lse_T[span], -grad_NC.sum(dim=1), is_begun)
             grad_NV.scatter_add_(1, self._targets_TC[span], grad_NC)
             grad_hidden_TD[span] = self._through(chunk, grad_NV.to(self._weight_VD.dtype))
         return grad_hidden_TD

@@ -24,7 +24,7 @@ from gradstream.shared.errors import Unsupported
 from gradstream.shared.wire import OptimizerSpec
 
 # Raised whenever a batch gets other bits than before for a reason that nothing else in the fingerprint names.
-ARITHMETIC = 3
+ARITHMETIC = 4
 
 
 def resolve_dtype(policy: DTypePolicy, device: torch.device) -> torch.dtype:

@@ -64,6 +64,13 @@ def is_narrow(left: Tensor, right: Tensor) -> bool:
     return right.dtype == torch.float32 and left.numel() >= _MIN_NARROW
 
 
+def _is_narrow_batch(left_AMK: Tensor, right_AKN: Tensor) -> bool:
+    """The same for batched products, which it also pays for where the right factors are transposed."""
+    if right_AKN.shape[-1] >= _MANY_COLUMNS or right_AKN.device.type != "cpu":
+        return False
+    return right_AKN.dtype == torch.float32 and left_AMK.numel() >= _MIN_NARROW
+
+
 def add_mm_(target_MN: Tensor, left_MK: Tensor, right_KN: Tensor, scale: float = 1.0) -> None:
     """Add scale * left right to target, whose dtype may be finer."""
     is_plain = not _pays(left_MK, right_KN) and not is_narrow(left_MK, right_KN)
@@ -75,14 +82,16 @@ def add_mm_(target_MN: Tensor, left_MK: Tensor, right_KN: Tensor, scale: float =
 
 def bmm(left_AMK: Tensor, right_AKN: Tensor) -> Tensor:
     """The product of each pair, [A, M, N]."""
-    if is_narrow(left_AMK, right_AKN):
+    if _is_narrow_batch(left_AMK, right_AKN):
         return torch.bmm(right_AKN.transpose(1, 2), left_AMK.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(left_AMK, right_AKN)
 
 
 def add_bmm_(target_AMN: Tensor, left_AMK: Tensor, right_AKN: Tensor) -> None:
     """Add the product of each pair to target, whose dtype may be finer."""
-    if target_AMN.dtype == right_AKN.dtype and not is_narrow(left_AMK, right_AKN):
+    # On CPUs a target with gaps, as gradients side by side have, would be copied there and back.
+    is_in_place = target_AMN.device.type != "cpu" or target_AMN.is_contiguous()
+    if is_in_place and target_AMN.dtype == right_AKN.dtype and not _is_narrow_batch(left_AMK, right_AKN):
         target_AMN.baddbmm_(left_AMK, right_AKN)
     else:
         target_AMN.add_(bmm(left_AMK, right_AKN))

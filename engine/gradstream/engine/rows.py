@@ -4,7 +4,7 @@ Legend: T tokens that are computed, E tokens of the row's datums (the same, unle
 columns of the head, N tokens of one job.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,7 +19,7 @@ from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.datums import Datums
 from gradstream.engine.head import Head
 from gradstream.engine.losses._base import SWITCHES, LossArguments, LossResult
-from gradstream.engine.losses._valid import evaluate_valid
+from gradstream.engine.losses._valid import Valid, evaluate_valid
 from gradstream.engine.models.base import BaseModel
 from gradstream.engine.packing import Row
 from gradstream.engine.places import Places
@@ -97,17 +97,41 @@ def run_row(base: BaseModel, row: Row, jobs: Sequence[JobTensors]) -> None:
 def _losses(spans: Sequence[_Span], logprobs_EC: Tensor) -> Tensor:
     """Write the outputs of each span; returns the gradient of the log-probabilities, [E, C], 0 where there is none."""
     grad_EC = torch.zeros_like(logprobs_EC)
-    for span in spans:
-        width = span.job.datums.num_candidates
-        logprobs_NC = _of_valid(span, logprobs_EC[span.start : span.end, :width])
-        result = _loss(span, logprobs_NC)
-        span.job.logprobs_NC[span.first : span.last] = logprobs_NC
-        span.job.elementwise_NC[span.first : span.last] = result.elementwise_TC
+    for own in _of_one_loss(spans):
+        width = own[0].job.datums.num_candidates
+        part = slice(own[0].start, own[-1].end), slice(width)
+        is_valid_N = _valid(own)
+        logprobs_NC = _of_valid(logprobs_EC[part], is_valid_N)
+        result = _loss(own, logprobs_NC, is_valid_N)
+        sizes = [span.end - span.start for span in own]
+        outputs = zip(own, torch.split(logprobs_NC, sizes), torch.split(result.elementwise_TC, sizes), strict=True)
+        for span, logprobs, elementwise in outputs:
+            span.job.logprobs_NC[span.first : span.last] = logprobs
+            span.job.elementwise_NC[span.first : span.last] = elementwise
         if result.grad_TC is not None:
             # A loss that is not finite fails its job; its gradient is never used. Nothing waits for the device to tell.
-            is_finite = result.elementwise_TC.isfinite().all()
-            grad_EC[span.start : span.end, :width] = torch.where(is_finite, result.grad_TC, 0.0)
+            of_spans = torch.split(result.elementwise_TC.isfinite(), sizes)
+            is_finite_N1 = torch.cat([one.all().expand(size, 1) for one, size in zip(of_spans, sizes, strict=True)])
+            grad_EC[part] = torch.where(is_finite_N1, result.grad_TC, 0.0)
     return grad_EC
+
+
+def _of_one_loss(spans: Sequence[_Span]) -> Iterator[list[_Span]]:
+    """Neighbours that are computed at once: no datum's loss depends on another's."""
+    own: list[_Span] = []
+    for span in spans:
+        if own and not _is_one_loss(own[-1].job, span.job):
+            yield own
+            own = []
+        own.append(span)
+    yield own
+
+
+def _is_one_loss(one: JobTensors, other: JobTensors) -> bool:
+    mine, others = one.datums, other.datums
+    if mine.loss is not others.loss or mine.params != others.params or mine.inputs.keys() != others.inputs.keys():
+        return False
+    return mine.num_candidates == others.num_candidates and (one.grad is None) == (other.grad is None)
 
 
 def _may_learn(span: _Span) -> NDArray[np.bool_]:
@@ -155,33 +179,47 @@ def _spans(row: Row, jobs: Sequence[JobTensors]) -> list[_Span]:
 def _targets(spans: Sequence[_Span]) -> Tensor:
     """int64 [E, C] for the widest job; narrower ones repeat token 0, which nobody reads."""
     width = max(span.job.datums.num_candidates for span in spans)
-    parts_NC = [
-        torch.nn.functional.pad(
-            span.job.targets_NC[span.first : span.last], (0, width - span.job.datums.num_candidates)
-        )
-        for span in spans
-    ]
+    parts_NC = []
+    for span in spans:
+        targets_NC = span.job.targets_NC[span.first : span.last]
+        missing = width - span.job.datums.num_candidates
+        parts_NC.append(torch.nn.functional.pad(targets_NC, (0, missing)) if missing else targets_NC)
     return torch.cat(parts_NC)
 
 
-def _of_valid(span: _Span, logprobs_NC: Tensor) -> Tensor:
+def _valid(spans: Sequence[_Span]) -> Valid:
+    """Which of the spans' tokens have a target."""
+    if all(span.job.datums.is_valid_N is None for span in spans):
+        return None
+    parts = [
+        np.ones(span.end - span.start, dtype=np.bool_) if is_valid_N is None else is_valid_N[span.first : span.last]
+        for span, is_valid_N in ((span, span.job.datums.is_valid_N) for span in spans)
+    ]
+    return np.concatenate(parts)
+
+
+def _of_valid(logprobs_NC: Tensor, is_valid_N: Valid) -> Tensor:
     """logprobs_NC with 0 for tokens without a target."""
-    is_valid_N = span.job.datums.is_valid_N
     if is_valid_N is None:
         return logprobs_NC
-    mask_N = to_device(is_valid_N[span.first : span.last], logprobs_NC.device)
+    mask_N = to_device(is_valid_N, logprobs_NC.device)
     return torch.where(mask_N[:, None], logprobs_NC, torch.zeros_like(logprobs_NC))
 
 
-def _loss(span: _Span, logprobs_NC: Tensor) -> LossResult:
-    job = span.job
+def _loss(spans: Sequence[_Span], logprobs_NC: Tensor, is_valid_N: Valid) -> LossResult:
+    """Of spans with one loss."""
+    job = spans[0].job
     arguments = LossArguments(
         logprobs_TC=logprobs_NC,
         held_TC=logprobs_NC,
-        inputs={name: values_NC[span.first : span.last] for name, values_NC in job.inputs.items()},
+        inputs={
+            name: _joined([span.job.inputs[name][span.first : span.last] for span in spans]) for name in job.inputs
+        },
         params=job.datums.params,
-        lengths=span.lengths,
+        lengths=[length for span in spans for length in span.lengths],
     )
-    is_valid_N = job.datums.is_valid_N
-    is_valid_T = None if is_valid_N is None else is_valid_N[span.first : span.last]
-    return evaluate_valid(job.datums.loss, arguments, is_valid_T, with_grad=job.grad is not None)
+    return evaluate_valid(job.datums.loss, arguments, is_valid_N, with_grad=job.grad is not None)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

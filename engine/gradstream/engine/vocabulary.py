@@ -53,31 +53,46 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """lse: logits [N, V] -> [N]. weigh_: (logits, lse [N], weight [N]) -> weight * softmax in the place of the logits, 0 for weight 0."""
+    """lse_: logits [N, V] -> [N]; their place may then hold something else, which only weigh_ reads.
 
-    lse: Callable[[Tensor], Tensor]
-    weigh_: Callable[[Tensor, Tensor, Tensor], Tensor]
+    weigh_: (place, lse [N], weight [N], is_begun) -> weight * softmax in the place of the logits, 0 for weight 0. is_begun: lse_ was
+    there; else the place has the logits themselves.
+    """
+
+    lse_: Callable[[Tensor], Tensor]
+    weigh_: Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
     @classmethod
     def of(cls, mode: Literal["compiled", "eager"]) -> "Softmax":
-        """compiled: one kernel each, where eager goes over the logits several times."""
+        """compiled: kernels of torch's compiler; eager: torch's own softmax, of which lse follows from the largest logit's share."""
         return _COMPILED if mode == "compiled" else _EAGER
 
 
 def warm_up(vocab_size: int, device: torch.device) -> None:
     """Make the compiled kernels, always from the same sizes."""
     logits_NV = torch.zeros(_WARM_TOKENS, vocab_size, device=device)
-    lse_N = _COMPILED.lse(logits_NV)
-    _COMPILED.weigh_(logits_NV, lse_N, torch.ones_like(lse_N))
+    lse_N = _COMPILED.lse_(logits_NV)
+    _COMPILED.weigh_(logits_NV, lse_N, torch.ones_like(lse_N), True)
+
+
+def _eager_lse_(logits_NV: Tensor) -> Tensor:
+    """The place of the logits then holds the softmax. nan where a logit is nan or inf, or all are -inf."""
+    largest_N = logits_NV.amax(dim=1)
+    return largest_N - torch.softmax(logits_NV, dim=1, out=logits_NV).amax(dim=1).log_()
+
+
+def _eager_weigh_(place_NV: Tensor, lse_N: Tensor, weight_N: Tensor, is_begun: bool) -> Tensor:
+    if not is_begun:
+        torch.softmax(place_NV, dim=1, out=place_NV)
+    place_NV.mul_(weight_N[:, None])
+    # 0 times nan is none; where the device need not be waited for, a look saves going over it all.
+    if lse_N.device.type == "cpu" and lse_N.isfinite().all():
+        return place_NV
+    return place_NV.masked_fill_((weight_N == 0)[:, None], 0.0)
 
 
 def _lse(logits_NV: Tensor) -> Tensor:
     return logits_NV.logsumexp(dim=-1)
-
-
-def _weigh_(logits_NV: Tensor, lse_N: Tensor, weight_N: Tensor) -> Tensor:
-    logits_NV.sub_(lse_N[:, None]).exp_().mul_(weight_N[:, None])
-    return logits_NV.masked_fill_((weight_N == 0)[:, None], 0.0)
 
 
 def _weigh_once_(logits_NV: Tensor, lse_N: Tensor, weight_N: Tensor) -> None:
@@ -95,12 +110,12 @@ def _compiled_lse(logits_NV: Tensor) -> Tensor:
     return _kernels()[0](logits_NV) if len(logits_NV) > 1 else _lse(logits_NV)
 
 
-def _compiled_weigh_(logits_NV: Tensor, lse_N: Tensor, weight_N: Tensor) -> Tensor:
-    if len(logits_NV) == 1:
-        return _weigh_(logits_NV, lse_N, weight_N)
-    _kernels()[1](logits_NV, lse_N, weight_N)
-    return logits_NV
+def _compiled_weigh_(place_NV: Tensor, lse_N: Tensor, weight_N: Tensor, _is_begun: bool) -> Tensor:
+    if len(place_NV) == 1:
+        return _eager_weigh_(place_NV, lse_N, weight_N, False)
+    _kernels()[1](place_NV, lse_N, weight_N)
+    return place_NV
 
 
-_EAGER = Softmax(_lse, _weigh_)
+_EAGER = Softmax(_eager_lse_, _eager_weigh_)
 _COMPILED = Softmax(_compiled_lse, _compiled_weigh_)

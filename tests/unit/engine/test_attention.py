@@ -19,6 +19,7 @@ SHAPES = {
     "mixed": [3, 9, 1, 9, 3],
     "equal but apart": [4, 2, 4],
     "single tokens": [1, 1, 1],
+    "short ones between long ones": [3, 300, 5, 300, 4],
 }
 choose_attention("auto", device=CPU, dtype=torch.float32)
 RUNNABLE = [name for name in ATTENTION if ATTENTION[name].refusal(CPU, torch.float64) is None and name != "reference"]
@@ -131,6 +132,36 @@ def test_a_change_in_one_segment_leaves_the_others_bits(name: str) -> None:
     assert torch.equal(before[:5], after[:5])
     assert torch.equal(before[11:], after[11:])
     assert not torch.equal(before[5:11], after[5:11])
+
+
+def test_short_segments_are_padded_to_one_call_on_cpus_while_that_computes_little_more() -> None:
+    def calls(lengths: list[int], num_features: int, device: str = "cpu") -> list[tuple[int, bool]]:
+        grouping = Segments(lengths, device=torch.device(device)).grouping(num_features)
+        return [(group.num_segments, group.padding is not None) for group in grouping.groups]
+
+    assert calls([3, 300, 5, 300, 4], 64) == [(3, True), (2, False)]
+    assert calls([40, 64, 50, 64], 64) == [(4, True)]
+    assert calls([40, 64, 50, 64], 4096) == [(1, False), (2, False), (1, False)]
+    assert calls([40, 64, 50, 64], 64, "meta") == [(1, False), (2, False), (1, False)]
+
+
+def test_what_pads_a_segment_is_its_own_last_token_so_that_a_nan_stays_in_its_segment() -> None:
+    segments = Segments([3, 9, 4], device=CPU)
+    q, k, v = (_heads(4, 16, seed) for seed in range(3))
+    weights = torch.randn(16, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    clean = ATTENTION["segment_sdpa"].run(q, k, v, segments, 0.3)
+    wants = torch.autograd.grad((clean * weights).sum(), (q, k, v))
+    broken = [x.detach().clone() for x in (q, k, v)]
+    for x in broken:
+        x[:, 3:12] = float("nan")
+        x.requires_grad_()
+
+    out = ATTENTION["segment_sdpa"].run(*broken, segments, 0.3)
+
+    others = [0, 1, 2, 12, 13, 14, 15]
+    assert torch.equal(out[others], clean[others])
+    for got, want in zip(torch.autograd.grad((out * weights).sum(), broken), wants, strict=True):
+        assert torch.equal(got[:, others], want[:, others])
 
 
 def test_a_later_token_never_changes_an_earlier_one() -> None:

@@ -12,6 +12,7 @@ from gradstream.engine.adapters.passes import AdapterPass
 from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.head import Head, logits, target_logprobs
 from gradstream.engine.models.base import BaseModel
+from gradstream.engine.vocabulary import Softmax
 from gradstream.shared.ids import ModelId
 
 
@@ -126,3 +127,42 @@ def test_chunks_in_which_nothing_may_learn_are_left_out_of_the_backward_pass(dri
     assert there is not None
     assert torch.equal(everywhere, there)
     assert backward() == (None, 0)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30], ids=["recompute", "keep"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_token_whose_logits_are_not_finite_is_noticed_and_leaves_the_gradients_of_others_as_they_are(
+    driver: Driver, value: float, keep_bytes: int
+) -> None:
+    base = driver.engine.state.base
+    hidden = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    broken = hidden.clone()
+    broken[7, 3] = value
+    targets, grad = torch.arange(20)[:, None], torch.ones(20, 1)
+    grad[7] = 0.0
+    others = [token for token in range(20) if token != 7]
+
+    outs = []
+    for states in (hidden, broken):
+        head = Head(base, states, None, keep_bytes=keep_bytes)
+        outs.append((head.logprobs(targets, keep=True), head.backward(grad, np.ones(20, dtype=bool))))
+
+    (want, want_grad), (got, got_grad) = outs
+    assert not got[7].isfinite()
+    assert torch.equal(got[others], want[others])
+    assert torch.equal(got_grad, want_grad)
+    assert (got_grad[7] == 0).all()
+
+
+def test_logits_of_minus_infinity_have_no_probability_and_no_gradient() -> None:
+    softmax = Softmax.of("eager")
+    logits_NV = torch.tensor([[0.5, -torch.inf, 2.0], [1.0, 3.0, -1e30]])
+    want = logits_NV.double().logsumexp(1)
+    place_NV = logits_NV.clone()
+    lse_N = softmax.lse_(place_NV)
+    torch.testing.assert_close(lse_N.double(), want, rtol=1e-6, atol=1e-6)
+    weight_N = torch.tensor([2.0, -1.0])
+    got = softmax.weigh_(place_NV, lse_N, weight_N, True)
+    fresh = softmax.weigh_(logits_NV.clone(), lse_N, weight_N, False)
+    assert torch.equal(got, fresh)
+    torch.testing.assert_close(got.double(), weight_N[:, None].double() * logits_NV.double().softmax(1))

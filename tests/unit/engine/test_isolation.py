@@ -1,5 +1,6 @@
 """Clients of one engine do not feel each other; batches and packings do not change results."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,17 @@ from tests.support.engine_builders import (
     randomize,
 )
 
+from gradstream.shared.columns import Column
 from gradstream.shared.ids import LOCAL_TENANT, ModelId, TenantId
-from gradstream.shared.wire import AdamParams, Failed, ForwardBackwardDone, OptimStep, UnloadModel
+from gradstream.shared.wire import (
+    IGNORE,
+    AdamParams,
+    Failed,
+    ForwardBackward,
+    ForwardBackwardDone,
+    OptimStep,
+    UnloadModel,
+)
 
 
 @pytest.fixture
@@ -154,6 +164,61 @@ def test_a_non_finite_job_fails_alone(driver: Driver) -> None:
     torch.testing.assert_close(driver.grad("good"), want, rtol=1e-4, atol=1e-4)
     assert not driver.engine.state.models[ModelId("bad")].has_grad
     assert not driver.grad("bad").any()
+
+
+def _jobs_of_all_kinds() -> dict[str, ForwardBackward]:
+    """Jobs whose losses are computed at once as far as they are alike."""
+    plain, masked = cross_entropy(random_data([16, 9], seed=1)), random_data([12, 20], seed=2)
+    masked.targets[1][3:9] = IGNORE
+    sampled = [np.full(14, -3.0 - index, dtype=np.float32) for index in range(2)]
+    inputs = {
+        "target_tokens": Column.of(random_data([14, 14], seed=3).targets, dtype="int64"),
+        "logprobs": Column.of(sampled, dtype="float32"),
+        "advantages": Column.of(random_data([14, 14], seed=4).weights, dtype="float32"),
+    }
+    mask = Column.of([np.ones(14, dtype=np.float32)] * 2, dtype="float32")
+    policy = ForwardBackward(
+        tokens=Column.of(random_data([14, 14]).tokens, dtype="int32"), inputs=inputs, loss_fn="ppo"
+    )
+    return {
+        "plain": plain,
+        "forward": cross_entropy(random_data([16, 9], seed=5), backward=False),
+        "masked": cross_entropy(masked),
+        "ppo": policy,
+        "narrow ppo": msgspec.structs.replace(
+            policy, loss_config={"clip_low_threshold": 0.99, "clip_high_threshold": 1.01}
+        ),
+        "gspo": msgspec.structs.replace(policy, inputs=inputs | {"sequence_ratio_mask": mask}, loss_fn="gspo"),
+        "long": cross_entropy(random_data([70], seed=6)),
+        "other plain": cross_entropy(random_data([25], seed=7)),
+    }
+
+
+@pytest.mark.parametrize("broken", [None, "plain", "gspo"])
+def test_jobs_of_all_kinds_in_one_batch_get_what_each_gets_alone_also_beside_one_that_is_not_finite(
+    driver: Driver, broken: str | None
+) -> None:
+    jobs = _jobs_of_all_kinds()
+    wants = {}
+    for number, (name, payload) in enumerate(jobs.items()):
+        driver.create(name)
+        randomize(driver, name, seed=number)
+        wants[name] = driver.done(name, payload), driver.grad(name)
+        driver.engine.state.models[ModelId(name)].clear_grad()
+    if broken is not None:
+        driver.engine.state.models[ModelId(broken)].weights.fill_(float("nan"))
+
+    outcomes = dict(zip(jobs, driver.run(*jobs.items()), strict=True))
+
+    for name, (want, want_grad) in wants.items():
+        if name == broken:
+            assert isinstance(outcomes[name], Failed)
+            assert not driver.grad(name).any()
+            continue
+        assert loss_of(outcomes[name]) == pytest.approx(loss_of(want), rel=1e-4, abs=1e-4)
+        for got, expected in zip(logprobs_of(outcomes[name]), logprobs_of(want), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(driver.grad(name), want_grad, rtol=1e-3, atol=1e-4)
 
 
 def test_a_non_finite_job_leaves_what_its_model_had_accumulated(driver: Driver) -> None:

@@ -9,10 +9,12 @@ from tests.support.adapters import noisy_adapter
 from tests.support.engine_builders import Driver, cross_entropy, logprobs_of, open_engine, random_data, randomize
 from tests.support.oracle import relative_error
 
+from gradstream.engine.adapters.layout import LoraPair
 from gradstream.engine.adapters.linear import Block, lora_linear
 from gradstream.engine.adapters.passes import AdapterPass
 from gradstream.engine.adapters.slices import AdapterSlice
 from gradstream.engine.adapters.stacked import StackedPatch, side_by_side
+from gradstream.engine.padding import Padding
 from gradstream.shared.ids import ModelId
 from gradstream.shared.wire import LoraSpec
 
@@ -60,7 +62,8 @@ def test_a_stack_gives_the_products_and_gradients_of_double_precision_and_of_sin
     single = AdapterPass(others, compute_dtype=torch.float32, is_stacked=False)
     (patch,) = together.grouped_patches(site.index)
     assert isinstance(patch, StackedPatch)
-    assert (patch.ends_A is None) == (lengths is EQUAL)
+    assert patch.ends_A is None
+    assert (patch.padding is None) == (lengths is EQUAL)
 
     y_TO, grad_TI = _through(together, base, site.index, x_TI, seed_TO)
 
@@ -84,6 +87,74 @@ def test_a_stack_gives_the_products_and_gradients_of_double_precision_and_of_sin
             assert relative_error(got, want) < 1e-6
             assert relative_error(got, by_itself) < 1e-6
     assert relative_error(grad_TI, x64_TI.grad) < 1e-6
+
+
+def test_neighbours_of_like_lengths_are_padded_together_and_what_is_longer_begins_a_new_stack(base):
+    adapters = AdapterPass(_slices(base, [1, 2, 15, 30, 33, 35, 500, 300]), compute_dtype=torch.float32)
+
+    patches = adapters.grouped_patches(base.sites[0].index)
+
+    assert [(patch.start, patch.end) for patch in patches] == [(0, 18), (18, 116), (116, 616), (616, 916)]
+    assert [isinstance(patch, StackedPatch) for patch in patches] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("lengths", [EQUAL, RAGGED], ids=["equal", "ragged"])
+@pytest.mark.parametrize("rank", [3, 8, 24])
+def test_a_stack_with_frozen_ranks_adds_to_the_gradients_of_the_others_alone(base, lengths, rank):
+    site = next(one for one in base.sites if one.name.endswith("layers.0.mlp.down_proj"))
+    generator = torch.Generator().manual_seed(0)
+    frozen_rank, num_adapters, total = 2, len(lengths), sum(lengths)
+    x_TI = torch.randn(total, site.in_features, generator=generator)
+    grad_TO = torch.randn(total, site.out_features, generator=generator)
+    a = torch.randn(num_adapters, rank, site.in_features, generator=generator)
+    b = torch.randn(num_adapters, site.out_features, rank, generator=generator)
+    grad = LoraPair(torch.zeros_like(a[:, frozen_rank:]), torch.zeros_like(b[..., frozen_rank:]))
+    starts = [0, *accumulate(lengths)][:-1]
+    padding = Padding.of(starts, lengths, torch.device("cpu"), num_tokens=total)
+    scale = 2.0 * padding.is_own_AN.view(num_adapters, -1, 1)
+    patch = StackedPatch(
+        start=0,
+        end=total,
+        ends_A=None,
+        padding=None if lengths is EQUAL else padding,
+        scale=scale,
+        weight=LoraPair(a, b),
+        grad=grad,
+        frozen_rank=frozen_rank,
+    )
+    y_TO, grad_x_TI = torch.zeros(total, site.out_features), torch.zeros_like(x_TI)
+
+    low = patch.add(x_TI, y_TO)
+    patch.backward(grad_TO=grad_TO, x_TI=x_TI, low=low, grad_x_TI=grad_x_TI)
+
+    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        own = slice(start, start + length)
+        leaves = [one.double().requires_grad_() for one in (x_TI[own], a[number], b[number])]
+        x, own_a, own_b = leaves
+        y = 2.0 * (x @ own_a.t()) @ own_b.t()
+        want_x, want_a, want_b = torch.autograd.grad(y, leaves, grad_TO[own].double())
+        assert relative_error(y_TO[own], y.detach()) < 1e-6
+        assert relative_error(grad_x_TI[own], want_x) < 1e-6
+        assert relative_error(grad.a[number], want_a[frozen_rank:]) < 1e-6
+        assert relative_error(grad.b[number], want_b[:, frozen_rank:]) < 1e-6
+
+
+def test_numbers_of_one_adapter_that_are_not_finite_stay_in_its_own_tokens_and_gradients(base):
+    site = next(one for one in base.sites if one.name.endswith("layers.0.mlp.down_proj"))
+    generator = torch.Generator().manual_seed(0)
+    x_TI = torch.randn(sum(RAGGED), site.in_features, generator=generator)
+    seed_TO = torch.randn(sum(RAGGED), site.out_features, generator=generator)
+    results = []
+    for value in (0.0, float("nan")):
+        slices = _slices(base, RAGGED)
+        x_TI[3:12] = value
+        y_TO, grad_TI = _through(AdapterPass(slices, compute_dtype=torch.float32), base, site.index, x_TI, seed_TO)
+        others = [part for number, part in enumerate(slices) if number != 1]
+        results.append(
+            [*(t[part.start : part.end] for part in others for t in (y_TO, grad_TI)), *(o.grad for o in others)]
+        )
+    for want, got in zip(*results, strict=True):
+        assert torch.equal(got, want)
 
 
 def test_a_scale_that_bfloat16_does_not_hold_is_not_rounded_to_it(base):
@@ -110,7 +181,7 @@ def test_a_scale_that_bfloat16_does_not_hold_is_not_rounded_to_it(base):
 def test_slices_of_other_shapes_without_gradients_in_line_or_with_gaps_between_them_are_not_stacked(base):
     site = base.sites[0].index
     few = AdapterPass(_slices(base, EQUAL[:2]), compute_dtype=torch.float32)
-    long = AdapterPass(_slices(base, [70, 80, 90, 100]), compute_dtype=torch.float32)
+    unlike = AdapterPass(_slices(base, [16, 60, 200, 700]), compute_dtype=torch.float32)
     apart = [
         AdapterSlice(start=part.start + number, end=part.end + number, weights=part.weights, grad=part.grad)
         for number, part in enumerate(_slices(base, EQUAL))
@@ -118,10 +189,12 @@ def test_slices_of_other_shapes_without_gradients_in_line_or_with_gaps_between_t
     mixed = _slices(base, EQUAL)
     other = noisy_adapter(base, spec=LoraSpec(rank=3, seed=1))
     mixed[1] = AdapterSlice(start=5, end=10, weights=other, grad=torch.zeros(other.layout.num_params))
+    long = AdapterPass(_slices(base, [250, 260, 270, 280]), compute_dtype=torch.float32)
     scattered = _scattered(_slices(base, EQUAL))
 
     for adapters in (
         few,
+        unlike,
         long,
         *(AdapterPass(parts, compute_dtype=torch.float32) for parts in (apart, mixed, scattered)),
     ):
@@ -153,7 +226,7 @@ def test_side_by_side_finds_equal_distances_only():
     assert side_by_side([buffer[0:8], torch.zeros(8)]) is None
 
 
-@pytest.mark.parametrize("lengths", [[12] * 4, [3, 17, 9, 5]], ids=["equal", "ragged"])
+@pytest.mark.parametrize("lengths", [[12] * 4, [3, 17, 9, 5], [20, 21, 150, 30]], ids=["equal", "ragged", "one longer"])
 def test_jobs_of_many_models_of_two_ranks_in_one_batch_get_what_they_get_alone(lengths):
     driver = Driver(open_engine())
     jobs = {}

@@ -13,6 +13,7 @@ from gradstream.engine.adapters.layout import AdapterLayout, LoraPair
 from gradstream.engine.adapters.slices import AdapterSlice, Patch
 from gradstream.engine.adapters.stacked import StackedPatch, side_by_side
 from gradstream.engine.adapters.stacking import together
+from gradstream.engine.padding import Padding
 from gradstream.engine.transfer import to_device
 
 
@@ -106,8 +107,13 @@ class _Stack:
         scale_dtype = torch.promote_types(compute_dtype, torch.float32)
         scale_A = torch.tensor([part.adapter.scale for part in group], dtype=scale_dtype)
         self._ends_A: Tensor | None = None
+        self._padding: Padding | None = None
         if len(set(counts)) == 1:
             self._scale = to_device(scale_A, device)[:, None, None]
+        elif device.type == "cpu":
+            starts = [part.start - group[0].start for part in group]
+            self._padding = Padding.of(starts, counts, device, num_tokens=sum(counts))
+            self._scale = scale_A[:, None, None] * self._padding.is_own_AN.view(len(counts), -1, 1)
         else:
             counts_A = torch.tensor(counts)
             self._scale = to_device(scale_A.repeat_interleave(counts_A), device)[:, None]
@@ -129,6 +135,7 @@ class _Stack:
             start=first.start,
             end=self._group[-1].end,
             ends_A=self._ends_A,
+            padding=self._padding,
             scale=self._scale,
             weight=_pairs(self._layout, self._weights_AP, site),
             grad=None if self._grads_AP is None else _pairs(first.adapter.layout, self._grads_AP, site),

@@ -1,8 +1,8 @@
 """Which slices of a row are computed together.
 
 A pure function of the plan, the adapters' shapes and the machine, which the fingerprint names; so a replay computes the same together.
-Batched products need equally many tokens of each adapter and always pay. Grouped products take any numbers of tokens: on CPUs they are
-a loop in C++, which pays where an adapter's share is small; on GPUs they are one kernel.
+Batched products need equally many tokens of each adapter and always pay. Grouped products take any numbers of tokens: on GPUs they are
+one kernel; on CPUs they are a loop, and what an adapter has less than another one is padded for a batched product instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from gradstream.engine.adapters.factors import Factors
 from gradstream.engine.adapters.slices import AdapterSlice
 
-# Fewest adapters of a batched and of a grouped product.
-_FEWEST_EQUAL = 3
-_FEWEST_GROUPED = 4
-# On CPUs: the mean number of an adapter's tokens above which a grouped product is no faster than a product for each.
-_MOST_GROUPED_TOKENS = 64
+# Fewest adapters of a batched or grouped product.
+_FEWEST = 3
+# Of a padded product: the most that it may have of what there is to compute, in tokens; and the tokens that any adapter counts as, since
+# fewer take as long.
+_MOST_PADDED = 1.5
+_LEAST_TOKENS = 16
+# The mean number of tokens of an adapter above which a padded product is no faster than a product for each.
+_MOST_TOKENS = 256
 # What the copies of the weights that lie side by side may take.
 _MOST_BYTES = 256 << 20
 # Rows of what goes into a grouped product take a multiple of this.
@@ -53,30 +56,43 @@ def _fit(one: AdapterSlice, other: AdapterSlice) -> bool:
 
 
 def _groups(run: list[AdapterSlice], compute_dtype: torch.dtype) -> Iterator[list[AdapterSlice]]:
-    if len(run) < _FEWEST_EQUAL or _stack_bytes(run, compute_dtype) > _MOST_BYTES:
+    if len(run) < _FEWEST or _stack_bytes(run, compute_dtype) > _MOST_BYTES:
         yield from ([part] for part in run)
     elif _grouped_on_gpu(run, compute_dtype):
         yield run
     else:
-        rest: list[AdapterSlice] = []
-        for _, same in groupby(run, key=lambda part: part.num_tokens):
-            equal = list(same)
-            if len(equal) < _FEWEST_EQUAL:
-                rest += equal
-                continue
-            yield from _grouped_on_cpu(rest, compute_dtype)
-            rest = []
-            yield equal
-        yield from _grouped_on_cpu(rest, compute_dtype)
+        is_padded = run[0].factors.weights.device.type == "cpu" and compute_dtype == torch.float32
+        for group in _alike(run) if is_padded else _equal(run):
+            if len(group) < _FEWEST or _is_long(group):
+                yield from ([part] for part in group)
+            else:
+                yield group
 
 
-def _grouped_on_cpu(rest: list[AdapterSlice], compute_dtype: torch.dtype) -> list[list[AdapterSlice]]:
-    is_small = sum(part.num_tokens for part in rest) <= _MOST_GROUPED_TOKENS * len(rest)
-    if len(rest) < _FEWEST_GROUPED or not is_small or compute_dtype != torch.float32:
-        return [[part] for part in rest]
-    factors = rest[0].factors
-    is_cpu = factors.weights.device.type == "cpu"
-    return [rest] if is_cpu and _can_group(factors, compute_dtype) else [[part] for part in rest]
+def _is_long(group: list[AdapterSlice]) -> bool:
+    """True where padding would not pay."""
+    counts = [part.num_tokens for part in group]
+    return min(counts) < max(counts) and sum(counts) > _MOST_TOKENS * len(counts)
+
+
+def _equal(run: list[AdapterSlice]) -> Iterator[list[AdapterSlice]]:
+    """Neighbours of equally many tokens."""
+    for _, same in groupby(run, key=lambda part: part.num_tokens):
+        yield list(same)
+
+
+def _alike(run: list[AdapterSlice]) -> Iterator[list[AdapterSlice]]:
+    """Neighbours whose numbers of tokens are near enough for a padded product; each group takes what it can, from the first one on."""
+    group: list[AdapterSlice] = []
+    most = total = 0
+    for part in run:
+        counts_as = max(part.num_tokens, _LEAST_TOKENS)
+        most, total = max(most, counts_as), total + counts_as
+        if group and most * (len(group) + 1) > _MOST_PADDED * total:
+            yield group
+            group, most, total = [], counts_as, counts_as
+        group.append(part)
+    yield group
 
 
 def _grouped_on_gpu(run: list[AdapterSlice], compute_dtype: torch.dtype) -> bool:

@@ -9,17 +9,23 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gradstream.engine.padding import Padding
 from gradstream.engine.transfer import to_device
 
 # Queries that are masked at a time where there are keys before them: what lies after the last of them is not computed.
 MASK_ROWS = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EqualLengths:
-    """All segments of one length that continue the same one. index_T: their token positions in the row, segment after segment.
+# On CPUs: the pairs of tokens, times query heads times their size, that take as long as a call with what is around it.
+_CALL_WORK = 250_000
 
-    context: the tokens [start, end) of what they continue, from its beginning; empty where they continue nothing.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentGroup:
+    """Segments that are computed together: all of one length that continue the same one, or, with padding, some of a few lengths.
+
+    length: the most tokens of one. index_T: their token positions in the row, segment after segment. context: the tokens [start, end) of
+    what they continue, from its beginning; empty where they continue nothing.
     """
 
     length: int
@@ -28,10 +34,19 @@ class EqualLengths:
     is_contiguous: bool
     index_T: Tensor
     context: tuple[tuple[int, int], ...]
+    padding: Padding | None = None
 
     @property
     def num_context(self) -> int:
         return sum(end - start for start, end in self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """All segments of a row. ungroup: int64 [T], for each row position its place in the concatenated groups; None when they are the same."""
+
+    groups: list[SegmentGroup]
+    ungroup: Tensor | None
 
 
 class Segments:
@@ -50,6 +65,7 @@ class Segments:
         self.lengths = lengths
         self.device = device
         self.num_tokens = sum(lengths)
+        self._groupings: dict[int, Grouping] = {}
 
     @cached_property
     def starts(self) -> list[int]:
@@ -142,36 +158,68 @@ class Segments:
         ids = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
         return to_device(ids, self.device)
 
-    @cached_property
-    def groups(self) -> list[EqualLengths]:
-        """One entry per distinct length and parent, in order of first appearance."""
-        return [
-            EqualLengths(
-                length=length,
-                num_segments=len(starts),
-                start=starts[0],
-                is_contiguous=starts[-1] - starts[0] == length * (len(starts) - 1),
-                index_T=to_device(_tokens(starts, length), self.device),
-                context=context,
-            )
-            for (length, context), starts in self._starts_by_length.items()
-        ]
+    def grouping(self, num_features: int) -> Grouping:
+        """num_features: of a token's queries in all heads."""
+        if num_features not in self._groupings:
+            self._groupings[num_features] = self._grouped(num_features)
+        return self._groupings[num_features]
 
-    @cached_property
-    def _starts_by_length(self) -> dict[tuple[int, tuple[tuple[int, int], ...]], list[int]]:
-        """First tokens of the segments of each length and context."""
-        by_length: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
-        for start, length, context in zip(self.starts, self.lengths, self.contexts, strict=True):
-            by_length.setdefault((length, context), []).append(start)
-        return by_length
+    def _grouped(self, num_features: int) -> Grouping:
+        """One group per distinct length and parent, in order of first appearance; on CPUs what is worth padding first, as one."""
+        by_length: dict[_Kind, list[int]] = {}
+        for number, (length, context) in enumerate(zip(self.lengths, self.contexts, strict=True)):
+            by_length.setdefault((length, context), []).append(number)
+        groups, order = [], []
+        for run in _padded(by_length, num_features) if self.device.type == "cpu" else []:
+            padded = sorted(number for kind in run for number in by_length.pop(kind))
+            groups.append(self._group(padded))
+            order += padded
+        for numbers in by_length.values():
+            groups.append(self._group(numbers))
+            order += numbers
+        if order == sorted(order):
+            return Grouping(groups, None)
+        inverse_T = torch.cat(
+            [torch.arange(self.starts[number], self.starts[number] + self.lengths[number]) for number in order]
+        )
+        return Grouping(groups, to_device(inverse_T.argsort(), self.device))
 
-    @cached_property
-    def ungroup(self) -> Tensor | None:
-        """int64 [T]: for each row position its place in the concatenated groups; None when they are the same."""
-        parts = [_tokens(starts, length) for (length, _), starts in self._starts_by_length.items()]
-        inverse_T = torch.cat(parts).argsort()
-        is_identity = torch.equal(inverse_T, torch.arange(self.num_tokens))
-        return None if is_identity else to_device(inverse_T, self.device)
+    def _group(self, numbers: list[int]) -> SegmentGroup:
+        starts, lengths = [self.starts[number] for number in numbers], [self.lengths[number] for number in numbers]
+        length = max(lengths)
+        padding = None
+        if min(lengths) < length:
+            padding = Padding.of(starts, lengths, self.device, num_tokens=self.num_tokens)
+        return SegmentGroup(
+            length=length,
+            num_segments=len(starts),
+            start=starts[0],
+            is_contiguous=starts[-1] - starts[0] == length * (len(starts) - 1),
+            index_T=padding.token_T if padding else to_device(_tokens(starts, length), self.device),
+            context=self.contexts[numbers[0]],
+            padding=padding,
+        )
+
+
+# A length, and what segments of that length continue.
+_Kind = tuple[int, tuple[tuple[int, int], ...]]
+
+
+def _padded(by_length: dict[_Kind, list[int]], num_features: int) -> list[list[_Kind]]:
+    """Which lengths of segments without parents are computed as one, from the shortest on: what is padded takes less than the calls saved."""
+    runs: list[list[_Kind]] = []
+    counts: list[int] = []
+    waste = 0
+    for kind in sorted(kind for kind in by_length if not kind[1]):
+        if runs:
+            longest = runs[-1][-1][0]
+            waste += sum(counts) * (kind[0] ** 2 - longest**2) * num_features
+        if not runs or waste > len(counts) * _CALL_WORK:
+            runs.append([])
+            counts, waste = [], 0
+        runs[-1].append(kind)
+        counts.append(len(by_length[kind]))
+    return [run for run in runs if len(run) > 1]
 
 
 def _tokens(starts: list[int], length: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradstream.engine import losses
-from gradstream.engine.accumulation import Undo, accumulate, is_finite_sum
+from gradstream.engine.accumulation import Undo, accumulate, are_finite_sums, is_finite_sum
 from gradstream.engine.adapters.adapter import Adapter
 from gradstream.engine.datums import Datums, datums_of
 from gradstream.engine.losses._base import LossArguments
@@ -98,11 +98,13 @@ def _run_adapters(
 
 def _verdicts(work: Sequence[AdapterWork], tensors: Sequence[JobTensors]) -> dict[int, Tensor]:
     """Which jobs' gradients may be accumulated, by number; of each model the first, since the others depend on its outcome."""
-    first: dict[ModelId, tuple[int, Tensor]] = {}
+    first: dict[ModelId, int] = {}
+    sums = []
     for number, (one, job) in enumerate(zip(work, tensors, strict=True)):
         if job.grad is not None and one.adapter.model_id not in first:
-            first[one.adapter.model_id] = number, is_finite_sum(one.adapter, job.grad)
-    return dict(first.values())
+            first[one.adapter.model_id] = number
+            sums.append((one.adapter, job.grad))
+    return dict(zip(first.values(), are_finite_sums(sums), strict=True))
 
 
 def _run_full(
