@@ -69,6 +69,15 @@ def test_a_lane_whose_work_ends_gives_up_what_it_was_behind():
     assert run(lanes, 0.1) is Lane.TRAIN
 
 
+def test_a_sample_that_begins_waits_for_one_batch_of_training_whatever_sampling_took_before():
+    lanes = Lanes(last=Lane.TRAIN)
+    assert run(lanes, 0.9) is Lane.SAMPLE
+    assert lanes.choose(BOTH, is_joining=True) is Lane.TRAIN
+    assert run(lanes, 0.1) is Lane.TRAIN
+    assert lanes.choose(BOTH, is_joining=True) is Lane.SAMPLE
+    assert [run(lanes, 0.1) for _ in range(3)] == [Lane.TRAIN] * 3
+
+
 @given(st.lists(st.floats(0.001, 0.9), min_size=1, max_size=5), st.lists(st.floats(0.001, 0.9), min_size=1, max_size=5))
 def test_neither_lane_is_ever_ahead_by_more_than_its_longest_turn(train: list[float], sample: list[float]):
     lanes, costs = Lanes(), {Lane.TRAIN: cycle(train), Lane.SAMPLE: cycle(sample)}

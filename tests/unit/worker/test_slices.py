@@ -224,3 +224,15 @@ def test_nothing_is_lost_lanes_alternate_and_bounds_hold_whatever_is_sent(log, l
     assert sorted(ended) == sorted(one.job.future_id for one in arriving)
     assert len(backlog) == 0
     assert not backlog.running
+
+
+def test_a_new_sample_begins_after_one_batch_of_training_although_sampling_had_more_time():
+    backlog = backlog_of(sample("s"), *(job("m", seq, "optim_step") for seq in (1, 2, 3)))
+    assert taken(backlog) == ["s:1"]
+    backlog.lanes.ran(0.5)
+    for future_id in ("m:1", "m:2"):
+        assert taken(backlog) == [future_id]
+        backlog.settle([backlog.running[future_id]])
+        backlog.lanes.ran(0.1)
+    backlog.add(entry(9, sample("t")))
+    assert taken(backlog) == ["t:1"]

@@ -12,7 +12,8 @@ _MOST_AHEAD_S = 1.0
 class Lanes:
     """How much longer training ran than sampling while both had work.
 
-    The lane that is behind runs next; of equals the one that did not run last. What a lane did while the other had nothing to do does not
+    The lane that is behind runs next; of equals the one that did not run last. A sample that begins does not wait for that: its slice comes
+    after one batch of training, and training catches up later. What a lane did while the other had nothing to do does not
     count, and neither does what it was ahead before. Times are measured, so whose turn it was is in the log, as all plans are.
     """
 
@@ -23,12 +24,12 @@ class Lanes:
         self._before_s = 0.0
         self._last_s = 0.0
 
-    def choose(self, wanted: Collection[Lane]) -> Lane | None:
-        """The lane of the next turn. wanted: the lanes that have work."""
+    def choose(self, wanted: Collection[Lane], *, is_joining: bool = False) -> Lane | None:
+        """The lane of the next turn. wanted: the lanes that have work. is_joining: a sample waits that can begin now."""
         if len(set(wanted)) < 2:
             return next(iter(wanted), None)
         ahead_s = self._ahead_s(wanted)
-        if ahead_s:
+        if ahead_s and not (is_joining and self.last is Lane.TRAIN):
             return Lane.SAMPLE if ahead_s > 0 else Lane.TRAIN
         return next(lane for lane in wanted if lane is not self.last)
 

@@ -13,7 +13,7 @@ The rules:
 - While several owners are active, only their first jobs fill a batch up to its budget, further ones up to half of it: what others
   wait for is the batch that runs.
 - Training and sampling are two lanes that get the same time while both have work (`lanes.py`), in turns of one batch of training or one
-  slice, so neither waits for the whole queue of the other.
+  slice, so neither waits for the whole queue of the other. A sample that can begin waits for one batch of training at most.
 - A batch of samples is a slice: its jobs join the samples that run, and all of those are continued by a bounded number of tokens.
   The sample in turn joins as soon as there is room for it. Until then only those join that come before it by what was served, so
   that small ones cannot keep a large one out for ever.
@@ -100,17 +100,20 @@ def next_turn(
     """
     if any(job.future_id in suspects for job in running):
         return _slice(None, waiting, limits)
-    lane = (lanes or Lanes()).choose(wanted_lanes(waiting, running))
+    fairness = fairness or Fairness()
+    newcomer = _lead(waiting, Lane.SAMPLE, fairness)
+    if newcomer is not None and not _may_join(newcomer, running, limits, suspects):
+        newcomer = None
+    lane = (lanes or Lanes()).choose(wanted_lanes(waiting, running), is_joining=newcomer is not None)
     if lane is None:
         return None
-    fairness = fairness or Fairness()
-    lead = _lead(waiting, lane, fairness)
-    if lane is Lane.TRAIN:
-        assert lead is not None, "a lane of training is chosen when training waits"
-        return _batch(lead, waiting, fairness, limits, suspects)
-    if lead is None or not _may_join(lead, running, limits, suspects):
-        return _slice(None, waiting, limits)
-    return _slice(_batch(lead, waiting, fairness, _room(limits, running), suspects), waiting, limits)
+    if lane is Lane.SAMPLE:
+        if newcomer is None:
+            return _slice(None, waiting, limits)
+        return _slice(_batch(newcomer, waiting, fairness, _room(limits, running), suspects), waiting, limits)
+    lead = _lead(waiting, Lane.TRAIN, fairness)
+    assert lead is not None, "a lane of training is chosen when training waits"
+    return _batch(lead, waiting, fairness, limits, suspects)
 
 
 def _lead(waiting: Mapping[OwnerId, Sequence[Job]], lane: Lane, fairness: Fairness) -> Job | None:
