@@ -167,6 +167,8 @@ async def submit_encoded(parts: Parts, place: Place, job: Encoded) -> Promise:
         payload=job.payload,
         num_tokens=job.num_tokens,
         packed=job.packed,
+        # It has a seq to be known by.
+        call="",
     )
     try:
         receipt = await parts.admission.submit(submission)

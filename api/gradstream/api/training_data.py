@@ -70,16 +70,15 @@ def to_payload(data: TrainingData, card: EngineCard) -> ForwardBackward:
 
 
 def _tokens_column(datums: Sequence[DatumArrays], card: EngineCard) -> Column:
-    lengths = np.array([datum.tokens.shape[0] for datum in datums], dtype="<i8")
-    if not lengths.all():
+    counts = [datum.tokens.shape[0] for datum in datums]
+    if not all(counts):
+        raise InvalidRequest(f"data[{counts.index(0)}].model_input: has no tokens; each datum needs at least one")
+    longest = max(counts)
+    if longest > card.max_context_tokens:
         raise InvalidRequest(
-            f"data[{int(np.argmin(lengths))}].model_input: has no tokens; each datum needs at least one"
+            f"data[{counts.index(longest)}].model_input: {longest} tokens are more than the context of {card.max_context_tokens}"
         )
-    if int(lengths.max()) > card.max_context_tokens:
-        raise InvalidRequest(
-            f"data[{int(np.argmax(lengths))}].model_input: {int(lengths.max())} tokens are more than the context of "
-            f"{card.max_context_tokens}"
-        )
+    lengths = np.array(counts, dtype="<i8")
     data = _ids([datum.tokens for datum in datums], lengths, card, field="model_input", may_ignore=False)
     return Column(dtype="int32", lengths=lengths.tobytes(), data=data)
 

@@ -7,7 +7,7 @@ import pytest
 from tests.support.bodies import good_datum, proto_datum, proto_request
 from tests.support.cards import UNIFORM_CARD
 
-from gradstream.api.tinker import training_proto
+from gradstream.api.tinker import proto_views, training_proto
 from gradstream.api.tinker.proto import wire_pb2
 from gradstream.api.tinker.proto_views import usual_form
 from gradstream.api.training_data import to_payload
@@ -84,6 +84,30 @@ def test_datums_of_equal_size_that_differ_between_their_arrays_are_told_apart() 
         ["target_tokens", "weights"],
         ["target_tokens", "weightz"],
     ]
+
+
+def test_what_was_learned_of_one_body_is_not_believed_of_the_next_one() -> None:
+    bodies = [
+        proto_request("m", 1, [proto_datum([4, 5, 6], {"target_tokens": ([1, 2, 3], kind)})]).SerializeToString()
+        for kind in ("int64", "float32", "int64")
+    ]
+    long = proto_request("m", 1, [proto_datum([4, 5, 6], {"target_token": ([1, 2, 3], "int64")})]).SerializeToString()
+
+    for raw in (*bodies, long, *bodies):
+        usual = usual_form(raw, max_datums=100)
+        assert usual is not None
+        (expected,) = training_proto.training_data(by_protobuf(raw)).datums
+        (found,) = usual.datums
+        assert found.inputs.keys() == expected.inputs.keys()
+        for name, values in expected.inputs.items():
+            assert found.inputs[name].dtype == values.dtype
+            np.testing.assert_array_equal(found.inputs[name], values)
+
+
+def test_layouts_of_many_sizes_are_not_kept_for_ever() -> None:
+    for length in range(1, 600):
+        assert usual_form(proto_request("m", 1, [good_datum(range(length))]).SerializeToString(), max_datums=1)
+        assert len(proto_views._LAYOUTS) <= proto_views._MAX_LAYOUTS
 
 
 def test_spans_of_provenance_are_passed_over() -> None:
