@@ -102,14 +102,16 @@ async def _received(request: Request, parts: Parts, lease: Lease, *, declared: i
                 take(part)
     else:
         async for part in request.stream():
-            take(part)
+            # The last one is always empty.
+            if part:
+                take(part)
     parts.metrics.body_bytes.inc(num_bytes)
     return b"".join(received)
 
 
 async def _unpacked(request: Request, raw: bytes, lease: Lease, *, max_bytes: int) -> bytes:
     """The content of a body; what unpacking adds is held by the lease too."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = _header(request, b"content-encoding").strip().lower()
     match encoding:
         case "" | "identity":
             return raw
@@ -131,7 +133,7 @@ async def offloaded(work: Callable[[], T], *, size_bytes: int) -> T:
 
 def is_protobuf(request: Request) -> bool:
     """True when the body is declared as protobuf."""
-    return request.headers.get("content-type", "").split(";")[0].strip().lower() == PROTOBUF
+    return _header(request, b"content-type").split(";")[0].strip().lower() == PROTOBUF
 
 
 async def small_bytes(request: Request) -> bytes:
@@ -189,9 +191,18 @@ def _read_before(request: Request) -> bytes:
     return body
 
 
+def _header(request: Request, name: bytes) -> str:
+    """The first header of that name, given in lower case; empty for none. Starlette's mapping makes two objects and an exception for it."""
+    for key, value in request.scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return ""
+
+
 def _check_declared_length(request: Request, max_bytes: int) -> int:
     """The length that the client declares, 0 for none. Raises PayloadTooLarge."""
-    declared = request.headers.get("content-length", "")
+    declared = _header(request, b"content-length")
     if not declared.isdecimal():
         return 0
     if int(declared) > max_bytes:
