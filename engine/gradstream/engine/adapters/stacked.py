@@ -66,9 +66,9 @@ class StackedPatch:
     def _add_to(self, y_TO: Tensor, left: Tensor, right: Tensor) -> None:
         """Add each adapter's rows of left times its matrix to this patch's tokens of y."""
         if self.padding is not None:
-            y_TO[self.start : self.end] += self.padding.collect(bmm(left, right))
+            y_TO[self.start : self.end].add_(self.padding.collect(bmm(left, right)))
         elif self.ends_A is not None:
-            y_TO[self.start : self.end] += F.grouped_mm(left, right, offs=self.ends_A)
+            y_TO[self.start : self.end].add_(F.grouped_mm(left, right, offs=self.ends_A))
         else:
             self._shaped(y_TO).baddbmm_(left, right)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from gradstream.engine.adapters.factors import Factors
+from gradstream.engine.adapters.layout import SiteKind
 from gradstream.engine.adapters.slices import AdapterSlice
 
 # Fewest adapters of a batched or grouped product.
@@ -20,8 +21,8 @@ _FEWEST = 3
 # fewer take as long.
 _MOST_PADDED = 1.5
 _LEAST_TOKENS = 16
-# The mean number of tokens of an adapter above which a padded product is no faster than a product for each.
-_MOST_TOKENS = 256
+# An adapter's mean number of tokens, times the features of its widest layer, above which padded products are no faster than one for each.
+_MOST_NUMBERS = 1 << 15
 # What the copies of the weights that lie side by side may take.
 _MOST_BYTES = 256 << 20
 # Rows of what goes into a grouped product take a multiple of this.
@@ -72,7 +73,11 @@ def _groups(run: list[AdapterSlice], compute_dtype: torch.dtype) -> Iterator[lis
 def _is_long(group: list[AdapterSlice]) -> bool:
     """True where padding would not pay."""
     counts = [part.num_tokens for part in group]
-    return min(counts) < max(counts) and sum(counts) > _MOST_TOKENS * len(counts)
+    if min(counts) == max(counts):
+        return False
+    sites = [site for site in group[0].factors.layout.sites if site.kind is SiteKind.LINEAR]
+    widest = max((max(site.in_features, site.out_features) for site in sites), default=0)
+    return sum(counts) * widest > _MOST_NUMBERS * len(counts)
 
 
 def _equal(run: list[AdapterSlice]) -> Iterator[list[AdapterSlice]]:
