@@ -138,6 +138,25 @@ async def test_bytes_that_are_no_answer_end_the_connection() -> None:
         assert server.num_connections == 2
 
 
+async def test_a_command_that_cannot_be_written_is_an_error_and_the_next_call_goes_through() -> None:
+    async with served(b"+one\r\n", b"+two\r\n") as (_, commands):
+        await commands.run(("GET", "a"))
+        with pytest.raises(UnicodeEncodeError):
+            await commands.run(("GET", "\ud800"))
+        assert await commands.run(("GET", "b")) == [b"two"]
+
+
+async def test_a_reply_of_an_unknown_shape_is_the_error_of_its_caller_alone() -> None:
+    async with served(b"+one\r\n", b":5\r\n", b"+two\r\n") as (server, commands):
+        await commands.run(("GET", "a"))
+        odd, two = await asyncio.gather(
+            commands.run(("HGETALL", "b")), commands.run(("GET", "c")), return_exceptions=True
+        )
+        assert isinstance(odd, TypeError)
+        assert two == [b"two"]
+        assert server.num_connections == 1
+
+
 async def test_no_more_pipelines_are_under_way_than_may_be() -> None:
     async with served(*[b"+ok\r\n"] * 40, max_in_flight=2, max_calls=4) as (server, commands):
         replies = await asyncio.gather(*(commands.run(("GET", str(n))) for n in range(40)))

@@ -90,10 +90,15 @@ class CommandBatcher:
         calls, self._pending = self._pending[: self._max_calls], self._pending[self._max_calls :]
         self._num_in_flight += 1
         line = self._idle.pop() if self._idle else self._new_line()
-        if line.is_open:
-            line.send(*_packed(calls), partial(self._on_replies, calls, line))
-        else:
+        try:
+            packed = _packed(calls) if line.is_open else None
+        except (TypeError, ValueError):
+            # The task finds the same, and tells those who wait.
+            packed = None
+        if packed is None:
             self._in_task(self._persist(calls, line))
+        else:
+            line.send(*packed, partial(self._on_replies, calls, line))
         self._schedule(loop)
 
     def _new_line(self) -> Line:
@@ -164,19 +169,22 @@ class CommandBatcher:
 
     def _answer(self, calls: list[_Call], replies: list[Reply]) -> None:
         """Give each call its part of the replies, as redis-py gives them."""
-        views, start = self._client.response_callbacks, 0
+        start = 0
         for call in calls:
             end = start + len(call.commands)
-            group = replies[start:end]
-            start = end
-            for place, command in enumerate(call.commands):
-                name = command[0]
-                assert isinstance(name, str)
-                view = views.get(name)
-                if view is not None and not isinstance(group[place], Exception):
-                    group[place] = view(group[place])
             if not call.replies.done():
-                call.replies.set_result(group)
+                try:
+                    call.replies.set_result([*map(self._viewed, call.commands, replies[start:end])])
+                # The guard of everybody else's: a reply of another shape than its command has is the caller's error alone.
+                except Exception as error:  # noqa: BLE001
+                    call.replies.set_exception(error)
+            start = end
+
+    def _viewed(self, command: Command, reply: Reply) -> Reply:
+        name = command[0]
+        assert isinstance(name, str)
+        view = self._client.response_callbacks.get(name)
+        return reply if view is None or isinstance(reply, Exception) else view(reply)
 
 
 def _is_untaught(replies: list[Reply]) -> bool:

@@ -52,6 +52,8 @@ class Line(asyncio.Protocol):
         except TimeoutError as error:
             raise self._too_late() from error
         transport: asyncio.Transport = self.connection._writer.transport  # noqa: SLF001  redis-py has no other way to it
+        if transport.is_closing():
+            raise RedisConnectionError("Redis closed the connection after the login")
         self._former = transport.get_protocol()
         self._reader = _reader()
         transport.set_protocol(self)
