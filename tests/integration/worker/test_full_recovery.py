@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from safetensors.torch import load_file
-from tests.support.gang import TINY, Client, forward_backward, gang, optim_step, output_dir, settings_file
+from tests.support.gang import READY_S, TINY, Client, forward_backward, gang, optim_step, output_dir, settings_file
 from tests.support.golden import found, replayed
 from tests.support.snapshots import assert_same_state
 
@@ -16,8 +16,8 @@ from gradstream.engine.snapshot.state import ModelState
 from gradstream.engine.snapshot.store import SnapshotStore
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.columns import Column
+from gradstream.shared.config import EXIT_CONFIG
 from gradstream.shared.ids import DEFAULT_MODEL, ModelId, SessionId
-from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.wire import (
     IGNORE,
@@ -162,7 +162,7 @@ async def test_a_log_of_full_weights_is_replayed_searched_and_dumped(client, tmp
     assert not (before[f"weights.{name}"] == after[f"weights.{name}"]).all()
 
 
-async def test_a_server_restarted_for_adapters_says_that_its_full_weights_are_lost_and_why(
+async def test_a_server_of_the_other_kind_does_not_start_on_models_that_it_would_lose_unless_they_are_given_up(
     client, tmp_path, redis_url, engine_name
 ):
     fields = {"redis_url": redis_url, "engine": engine_name}
@@ -170,16 +170,23 @@ async def test_a_server_restarted_for_adapters_says_that_its_full_weights_are_lo
         await client.create_full(create())
         await train(client, program(1))
     log = tmp_path / "second.log"
-    with gang(settings_file(tmp_path, **fields), log=log):
+    with gang(settings_file(tmp_path, **fields), log=log, leads=False) as wrong:
+        assert wrong.wait(timeout=READY_S) == EXIT_CONFIG
+    told = log.read_text().splitlines()[-1]
+    assert "holds 1 model (the first is default) that this config cannot serve: they are of full weights" in told
+    assert "--server.recovery none" in told
+
+    with gang(settings_file(tmp_path, **fields, **FULL)):
+        assert not isinstance(await client.outcome(await client.submit(MODEL, optim_step())), Failed)
+
+    with gang(settings_file(tmp_path, **fields, recovery="none")):
         outcome = await client.outcome(await client.submit(MODEL, optim_step()))
     assert isinstance(outcome, Failed)
     assert outcome.code == "model_lost"
-    reason = "model default is of full weights, and this server trains LoRA adapters (enable_lora: true)"
-    record = await client.intake.record(RecordKind.MODEL, MODEL)
-    assert record is not None
-    assert reason in record["error"]
-    (told,) = (line for line in log.read_text().splitlines() if '"event": "models_lost"' in line)
-    assert reason in told
+    with gang(settings_file(tmp_path, **fields)):
+        model, created = await client.create()
+        assert not isinstance(await client.outcome(created), Failed)
+        assert model != MODEL
 
 
 async def test_two_ranks_that_train_full_weights_go_on_after_a_kill(tmp_path, redis_url, engine_name):

@@ -1,10 +1,14 @@
 """In which order the parts of large bodies are taken."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Self
 
+import pytest
+
 from gradstream.api.receiving import Receiving
+from gradstream.shared.errors import QueueFull
 
 
 class Connection:
@@ -74,6 +78,25 @@ async def test_a_body_of_which_nothing_comes_holds_up_no_other_and_is_received_w
         assert await asyncio.wait_for(_received(receiving, quick), timeout=120) == b"quick"
         slow.send(b"second", None)
         assert await asyncio.wait_for(waiting, timeout=120) == b"first second"
+
+
+async def test_a_body_that_stands_still_is_refused_and_so_is_one_that_trickles() -> None:
+    receiving, taken = Receiving(stalled_s=0.05), list[tuple[str, int]]()
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b""
+
+    with pytest.raises(QueueFull, match="0 bytes came in"):
+        async for _ in receiving.parts(trickle()):
+            pass
+    with Turns() as clock:
+        still, whole = Connection("still", taken, clock), Connection("whole", taken, clock)
+        still.send(b"first")
+        with pytest.raises(QueueFull, match=re.escape("nothing of it came for 0.05 s")):
+            await asyncio.wait_for(_received(receiving, still), timeout=120)
+        whole.send(b"whole", None)
+        assert await asyncio.wait_for(_received(receiving, whole), timeout=120) == b"whole"
 
 
 async def test_a_client_that_goes_away_while_it_waits_for_its_turn_leaves_it_to_the_next_one() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gradstream.worker.voice import Heedless
+from gradstream.worker.voice import Heedless, console
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -30,3 +30,8 @@ def test_what_can_be_said_is_said() -> None:
     heard = io.StringIO()
     Console(file=Heedless(heard), soft_wrap=True).print("ready")
     assert heard.getvalue() == "ready\n"
+
+
+def test_ids_and_paths_come_out_as_they_are(capsys):
+    console().print("a:train:0 [red]/x[/y]", markup=False)
+    assert capsys.readouterr().out == "a:train:0 [red]/x[/y]\n"

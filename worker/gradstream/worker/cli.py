@@ -177,8 +177,9 @@ def _launch(settings: Settings, meet: Rendezvous, config: Path, overrides: list[
 def check_config(context: typer.Context, file: ConfigFile) -> None:
     """Say whether a config can be served on this machine, and what is adapted to it. Takes --server.FIELD VALUE as serve does."""
     resolved = _resolved(file, context.args)
-    _say_notices(resolved, Console(soft_wrap=True))
-    Console().print(f"{file} can be served", highlight=False)
+    console = Console(soft_wrap=True, emoji=False)
+    _say_notices(resolved, console)
+    console.print(f"{file} can be served", markup=False, highlight=False)
 
 
 @config_app.command("show", context_settings=_PASS_ON)

@@ -82,7 +82,12 @@ def serve(launch: Launch, *, console: Console, stop: Stop, clock: Clock | None =
             say=say,
             clock=clock,
         ).run(stop)
-        say("stopping: the gang finishes its batch" if crew.gang is not None else "stopping; the gang is left alone")
+        if crew.gang is None:
+            say("stopping; the gang is left alone")
+        else:
+            say(
+                f"stopping: the gang finishes its batch within {settings.stop_timeout_s:g} s, or is killed and repeats it at the next start"
+            )
     say("stopped")
 
 

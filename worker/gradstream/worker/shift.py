@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 
 from rich.console import Console
+from rich.text import Text
 
 from gradstream.shared.clock import Clock
 from gradstream.shared.config import Settings
@@ -122,9 +123,7 @@ class Shift:
                 self._mourn(member)
         for tail in self._tails:
             for line in tail.read():
-                self._say.console.print(
-                    f"[bold]{line.level}[/bold]", line.text, markup=True, highlight=False, soft_wrap=True
-                )
+                self._say.console.print(Text(line.level, style="bold"), Text(line.text), soft_wrap=True)
         now_s = self._clock.monotonic_s()
         if now_s - self._looked_at_s >= _LOOK_S:
             self._looked_at_s = now_s

@@ -35,5 +35,8 @@ class Heedless(io.TextIOBase):
 
 
 def console() -> Console:
-    """A console on standard output that never raises because of it."""
-    return Console(file=cast("TextIO", Heedless(sys.stdout)), soft_wrap=True)
+    """A console on standard output that never raises because of it.
+
+    Without emoji=False a model's `:train:` would come out as a picture.
+    """
+    return Console(file=cast("TextIO", Heedless(sys.stdout)), soft_wrap=True, emoji=False)

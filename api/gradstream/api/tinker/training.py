@@ -10,6 +10,7 @@ from gradstream.api.body import Body, documents, is_protobuf, offloaded, raw_bod
 from gradstream.api.encoding import Encoded, encoded_training
 from gradstream.api.ordered import (
     LANED,
+    SEQ_IS_FREE,
     Caller,
     OrderedBody,
     Place,
@@ -77,7 +78,10 @@ async def _from_protobuf(parts: Parts, raw: bytes, *, caller: Caller) -> Promise
 
 def _read(raw: bytes, card: EngineCard, *, caller: Caller, max_datums: int) -> _Read:
     """Raises InvalidRequest or PayloadTooLarge where not even the place can be told."""
-    parsed = training_proto.parse_request(raw, max_datums=max_datums)
+    try:
+        parsed = training_proto.parse_request(raw, max_datums=max_datums)
+    except UserError as error:
+        raise type(error)(f"{error.message}. {SEQ_IS_FREE}") from error
     place = place_of(parsed.message.model_id, parsed.message.seq_id, caller=caller)
     try:
         return _Read(place=place, job=encoded_training(to_payload(training_proto.training_data(parsed), card)))

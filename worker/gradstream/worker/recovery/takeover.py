@@ -13,7 +13,7 @@ from gradstream.shared import codec
 from gradstream.shared.clock import Clock
 from gradstream.shared.errors import GradstreamError
 from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, OwnerId, TenantId
-from gradstream.shared.joblog.port import BatchId, Feed, FutureStatus
+from gradstream.shared.joblog.port import BatchId, Feed, FutureStatus, RecordKind
 from gradstream.shared.wire import (
     Batch,
     Failed,
@@ -31,6 +31,7 @@ from gradstream.worker.journal import Journal
 from gradstream.worker.recovery.agree import catch_up, make_up
 from gradstream.worker.recovery.attempts import Attempts
 from gradstream.worker.recovery.compare import Compare, Mode
+from gradstream.worker.recovery.kind import changed_facts, check_kind
 from gradstream.worker.recovery.past import Keep, Past, cuts_that_count, keep_after, read
 from gradstream.worker.recovery.replay import Divergence, PastBatch, replay
 from gradstream.worker.storage import Storage
@@ -102,7 +103,8 @@ class Restored:
 def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> TakeOver:
     """Commit what earlier gangs had logged and not committed, and restore their models.
 
-    The end of the log must be fixed before. Raises Fenced, Unavailable, and what breaks the engine.
+    The end of the log must be fixed before. Raises Unsupported for models that this engine could only lose, all of them, as it is of
+    another base model or kind; and Fenced, Unavailable, and what breaks the engine.
     """
     start_s = tools.clock.monotonic_s()
     behind = catch_up(tools.feed, tools.journal, last=tools.last, epoch=epoch)
@@ -156,6 +158,7 @@ def _tell_lost(reasons: Mapping[ModelId, str]) -> None:
 def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> Restored:
     """The newest snapshot that is whole, now in memory, with the log from there; without one the log from its beginning."""
     for cut, past in cuts_that_count(tools.log, tools.store, last=last):
+        check_kind(cut, past, tools.fingerprint, state_of=lambda model: _state(tools.feed, model))
         payload = RestoreSnapshot(
             directory=str(tools.store.directory), epoch=cut.head.epoch, number=cut.head.number, drop_others=True
         )
@@ -169,24 +172,19 @@ def _restored(tools: Tools, *, last: BatchId | None, epoch: int) -> Restored:
     return Restored(cut=None, past=_whole(tools.log, keep=keep_after(None, last=last)))
 
 
+def _state(feed: Feed, model: OwnerId) -> str:
+    return (feed.record(RecordKind.MODEL, model) or {}).get("state", "")
+
+
 def _cannot_replay(tools: Tools, past: Past, cut: Cut | None) -> str | None:
     """Why the log on disk does not lead to the models' last state, None when it does."""
     if cut is None:
         if past.ids and not past.is_whole:
             return "no snapshot is whole, and the log on disk does not begin at the start"
         return None
-    changed = _changed_facts(cut.head.fingerprint, tools.fingerprint)
-    if "model" in changed:
-        return "the snapshot is of another base model: the weights in model_path have changed"
-    if changed:
+    if changed := changed_facts(cut.head.fingerprint, tools.fingerprint):
         _log.warning("engine_changed", facts=changed, snapshot=cut.name)
     return None
-
-
-def _changed_facts(before: str, now: str) -> list[str]:
-    """The names of the facts in which two fingerprints differ."""
-    old, new = (dict(fact.split("=", 1) for fact in text.split(" ") if "=" in fact) for text in (before, now))
-    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
 def _whole(log: DiskLog, *, keep: Keep) -> Past:
