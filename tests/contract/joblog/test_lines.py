@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import hiredis
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gradstream.shared.joblog import batcher
@@ -138,12 +138,46 @@ async def test_bytes_that_are_no_answer_end_the_connection() -> None:
         assert server.num_connections == 2
 
 
-async def test_a_command_that_cannot_be_written_is_an_error_and_the_next_call_goes_through() -> None:
-    async with served(b"+one\r\n", b"+two\r\n") as (_, commands):
+async def test_a_command_that_cannot_be_written_is_the_error_of_its_caller_alone() -> None:
+    async with served(b"+one\r\n", b"+two\r\n", b"+three\r\n") as (server, commands):
         await commands.run(("GET", "a"))
-        with pytest.raises(UnicodeEncodeError):
-            await commands.run(("GET", "\ud800"))
+        two, text, nothing, three = await asyncio.gather(
+            commands.run(("GET", "b")),
+            commands.run(("GET", "\ud800")),
+            commands.run(("GET", None)),  # type: ignore[arg-type]  what is under test
+            commands.run(("GET", "c")),
+            return_exceptions=True,
+        )
+        assert (two, three) == ([b"two"], [b"three"])
+        assert isinstance(text, UnicodeEncodeError)
+        assert isinstance(nothing, TypeError)
+        assert server.received == [b"a", b"b", b"c"]
+
+
+async def test_a_connection_that_cannot_even_be_made_is_an_error_and_holds_up_nothing() -> None:
+    client = async_client(
+        "rediss://127.0.0.1:1?ssl_cert_reqs=bogus", max_connections=1, num_retries=0, socket_timeout_s=None
+    )
+    commands = batcher.CommandBatcher(client, [], max_in_flight=1)
+    async with asyncio.timeout(_DEADLINE_S):
+        for _ in range(3):
+            with pytest.raises(RedisError, match="bogus"):
+                await commands.run(("GET", "a"))
+        await commands.close()
+    await client.aclose()
+
+
+async def test_nothing_to_ask_has_no_answers() -> None:
+    async with served() as (server, commands):
+        assert await commands.run() == []
+        assert server.num_connections == 0
+
+
+async def test_an_answer_too_many_ends_the_connection() -> None:
+    async with served(b"+one\r\n", b"+two\r\n+stray\r\n", b"+two\r\n", num_retries=1) as (server, commands):
+        await commands.run(("GET", "a"))
         assert await commands.run(("GET", "b")) == [b"two"]
+        assert server.num_connections == 2
 
 
 async def test_a_reply_of_an_unknown_shape_is_the_error_of_its_caller_alone() -> None:

@@ -1,10 +1,10 @@
 """Commands of many tasks, coalesced: what is asked within one loop tick travels as one pipeline."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import hiredis
 import redis.asyncio
@@ -26,8 +26,20 @@ _MAX_CALLS = 256
 
 @dataclass(slots=True)
 class _Call:
-    commands: tuple[Command, ...]
+    """Commands of one caller, as they travel. names: of each, which say how redis-py reads its reply."""
+
+    names: Sequence[str]
+    packed: Sequence[bytes]
     replies: "asyncio.Future[list[Reply]]"
+
+    @classmethod
+    def of(cls, commands: Sequence[Command]) -> Self:
+        """Raises what cannot be written: UnicodeEncodeError, TypeError.
+
+        By hiredis: redis-py packs in Python, one argument after the other, which was a third of what a submission cost.
+        """
+        packed = [hiredis.pack_command(command) for command in commands]
+        return cls([str(command[0]) for command in commands], packed, asyncio.get_running_loop().create_future())
 
 
 class CommandBatcher:
@@ -60,11 +72,12 @@ class CommandBatcher:
         self._closing: asyncio.Future[None] | None = None
 
     async def run(self, *commands: Command) -> list[Reply]:
-        """The replies to commands, which reach the server in order; raises the first error among them."""
-        loop = asyncio.get_running_loop()
-        call = _Call(commands, loop.create_future())
+        """The replies to commands, which reach the server in order; raises the first error among them, or what cannot be written."""
+        if not commands:
+            return []
+        call = _Call.of(commands)
         self._pending.append(call)
-        self._schedule(loop)
+        self._schedule(asyncio.get_running_loop())
         replies = await call.replies
         for reply in replies:
             if isinstance(reply, Exception):
@@ -89,16 +102,11 @@ class CommandBatcher:
         self._is_scheduled = False
         calls, self._pending = self._pending[: self._max_calls], self._pending[self._max_calls :]
         self._num_in_flight += 1
-        line = self._idle.pop() if self._idle else self._new_line()
-        try:
-            packed = _packed(calls) if line.is_open else None
-        except (TypeError, ValueError):
-            # The task finds the same, and tells those who wait.
-            packed = None
-        if packed is None:
-            self._in_task(self._persist(calls, line))
+        line = self._idle.pop() if self._idle else None
+        if line is not None and line.is_open:
+            line.send(*_pipeline(calls), partial(self._on_replies, calls, line))
         else:
-            line.send(*packed, partial(self._on_replies, calls, line))
+            self._in_task(self._persist(calls, line))
         self._schedule(loop)
 
     def _new_line(self) -> Line:
@@ -106,10 +114,8 @@ class CommandBatcher:
         return Line(pool.make_connection(), exchange_s=_EXCHANGE_S)
 
     def _on_replies(self, calls: list[_Call], line: Line, replies: list[Reply] | Exception) -> None:
-        if isinstance(replies, Exception):
-            self._in_task(self._persist(calls, line, failed=replies))
-        elif _is_untaught(replies):
-            self._in_task(self._persist(calls, line, is_taught=False))
+        if isinstance(replies, Exception) or _is_untaught(replies):
+            self._in_task(self._persist(calls, line, first=replies))
         else:
             self._answer(calls, replies)
             self._end(line)
@@ -119,21 +125,23 @@ class CommandBatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _end(self, line: Line) -> None:
+    def _end(self, line: Line | None) -> None:
         """A pipeline is done with, one way or the other."""
-        self._idle.append(line)
+        if line is not None:
+            self._idle.append(line)
         self._num_in_flight -= 1
         self._schedule(asyncio.get_running_loop())
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
 
     async def _persist(
-        self, calls: list[_Call], line: Line, *, failed: Exception | None = None, is_taught: bool = True
+        self, calls: list[_Call], line: Line | None, *, first: list[Reply] | Exception | None = None
     ) -> None:
-        """Bring calls to an end by as many exchanges as that takes. failed: how the first one ended; is_taught: whether Redis knew the scripts."""
+        """Bring calls to an end by as many exchanges as that takes. first: how one ended that was made already. line None: a new one."""
         try:
-            replies = await self._exchange(calls, line, failed=failed) if is_taught else []
-            if not is_taught or _is_untaught(replies):
+            line = line or self._new_line()
+            replies = first if isinstance(first, list) else await self._exchange(calls, line, failed=first)
+            if _is_untaught(replies):
                 await self._exchange([self._teaching()], line)
                 replies = await self._exchange(calls, line)
             self._answer(calls, replies)
@@ -147,12 +155,11 @@ class CommandBatcher:
             self._end(line)
 
     def _teaching(self) -> _Call:
-        commands = tuple(("SCRIPT", "LOAD", script.text) for script in self._scripts)
-        return _Call(commands, asyncio.get_running_loop().create_future())
+        return _Call.of([("SCRIPT", "LOAD", script.text) for script in self._scripts])
 
     async def _exchange(self, calls: list[_Call], line: Line, *, failed: Exception | None = None) -> list[Reply]:
         """The replies to all commands of calls, sent as one and again as often as redis-py's rules say; errors of Redis stand among them."""
-        packed, num_replies = _packed(calls)
+        packed, num_replies = _pipeline(calls)
 
         async def attempt() -> list[Reply]:
             nonlocal failed
@@ -171,18 +178,16 @@ class CommandBatcher:
         """Give each call its part of the replies, as redis-py gives them."""
         start = 0
         for call in calls:
-            end = start + len(call.commands)
+            end = start + len(call.names)
             if not call.replies.done():
                 try:
-                    call.replies.set_result([*map(self._viewed, call.commands, replies[start:end])])
-                # The guard of everybody else's: a reply of another shape than its command has is the caller's error alone.
-                except Exception as error:  # noqa: BLE001
+                    call.replies.set_result([*map(self._viewed, call.names, replies[start:end])])
+                # A reply of another shape than its command has is the caller's error alone.
+                except (TypeError, ValueError, LookupError, AttributeError) as error:
                     call.replies.set_exception(error)
             start = end
 
-    def _viewed(self, command: Command, reply: Reply) -> Reply:
-        name = command[0]
-        assert isinstance(name, str)
+    def _viewed(self, name: str, reply: Reply) -> Reply:
         view = self._client.response_callbacks.get(name)
         return reply if view is None or isinstance(reply, Exception) else view(reply)
 
@@ -192,10 +197,7 @@ def _is_untaught(replies: list[Reply]) -> bool:
     return any(isinstance(reply, NoScriptError) for reply in replies)
 
 
-def _packed(calls: list[_Call]) -> tuple[list[bytes], int]:
-    """The bytes of all commands, and how many replies they have.
-
-    By hiredis: redis-py packs in Python, one argument after the other, which was a third of what a submission cost.
-    """
-    packed = [hiredis.pack_command(command) for call in calls for command in call.commands]
+def _pipeline(calls: list[_Call]) -> tuple[list[bytes], int]:
+    """The bytes of all commands, and how many replies they have."""
+    packed = [command for call in calls for command in call.packed]
     return packed, len(packed)

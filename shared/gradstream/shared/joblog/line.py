@@ -65,7 +65,7 @@ class Line(asyncio.Protocol):
         await self.connection.disconnect()
 
     def send(self, packed: Sequence[bytes], num_replies: int, then: Then) -> None:
-        """Send commands; then gets their replies, or RedisConnectionError or RedisTimeoutError. The line is open, and nothing is under way."""
+        """Send one command or more; then gets their replies, or RedisConnectionError or RedisTimeoutError. The line is open, and nothing is under way."""
         assert self._transport is not None
         assert self._then is None
         self._then, self._replies, self._num_replies = then, [], num_replies
@@ -105,9 +105,9 @@ class Line(asyncio.Protocol):
         except InvalidResponse as error:
             self._fail(RedisConnectionError(f"no answer of Redis: {error}"))
             return
-        if self._then is None:
+        if self._then is None or len(self._replies) > self._num_replies:
             self._fail(RedisConnectionError("an answer came that nobody waits for"))
-        elif len(self._replies) >= self._num_replies:
+        elif len(self._replies) == self._num_replies:
             then, replies, self._then, self._replies = self._then, self._replies, None, []
             then(replies)
 
