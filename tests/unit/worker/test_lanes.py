@@ -1,6 +1,6 @@
 """Training and sampling get the same time while both have work."""
 
-from itertools import cycle
+from itertools import cycle, pairwise
 
 import pytest
 from hypothesis import given
@@ -67,6 +67,25 @@ def test_a_lane_whose_work_ends_gives_up_what_it_was_behind():
     run(lanes, 0.1, wanted=(Lane.TRAIN,))
     assert run(lanes, 0.1) is Lane.SAMPLE
     assert run(lanes, 0.1) is Lane.TRAIN
+
+
+def test_what_training_did_alone_is_forgotten_when_sampling_comes_after_its_end():
+    lanes = Lanes()
+    run(lanes, 0.9, wanted=(Lane.TRAIN,))
+    run(lanes, 0.1, wanted=(Lane.SAMPLE,))
+    assert [run(lanes, 0.1) for _ in range(2)] == [Lane.TRAIN, Lane.SAMPLE]
+
+
+def test_where_samples_begin_all_the_time_training_gets_every_other_turn():
+    lanes = Lanes(last=Lane.TRAIN)
+    ran = []
+    for _ in range(20):
+        lane = lanes.choose(BOTH, is_joining=True)
+        assert lane is not None
+        lanes.take(lane, BOTH)
+        lanes.ran(0.5 if lane is Lane.SAMPLE else 0.05)
+        ran.append(lane)
+    assert all(Lane.TRAIN in pair for pair in pairwise(ran))
 
 
 def test_a_sample_that_begins_waits_for_one_batch_of_training_whatever_sampling_took_before():

@@ -1,4 +1,4 @@
-"""Which lane runs next while both have work: training and sampling get the same time."""
+"""Which lane runs next while both have work: training and sampling get the same time, but for samples that begin."""
 
 from collections.abc import Collection
 
@@ -13,7 +13,7 @@ class Lanes:
     """How much longer training ran than sampling while both had work.
 
     The lane that is behind runs next; of equals the one that did not run last. A sample that begins does not wait for that: its slice comes
-    after one batch of training, and training catches up later. What a lane did while the other had nothing to do does not
+    after one batch of training. Training catches up later, unless samples begin all the time: then it gets every other turn. What a lane did while the other had nothing to do does not
     count, and neither does what it was ahead before. Times are measured, so whose turn it was is in the log, as all plans are.
     """
 
@@ -43,7 +43,7 @@ class Lanes:
         self._last_s = elapsed_s
 
     def _ahead_s(self, wanted: Collection[Lane]) -> float:
-        if all(lane is self.last for lane in wanted):
+        if len(set(wanted)) < 2:
             return 0.0
         last_s = self._last_s if self.last is Lane.TRAIN else -self._last_s
         return min(max(self._before_s + last_s, -_MOST_AHEAD_S), _MOST_AHEAD_S)
