@@ -13,11 +13,12 @@ _RETRY_AFTER_S = 1.0
 
 
 class Receiving:
-    """Lets one part of one large body be taken in each turn of the event loop, those of the first body first.
+    """Lets one part of one large body be asked for in each turn of the event loop, those of the first body first.
 
     uvicorn reads no further on a connection whose body nobody takes, so the others wait in the hands of the kernel and of their clients.
     Without this, a turn copies up to 256 KiB from each of a hundred connections before it comes to a heartbeat, and the first body is
-    whole when the last one is. A body of which nothing has come is not in the queue, so slow clients hold nobody up.
+    whole when the last one is. A body that was asked for a part which has not come yet is not in the queue: slow clients hold nobody up,
+    and as many parts as the network brings at once may still come in one turn, one of each body.
     """
 
     def __init__(self, *, stalled_s: float = _STALLED_S) -> None:

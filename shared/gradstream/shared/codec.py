@@ -70,6 +70,15 @@ def compress(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
 
 
+def declared_size(data: bytes) -> int | None:
+    """What a zstd frame says that its content takes, in bytes; None where it does not say, or is no frame."""
+    try:
+        size = zstandard.frame_content_size(data)
+    except zstandard.ZstdError:
+        return None
+    return None if size < 0 else int(size)
+
+
 def decompress(data: bytes, *, max_bytes: int, name: str = "body") -> bytes:
     """The content of one zstd frame.
 

@@ -145,6 +145,12 @@ def test_a_zstd_bomb_is_stopped_near_the_limit(declares_size: bool) -> None:
         codec.decompress(bomb, max_bytes=1024**2)
 
 
+def test_a_frame_says_what_it_holds_where_its_writer_knew_it() -> None:
+    assert codec.declared_size(zstandard.ZstdCompressor().compress(b"x" * 1000)) == 1000
+    assert codec.declared_size(zstandard.ZstdCompressor(write_content_size=False).compress(b"x" * 1000)) is None
+    assert codec.declared_size(b"no frame at all") is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
