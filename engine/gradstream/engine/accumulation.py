@@ -56,7 +56,7 @@ def are_finite_sums(sums: Sequence[tuple[TrainedModel, Tensor]]) -> list[Tensor]
 
 
 def is_finite_sum(model: TrainedModel, grad: Tensor) -> Tensor:
-    """The same for one."""
+    """A bool tensor, at which nobody has looked yet: whether `accumulate` will take this gradient [P] of the model."""
     return are_finite_sums([(model, grad)])[0]
 
 

@@ -1,4 +1,4 @@
-"""Runs of tokens of unequal lengths as if each had the most.
+"""Runs of tokens of unequal lengths as if each had the most. In host memory, since only CPUs pad.
 
 Legend: A runs, N tokens of the longest, T tokens of all of them, X tokens of the row.
 """
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from gradstream.engine.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +27,7 @@ class Padding:
     is_whole: bool
 
     @classmethod
-    def of(cls, starts: Sequence[int], lengths: Sequence[int], device: torch.device, *, num_tokens: int) -> "Padding":
+    def of(cls, starts: Sequence[int], lengths: Sequence[int], *, num_tokens: int) -> "Padding":
         """starts: the first token of each run in a row of num_tokens."""
         starts_A1, lengths_A1 = torch.tensor(starts)[:, None], torch.tensor(lengths)[:, None]
         at_N = torch.arange(max(lengths))
@@ -37,14 +35,13 @@ class Padding:
         is_own_AN = (at_N < lengths_A1).flatten()
         place_T = is_own_AN.nonzero()[:, 0]
         token_T = token_AN[place_T]
-        is_whole = torch.equal(token_T, torch.arange(num_tokens))
         return cls(
             num_runs=len(starts),
-            token_AN=to_device(token_AN, device),
-            is_own_AN=to_device(is_own_AN, device),
-            token_T=to_device(token_T, device),
-            place_T=to_device(place_T, device),
-            is_whole=is_whole,
+            token_AN=token_AN,
+            is_own_AN=is_own_AN,
+            token_T=token_T,
+            place_T=place_T,
+            is_whole=torch.equal(token_T, torch.arange(num_tokens)),
         )
 
     def spread(self, x_X: Tensor) -> Tensor:

@@ -53,10 +53,10 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """lse_: logits [N, V] -> [N]; their place may then hold something else, which only weigh_ reads.
+    """lse_: logits [N, V] -> [N]. Their place then holds what weigh_ goes on from: the softmax in eager mode, in compiled mode the logits.
 
-    weigh_: (place, lse [N], weight [N], is_begun) -> weight * softmax in the place of the logits, 0 for weight 0. is_begun: lse_ was
-    there; else the place has the logits themselves.
+    weigh_: (place, lse [N], weight [N], is_begun) -> weight * softmax in the same place, 0 for weight 0. is_begun: lse_ was there; else
+    the place holds the logits. It makes no difference in compiled mode, where the place holds them either way.
     """
 
     lse_: Callable[[Tensor], Tensor]

@@ -1,6 +1,5 @@
 """Clients of one engine do not feel each other; batches and packings do not change results."""
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,9 @@ from tests.support.engine_builders import (
     randomize,
 )
 
+from gradstream.engine import rows
+from gradstream.engine.losses._base import Loss, LossArguments, LossResult
+from gradstream.engine.losses._valid import Valid, evaluate_valid
 from gradstream.shared.columns import Column
 from gradstream.shared.ids import LOCAL_TENANT, ModelId, TenantId
 from gradstream.shared.wire import (
@@ -166,39 +168,50 @@ def test_a_non_finite_job_fails_alone(driver: Driver) -> None:
     assert not driver.grad("bad").any()
 
 
-def _jobs_of_all_kinds() -> dict[str, ForwardBackward]:
-    """Jobs whose losses are computed at once as far as they are alike."""
-    plain, masked = cross_entropy(random_data([16, 9], seed=1)), random_data([12, 20], seed=2)
-    masked.targets[1][3:9] = IGNORE
-    sampled = [np.full(14, -3.0 - index, dtype=np.float32) for index in range(2)]
+def _job_of_kind(kind: str, lengths: list[int], *, seed: int) -> ForwardBackward:
+    data = random_data(lengths, seed=seed)
+    if kind == "masked":
+        data.targets[-1][3:9] = IGNORE
+    if kind in ("plain", "forward", "masked"):
+        return cross_entropy(data, backward=kind != "forward")
+    sampled = [np.full(length, -7.0 - at, dtype=np.float32) for at, length in enumerate(lengths)]
     inputs = {
-        "target_tokens": Column.of(random_data([14, 14], seed=3).targets, dtype="int64"),
+        "target_tokens": Column.of(data.targets, dtype="int64"),
         "logprobs": Column.of(sampled, dtype="float32"),
-        "advantages": Column.of(random_data([14, 14], seed=4).weights, dtype="float32"),
+        "advantages": Column.of(data.weights, dtype="float32"),
     }
-    mask = Column.of([np.ones(14, dtype=np.float32)] * 2, dtype="float32")
-    policy = ForwardBackward(
-        tokens=Column.of(random_data([14, 14]).tokens, dtype="int32"), inputs=inputs, loss_fn="ppo"
+    if kind == "gspo":
+        mask = [np.ones(length, dtype=np.float32) for length in lengths]
+        inputs["sequence_ratio_mask"] = Column.of(mask, dtype="float32")
+    return ForwardBackward(
+        tokens=Column.of(data.tokens, dtype="int32"),
+        inputs=inputs,
+        loss_fn="gspo" if kind == "gspo" else "ppo",
+        loss_config={"clip_low_threshold": 0.99, "clip_high_threshold": 1.01} if kind == "narrow ppo" else {},
     )
-    return {
-        "plain": plain,
-        "forward": cross_entropy(random_data([16, 9], seed=5), backward=False),
-        "masked": cross_entropy(masked),
-        "ppo": policy,
-        "narrow ppo": msgspec.structs.replace(
-            policy, loss_config={"clip_low_threshold": 0.99, "clip_high_threshold": 1.01}
-        ),
-        "gspo": msgspec.structs.replace(policy, inputs=inputs | {"sequence_ratio_mask": mask}, loss_fn="gspo"),
-        "long": cross_entropy(random_data([70], seed=6)),
-        "other plain": cross_entropy(random_data([25], seed=7)),
-    }
 
 
-@pytest.mark.parametrize("broken", [None, "plain", "gspo"])
+# Datum lengths of two jobs of each kind of loss. Jobs of as many tokens become neighbours, and longer ones come later.
+PAIRS = {
+    "plain": ([16, 9], [25]),
+    "forward": ([16, 10], [7, 19]),
+    "ppo": ([14, 13], [9, 18]),
+    "narrow ppo": ([20, 8], [28]),
+    "gspo": ([14, 15], [11, 18]),
+    "masked": ([12, 20], [70]),
+}
+
+
+@pytest.mark.parametrize("broken", [None, *PAIRS])
 def test_jobs_of_all_kinds_in_one_batch_get_what_each_gets_alone_also_beside_one_that_is_not_finite(
-    driver: Driver, broken: str | None
+    driver: Driver, broken: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = _jobs_of_all_kinds()
+    """The first job of the broken kind is not finite; its loss is computed at once with that of the second one."""
+    jobs = {
+        f"{kind} {number}": _job_of_kind(kind, pair[number], seed=number)
+        for number in range(2)
+        for kind, pair in PAIRS.items()
+    }
     wants = {}
     for number, (name, payload) in enumerate(jobs.items()):
         driver.create(name)
@@ -206,12 +219,20 @@ def test_jobs_of_all_kinds_in_one_batch_get_what_each_gets_alone_also_beside_one
         wants[name] = driver.done(name, payload), driver.grad(name)
         driver.engine.state.models[ModelId(name)].clear_grad()
     if broken is not None:
-        driver.engine.state.models[ModelId(broken)].weights.fill_(float("nan"))
+        driver.engine.state.models[ModelId(f"{broken} 0")].weights.fill_(float("nan"))
+    together = []
+
+    def evaluate(loss: Loss, arguments: LossArguments, is_valid_T: Valid, *, with_grad: bool) -> LossResult:
+        together.append(list(arguments.lengths))
+        return evaluate_valid(loss, arguments, is_valid_T, with_grad=with_grad)
+
+    monkeypatch.setattr(rows, "evaluate_valid", evaluate)
 
     outcomes = dict(zip(jobs, driver.run(*jobs.items()), strict=True))
 
+    assert together == [[*first, *second] for first, second in PAIRS.values()]
     for name, (want, want_grad) in wants.items():
-        if name == broken:
+        if name == f"{broken} 0":
             assert isinstance(outcomes[name], Failed)
             assert not driver.grad(name).any()
             continue

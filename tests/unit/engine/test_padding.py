@@ -5,7 +5,6 @@ import torch
 
 from gradstream.engine.padding import Collect, Padding, Spread
 
-CPU = torch.device("cpu")
 # First tokens and lengths of runs in a row of 12 tokens.
 RUNS = {
     "the whole row": ([0, 3, 4], [3, 1, 8]),
@@ -16,7 +15,7 @@ RUNS = {
 
 def _padding(name: str) -> Padding:
     starts, lengths = RUNS[name]
-    return Padding.of(starts, lengths, CPU, num_tokens=12)
+    return Padding.of(starts, lengths, num_tokens=12)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -112,7 +112,7 @@ class _Stack:
             self._scale = to_device(scale_A, device)[:, None, None]
         elif device.type == "cpu":
             starts = [part.start - group[0].start for part in group]
-            self._padding = Padding.of(starts, counts, device, num_tokens=sum(counts))
+            self._padding = Padding.of(starts, counts, num_tokens=sum(counts))
             self._scale = scale_A[:, None, None] * self._padding.is_own_AN.view(len(counts), -1, 1)
         else:
             counts_A = torch.tensor(counts)

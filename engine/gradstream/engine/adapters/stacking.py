@@ -22,7 +22,7 @@ _FEWEST = 3
 _MOST_PADDED = 1.5
 _LEAST_TOKENS = 16
 # An adapter's mean number of tokens, times the features of its widest layer, above which padded products are no faster than one for each.
-_MOST_NUMBERS = 1 << 15
+_MOST_TOKEN_FEATURES = 1 << 15
 # What the copies of the weights that lie side by side may take.
 _MOST_BYTES = 256 << 20
 # Rows of what goes into a grouped product take a multiple of this.
@@ -63,11 +63,20 @@ def _groups(run: list[AdapterSlice], compute_dtype: torch.dtype) -> Iterator[lis
         yield run
     else:
         is_padded = run[0].factors.weights.device.type == "cpu" and compute_dtype == torch.float32
-        for group in _alike(run) if is_padded else _equal(run):
-            if len(group) < _FEWEST or _is_long(group):
+        for group in _padded(run) if is_padded else _equal(run):
+            if len(group) < _FEWEST:
                 yield from ([part] for part in group)
             else:
                 yield group
+
+
+def _padded(run: list[AdapterSlice]) -> Iterator[list[AdapterSlice]]:
+    """Neighbours for a padded product each; where that would not pay, those of equally many tokens, which need none."""
+    for group in _alike(run):
+        if _is_long(group):
+            yield from _equal(group)
+        else:
+            yield group
 
 
 def _is_long(group: list[AdapterSlice]) -> bool:
@@ -77,7 +86,7 @@ def _is_long(group: list[AdapterSlice]) -> bool:
         return False
     sites = [site for site in group[0].factors.layout.sites if site.kind is SiteKind.LINEAR]
     widest = max((max(site.in_features, site.out_features) for site in sites), default=0)
-    return sum(counts) * widest > _MOST_NUMBERS * len(counts)
+    return sum(counts) * widest > _MOST_TOKEN_FEATURES * len(counts)
 
 
 def _equal(run: list[AdapterSlice]) -> Iterator[list[AdapterSlice]]:

@@ -80,7 +80,7 @@ def _pick(x_HTK: Tensor, group: SegmentGroup) -> Tensor:
         x_SNHK: Tensor = Spread.apply(x_HTK.transpose(0, 1), group.padding)  # type: ignore[no-untyped-call]  # torch's
         return x_SNHK.transpose(1, 2)
     num_tokens = group.num_segments * group.length
-    if group.is_contiguous:
+    if group.index_T is None:
         picked = x_HTK if x_HTK.shape[1] == num_tokens else x_HTK.narrow(1, group.start, num_tokens)
     else:
         picked = x_HTK.index_select(1, group.index_T)

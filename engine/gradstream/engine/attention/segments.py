@@ -14,8 +14,6 @@ from gradstream.engine.transfer import to_device
 
 # Queries that are masked at a time where there are keys before them: what lies after the last of them is not computed.
 MASK_ROWS = 256
-
-
 # On CPUs: the pairs of tokens, times query heads times their size, that take as long as a call with what is around it.
 _CALL_WORK = 250_000
 
@@ -24,15 +22,15 @@ _CALL_WORK = 250_000
 class SegmentGroup:
     """Segments that are computed together: all of one length that continue the same one, or, with padding, some of a few lengths.
 
-    length: the most tokens of one. index_T: their token positions in the row, segment after segment. context: the tokens [start, end) of
-    what they continue, from its beginning; empty where they continue nothing.
+    length: the most tokens of one. start: where the first one lies in the row. index_T: int64, the row's token for each of theirs, segment
+    after segment; None with padding, and where they lie side by side. context: the tokens [start, end) of what they continue, from its
+    beginning; empty where they continue nothing.
     """
 
     length: int
     num_segments: int
     start: int
-    is_contiguous: bool
-    index_T: Tensor
+    index_T: Tensor | None
     context: tuple[tuple[int, int], ...]
     padding: Padding | None = None
 
@@ -187,15 +185,16 @@ class Segments:
     def _group(self, numbers: list[int]) -> SegmentGroup:
         starts, lengths = [self.starts[number] for number in numbers], [self.lengths[number] for number in numbers]
         length = max(lengths)
-        padding = None
+        padding = index_T = None
         if min(lengths) < length:
-            padding = Padding.of(starts, lengths, self.device, num_tokens=self.num_tokens)
+            padding = Padding.of(starts, lengths, num_tokens=self.num_tokens)
+        elif starts[-1] - starts[0] != length * (len(starts) - 1):
+            index_T = to_device(_tokens(starts, length), self.device)
         return SegmentGroup(
             length=length,
             num_segments=len(starts),
             start=starts[0],
-            is_contiguous=starts[-1] - starts[0] == length * (len(starts) - 1),
-            index_T=padding.token_T if padding else to_device(_tokens(starts, length), self.device),
+            index_T=index_T,
             context=self.contexts[numbers[0]],
             padding=padding,
         )
