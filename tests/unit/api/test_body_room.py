@@ -1,6 +1,9 @@
 """Room for request bodies: who waits for it, who is refused, and that nothing is left behind."""
 
 import asyncio
+import os
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +11,7 @@ from starlette.requests import Request
 
 from gradstream.api.arrival import note_arrival
 from gradstream.api.auth import SCOPE_TENANT
-from gradstream.api.body import raw_body
+from gradstream.api.body import offloaded, raw_body
 from gradstream.api.limits import ByteBudget
 from gradstream.shared.clock import ManualClock
 from gradstream.shared.errors import QueueFull
@@ -78,3 +81,15 @@ async def test_a_request_that_has_waited_elsewhere_for_as_long_as_it_may_waits_n
         first.take(400_000)
         with pytest.raises(QueueFull, match="no room for 500000 bytes"):
             await asyncio.wait_for(request(), timeout=120.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives each thread a niceness of its own")
+@pytest.mark.parametrize("size_bytes", [1 << 20, 1 << 25])
+async def test_work_on_large_bodies_leaves_the_cores_to_the_event_loop(size_bytes: int) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert await offloaded(niceness, size_bytes=size_bytes) == min(own + 4, 19)
+    assert niceness() == own
