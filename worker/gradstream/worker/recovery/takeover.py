@@ -182,7 +182,10 @@ def _cannot_replay(tools: Tools, past: Past, cut: Cut | None) -> str | None:
         if past.ids and not past.is_whole:
             return "no snapshot is whole, and the log on disk does not begin at the start"
         return None
-    if changed := changed_facts(cut.head.fingerprint, tools.fingerprint):
+    changed = changed_facts(cut.head.fingerprint, tools.fingerprint)
+    if "model" in changed:
+        return "the snapshot is of another base model: the weights in model_path have changed"
+    if changed:
         _log.warning("engine_changed", facts=changed, snapshot=cut.name)
     return None
 
