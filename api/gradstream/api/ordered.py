@@ -80,8 +80,6 @@ class _PlaceFields(msgspec.Struct):
 
 
 _PLACE = msgspec.json.Decoder(_PlaceFields)
-# What the client of a body that cannot be read has to know.
-SEQ_IS_FREE = "Which request this is could not be read, so its seq_id is still to come: later ones wait for it"
 
 
 def caller_of(request: Request) -> Caller:
@@ -121,7 +119,8 @@ def place_in_json(raw: bytes, *, caller: Caller) -> Place | None:
 async def refusing(parts: Parts, place: Place | None) -> AsyncIterator[None]:
     """A UserError inside counts the place's seq as used before it goes on, so that later requests do not wait for it.
 
-    Without a place its message says that they do. Raises Unavailable instead when that cannot be told yet, because the server is recovering.
+    Without a place its message says that they do. Raises Unavailable instead when that cannot be told yet, because the server is
+    recovering.
     """
     start_s = parts.clock.monotonic_s()
     try:
@@ -135,7 +134,13 @@ async def refusing(parts: Parts, place: Place | None) -> AsyncIterator[None]:
                 await parts.recovery.check(unknown, since_s=start_s)
                 # The request's own fault is the better answer, also for a model that does not exist.
             raise
-        raise type(error)(f"{error.message}. {SEQ_IS_FREE}") from error
+        raise unreadable(error) from error
+
+
+def unreadable(error: UserError) -> UserError:
+    """The same error of a body whose place cannot be told, with what its client has to know."""
+    hint = "Which request this is could not be read, so its seq_id is still to come: later ones wait for it"
+    return type(error)(f"{error.message}. {hint}")
 
 
 async def ordered_body(request: Request, model: type[OrderedT]) -> tuple[OrderedT, Place]:

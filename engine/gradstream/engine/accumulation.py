@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradstream.engine.finite import fits
 from gradstream.engine.trained import TrainedModel
 from gradstream.shared.errors import NonFinite
 
@@ -71,17 +72,13 @@ def accumulate(model: TrainedModel, grad: Tensor, *, num_valid: int, is_finite: 
     if is_finite is None:
         is_finite = bool(is_finite_sum(model, grad))
     if not is_finite:
-        is_sum = model.has_grad if is_shared else bool(_finite(grad))
+        is_sum = model.has_grad if is_shared else bool(fits(grad, grad.dtype))
         what = "accumulated gradient" if is_sum else "gradient"
         raise NonFinite(f"the {what} of model {model.model_id} holds nan or inf; nothing was accumulated")
     if not is_shared:
         model.grad.add_(grad)
     model.has_grad = True
     model.valid_tokens += num_valid
-
-
-def _finite(grad: Tensor) -> Tensor:
-    return torch.stack(_extremes(grad, None)).isfinite().all()
 
 
 def _extremes(grad: Tensor, base: Tensor | None) -> list[Tensor]:

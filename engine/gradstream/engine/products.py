@@ -50,18 +50,16 @@ def bound_kernels() -> None:
 def mm(left_MK: Tensor, right_KN: Tensor) -> Tensor:
     """The product, [M, N], of factors in any strides. No gradient flows through it."""
     if not _pays(left_MK, right_KN):
-        return (right_KN.t() @ left_MK.t()).t() if is_narrow(left_MK, right_KN) else left_MK @ right_KN
+        return (right_KN.t() @ left_MK.t()).t() if _is_narrow(left_MK, right_KN) else left_MK @ right_KN
     # oneDNN copies a left factor that is not contiguous: the smaller one of the two.
     if not left_MK.is_contiguous() and left_MK.numel() > right_KN.numel():
         return _by_onednn(right_KN.t(), left_MK, None).t()
     return _by_onednn(left_MK, right_KN.t(), None)
 
 
-def is_narrow(left: Tensor, right: Tensor) -> bool:
-    """True for a product [..., M, N] which is computed faster as (right^T left^T)^T, since it has few columns."""
-    if right.shape[-1] >= _MANY_COLUMNS or right.device.type != "cpu" or right.stride(-1) != 1:
-        return False
-    return right.dtype == torch.float32 and left.numel() >= _MIN_NARROW
+def _is_narrow(left: Tensor, right: Tensor) -> bool:
+    """True for a product [M, N] which is computed faster as (right^T left^T)^T, since it has few columns."""
+    return right.stride(-1) == 1 and _is_narrow_batch(left, right)
 
 
 def _is_narrow_batch(left_AMK: Tensor, right_AKN: Tensor) -> bool:
@@ -73,7 +71,7 @@ def _is_narrow_batch(left_AMK: Tensor, right_AKN: Tensor) -> bool:
 
 def add_mm_(target_MN: Tensor, left_MK: Tensor, right_KN: Tensor, scale: float = 1.0) -> None:
     """Add scale * left right to target, whose dtype may be finer."""
-    is_plain = not _pays(left_MK, right_KN) and not is_narrow(left_MK, right_KN)
+    is_plain = not _pays(left_MK, right_KN) and not _is_narrow(left_MK, right_KN)
     if is_plain and target_MN.dtype == right_KN.dtype:
         target_MN.addmm_(left_MK, right_KN, alpha=scale)
     else:

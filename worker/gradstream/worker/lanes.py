@@ -13,8 +13,9 @@ class Lanes:
     """How much longer training ran than sampling while both had work.
 
     The lane that is behind runs next; of equals the one that did not run last. A sample that begins does not wait for that: its slice comes
-    after one batch of training. Training catches up later, unless samples begin all the time: then it gets every other turn. What a lane did while the other had nothing to do does not
-    count, and neither does what it was ahead before. Times are measured, so whose turn it was is in the log, as all plans are.
+    after one batch of training. Training catches up later, unless samples begin all the time: then it gets every other turn. What a lane
+    did while the other had nothing to do does not count, and neither does what it was ahead before. Times are measured, so whose turn it
+    was is in the log, as all plans are.
     """
 
     def __init__(self, *, last: Lane | None = None) -> None:

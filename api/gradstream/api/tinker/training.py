@@ -10,7 +10,6 @@ from gradstream.api.body import Body, documents, is_protobuf, offloaded, raw_bod
 from gradstream.api.encoding import Encoded, encoded_training
 from gradstream.api.ordered import (
     LANED,
-    SEQ_IS_FREE,
     Caller,
     OrderedBody,
     Place,
@@ -22,6 +21,7 @@ from gradstream.api.ordered import (
     refusing,
     submit_at,
     submit_encoded,
+    unreadable,
 )
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.tinker import training_json, training_proto
@@ -81,7 +81,7 @@ def _read(raw: bytes, card: EngineCard, *, caller: Caller, max_datums: int) -> _
     try:
         parsed = training_proto.parse_request(raw, max_datums=max_datums)
     except UserError as error:
-        raise type(error)(f"{error.message}. {SEQ_IS_FREE}") from error
+        raise unreadable(error) from error
     place = place_of(parsed.message.model_id, parsed.message.seq_id, caller=caller)
     try:
         return _Read(place=place, job=encoded_training(to_payload(training_proto.training_data(parsed), card)))

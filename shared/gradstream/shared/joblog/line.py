@@ -65,7 +65,10 @@ class Line(asyncio.Protocol):
         await self.connection.disconnect()
 
     def send(self, packed: Sequence[bytes], num_replies: int, then: Then) -> None:
-        """Send one command or more; then gets their replies, or RedisConnectionError or RedisTimeoutError. The line is open, and nothing is under way."""
+        """Send one command or more; then gets their replies, or RedisConnectionError or RedisTimeoutError.
+
+        The line is open, and nothing is under way.
+        """
         assert self._transport is not None
         assert self._then is None
         self._then, self._replies, self._num_replies = then, [], num_replies
