@@ -1,7 +1,9 @@
 """A job that kills every gang that runs it (queue.md section 10, fault 14)."""
 
+import random
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
@@ -12,7 +14,7 @@ from tests.support.faults_client import API_KEY, BASE_MODEL
 from tests.support.faults_server import Role, Server
 from tinker import types
 
-from gradstream.worker.disklog.frames import LoggedBatch, Started
+from gradstream.worker.disklog.frames import Frame, LoggedBatch, Position, Started
 from gradstream.worker.disklog.log import DiskLog
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
@@ -29,28 +31,32 @@ class Assassin(threading.Thread):
         self._future_id = future_id
 
     def run(self) -> None:
+        for frame in self._frames():
+            if isinstance(frame, Started) and self._future_id in frame.future_ids:
+                with suppress(psutil.NoSuchProcess):
+                    self._server.member(Role.RANK0).kill()
+                self.num_kills += 1
+            if isinstance(frame, LoggedBatch) and any(
+                outcome.future_id == self._future_id for outcome in frame.outcomes
+            ):
+                return
+
+    def _frames(self) -> Iterator[Frame]:
+        """Each frame of the log once, as soon as it is there, until it is over."""
         log = DiskLog(self._server.output_dir / "joblog" / "main")
-        seen = 0
+        last: Position | None = None
         while not self.is_over.is_set():
             with suppress(OSError, ValueError):
-                starts = 0
-                for _, frame in log.scan():
-                    if isinstance(frame, Started) and self._future_id in frame.future_ids:
-                        starts += 1
-                    if isinstance(frame, LoggedBatch) and any(
-                        outcome.future_id == self._future_id for outcome in frame.outcomes
-                    ):
-                        return
-                if starts > seen:
-                    seen = starts
-                    with suppress(psutil.NoSuchProcess):
-                        self._server.member(Role.RANK0).kill()
-                    self.num_kills += 1
+                for position, frame in log.scan(last):
+                    if position != last:
+                        yield frame
+                    last = position
             time.sleep(0.01)
 
 
-def big_datum(num_tokens: int) -> types.Datum:
-    tokens = [3 + index % 190 for index in range(num_tokens + 1)]
+def datum(num_tokens: int, *, seed: int = 0) -> types.Datum:
+    """Random tokens, so that no two seeds have a beginning in common that the engine would compute once."""
+    tokens = random.Random(seed).choices(range(3, 193), k=num_tokens + 1)
     return types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * num_tokens},
@@ -69,7 +75,7 @@ def test_a_poisoned_job_is_set_aside_after_two_deaths_and_the_others_go_on(start
     assassin.start()
     at_s = time.monotonic()
     try:
-        poisoned = training.forward_backward([big_datum(500) for _ in range(60)], "cross_entropy")
+        poisoned = training.forward_backward([datum(500, seed=seed) for seed in range(200)], "cross_entropy")
         with pytest.raises(tinker.RequestFailedError, match="set aside"):
             poisoned.result(timeout=240)
     finally:
@@ -92,7 +98,7 @@ def reserve_scratch(server: Server) -> None:
     service = tinker.ServiceClient(base_url=server.url, api_key=API_KEY)
     try:
         training = service.create_lora_training_client(base_model=BASE_MODEL, rank=32, seed=1)
-        training.forward_backward([big_datum(500) for _ in range(8)], "cross_entropy").result(timeout=240)
+        training.forward_backward([datum(500, seed=seed) for seed in range(8)], "cross_entropy").result(timeout=240)
     finally:
         service.holder.close()
 
