@@ -4,8 +4,9 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from fastapi import Request
-from starlette.datastructures import Headers
+from starlette.types import Scope
 
+from gradstream.api.headers import header
 from gradstream.shared.config.access import is_loopback
 from gradstream.shared.ids import TenantId
 
@@ -23,27 +24,27 @@ def tenant_of(request: Request) -> TenantId:
     return TenantId(tenant)
 
 
-def credential(headers: Headers) -> str | None:
+def credential(scope: Scope) -> str | None:
     """The key of a request: X-API-Key, else Authorization: Bearer; None when there is neither."""
-    key = headers.get("x-api-key")
+    key = header(scope, b"x-api-key")
     if key is None:
-        authorization = headers.get("authorization", "")
+        authorization = header(scope, b"authorization") or ""
         if authorization[: len(_BEARER)].lower() != _BEARER:
             return None
         key = authorization[len(_BEARER) :].strip()
     return key if key and len(key) <= _MAX_CREDENTIAL_CHARS else None
 
 
-def is_from_foreign_page(headers: Headers) -> bool:
+def is_from_foreign_page(scope: Scope) -> bool:
     """True for a request that a page of some web site may have made in a browser on this machine.
 
     Without keys, being on this machine is what lets a client in, so a browser must not lend that to others: neither by a request
     across origins nor by a name that a stranger's DNS points at this machine.
     """
-    origin = headers.get("origin")
+    origin = header(scope, b"origin")
     if origin is not None and not _is_of_this_machine(origin):
         return True
-    host = headers.get("host")
+    host = header(scope, b"host")
     return host is not None and not _is_of_this_machine(f"//{host}")
 
 

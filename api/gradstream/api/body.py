@@ -7,15 +7,18 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from gradstream.api.arrival import arrived_s
 from gradstream.api.auth import tenant_of
+from gradstream.api.headers import header
 from gradstream.api.limits import Lease
 from gradstream.api.parts import Parts
 from gradstream.shared import codec
@@ -74,14 +77,13 @@ class _HeldBody(AbstractAsyncContextManager[bytes]):
         self._request = request
         self._parts = parts
         self._max_bytes = max_bytes
-        self._leasing: AbstractContextManager[Lease] | None = None
+        self._lease: Lease | None = None
 
     async def __aenter__(self) -> bytes:
         if SCOPE_BODY in self._request.scope:
             return _read_before(self._request)
         declared = _check_declared_length(self._request, self._max_bytes)
-        self._leasing = self._parts.bodies.lease(tenant_of(self._request))
-        lease = self._leasing.__enter__()
+        lease = self._lease = self._parts.bodies.lease(tenant_of(self._request))
         try:
             raw = await _received(self._request, self._parts, lease, declared=declared, max_bytes=self._max_bytes)
             return await _unpacked(self._request, raw, lease, max_bytes=self._max_bytes)
@@ -90,8 +92,8 @@ class _HeldBody(AbstractAsyncContextManager[bytes]):
             raise
 
     async def __aexit__(self, *_error: object) -> None:
-        if self._leasing is not None:
-            self._leasing.__exit__(None, None, None)
+        if self._lease is not None:
+            self._lease.end()
 
 
 async def _received(request: Request, parts: Parts, lease: Lease, *, declared: int, max_bytes: int) -> bytes:
@@ -114,18 +116,30 @@ async def _received(request: Request, parts: Parts, lease: Lease, *, declared: i
             async for part in stream:
                 take(part)
     else:
-        async for part in request.stream():
-            # The last one is always empty.
-            if part:
-                take(part)
+        await _each_part(request, take)
     parts.metrics.body_bytes.inc(num_bytes)
-    return b"".join(received)
+    return received[0] if len(received) == 1 else b"".join(received)
+
+
+async def _each_part(request: Request, take: Callable[[bytes], object]) -> None:
+    """Hand over the parts of a body as they come; without the generator of Request.stream, which takes longer than a small body.
+
+    Raises ClientDisconnect.
+    """
+    has_more = True
+    while has_more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        if part := message.get("body"):
+            take(part)
+        has_more = message.get("more_body", False)
 
 
 async def _unpacked(request: Request, raw: bytes, lease: Lease, *, max_bytes: int) -> bytes:
     """The content of a body; what unpacking adds is held by the lease too."""
-    encoding = _header(request, b"content-encoding").strip().lower()
-    match encoding:
+    encoding = header(request.scope, b"content-encoding") or ""
+    match encoding.strip().lower():
         case "" | "identity":
             return raw
         case "zstd":
@@ -146,9 +160,10 @@ async def offloaded(work: Callable[[], T], *, size_bytes: int) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
-def is_protobuf(request: Request) -> bool:
-    """True when the body is declared as protobuf."""
-    return _header(request, b"content-type").split(";")[0].strip().lower() == PROTOBUF
+def is_protobuf(scope: Scope) -> bool:
+    """True when the request's body is declared as protobuf."""
+    declared = header(scope, b"content-type")
+    return declared is not None and declared.split(";")[0].strip().lower() == PROTOBUF
 
 
 async def small_bytes(request: Request) -> bytes:
@@ -157,10 +172,13 @@ async def small_bytes(request: Request) -> bytes:
         return _read_before(request)
     _check_declared_length(request, MAX_SMALL_BODY_BYTES)
     received = bytearray()
-    async for part in request.stream():
-        received += part
+
+    def take(part: bytes) -> None:
+        received.extend(part)
         if len(received) > MAX_SMALL_BODY_BYTES:
             raise PayloadTooLarge(f"body: more than {MAX_SMALL_BODY_BYTES} bytes, the limit of this call")
+
+    await _each_part(request, take)
     return bytes(received)
 
 
@@ -206,19 +224,10 @@ def _read_before(request: Request) -> bytes:
     return body
 
 
-def _header(request: Request, name: bytes) -> str:
-    """The first header of that name, given in lower case; empty for none. Starlette's mapping makes two objects and an exception for it."""
-    for key, value in request.scope["headers"]:
-        if key == name:
-            text: str = value.decode("latin-1")
-            return text
-    return ""
-
-
 def _check_declared_length(request: Request, max_bytes: int) -> int:
     """The length that the client declares, 0 for none. Raises PayloadTooLarge."""
-    declared = _header(request, b"content-length")
-    if not declared.isdecimal():
+    declared = header(request.scope, b"content-length")
+    if declared is None or not declared.isdecimal():
         return 0
     if int(declared) > max_bytes:
         raise PayloadTooLarge(f"body: {declared} bytes are more than {max_bytes}, the limit of this call")

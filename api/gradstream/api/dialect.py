@@ -161,15 +161,14 @@ class Dialects:
         call = (scope["method"], scope["path"])
         if call in self._xorl_only:
             _redirect(scope)
-        request = Request(scope, receive)
-        if call not in self._shared or scope["method"] != "POST" or is_protobuf(request):
-            del request
+        if call not in self._shared or scope["method"] != "POST" or is_protobuf(scope):
             await self._app(scope, receive, send)
         elif scope["path"] in _LARGE:
-            await self._choose_large(request, send)
+            await self._choose_large(Request(scope, receive), send)
         else:
-            # Long polls come this way, by the thousand: nothing is kept while they wait.
+            request = Request(scope, receive)
             await self._choose(request, small_bytes(request))
+            # Long polls come this way, by the thousand: nothing is kept while they wait.
             del request
             await self._app(scope, receive, send)
 

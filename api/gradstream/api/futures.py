@@ -65,14 +65,13 @@ async def poll(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finish
 
 
 async def _look(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finished | Pending | Expired | Missing:
-    # Looked at before the wait: how long the answer takes must not tell a stranger that there is such a future.
-    view = await parts.intake.future(future_id)
-    if view is not None and view.tenant == tenant and view.outcome is None:
-        with parts.metrics.polls_parked.track_inprogress():
-            view = await parts.parked.wait(parts.intake.wait(future_id, timeout_s=_hold_s(parts, future_id)))
-        if view is None:
-            # Gone, or the server stops and the wait ended early.
-            view = await parts.intake.future(future_id)
+    with parts.metrics.polls_parked.track_inprogress():
+        # Only the tenant's own: how long the answer takes must not tell a stranger that there is such a future.
+        waiting = parts.intake.wait(future_id, tenant=tenant, timeout_s=_hold_s(parts, future_id))
+        view = await parts.parked.wait(waiting)
+    if view is None:
+        # There is none, or the server stops and the wait ended early.
+        view = await parts.intake.future(future_id)
     if view is None:
         return Expired() if await _existed(parts, future_id, tenant=tenant) else Missing()
     if view.tenant != tenant:

@@ -3,7 +3,6 @@
 import math
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -40,7 +39,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         note_arrival(self._parts.clock)
-        admitted = self._admit(scope, Headers(scope=scope))
+        admitted = self._admit(scope)
         if isinstance(admitted, Response):
             await admitted(scope, receive, send)
             return
@@ -48,11 +47,11 @@ class Gate:
             scope[SCOPE_TENANT] = admitted
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope, headers: Headers) -> TenantId | Response | None:
+    def _admit(self, scope: Scope) -> TenantId | Response | None:
         """The tenant, None for a public path, or the refusal."""
         if self._parts.keys is None:
-            return self._admit_without_keys(headers)
-        key = credential(headers)
+            return self._admit_without_keys(scope)
+        key = credential(scope)
         tenant = None if key is None else self._parts.keys.ring().tenant_of(key)
         if scope["path"] in _TELLS_MORE_WITH_KEY and key is not None and tenant is None:
             return self._limited(scope, reason="wrong_key")
@@ -60,8 +59,8 @@ class Gate:
             return None
         return self._refuse(scope, has_key=key is not None) if tenant is None else tenant
 
-    def _admit_without_keys(self, headers: Headers) -> TenantId | Response:
-        if self._parts.config.is_open or not is_from_foreign_page(headers):
+    def _admit_without_keys(self, scope: Scope) -> TenantId | Response:
+        if self._parts.config.is_open or not is_from_foreign_page(scope):
             return LOCAL_TENANT
         detail = (
             "this server has no API keys and so answers this machine's own programs only, under the names localhost and 127.0.0.1; "

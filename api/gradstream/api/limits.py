@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from gradstream.shared.errors import QueueFull
@@ -39,14 +38,9 @@ class ByteBudget:
     def held_bytes(self) -> int:
         return self._held_bytes
 
-    @contextmanager
-    def lease(self, tenant: TenantId) -> Iterator["Lease"]:
-        """A lease that starts at nothing, grows with `take`, and gives everything back at the end."""
-        lease = Lease(self, tenant)
-        try:
-            yield lease
-        finally:
-            self._give_back(tenant, lease.held_bytes)
+    def lease(self, tenant: TenantId) -> "Lease":
+        """A lease that starts at nothing, grows with `take`, and gives everything back at its end."""
+        return Lease(self, tenant)
 
     def add(self, tenant: TenantId, count: int) -> None:
         """Hold count more bytes for a tenant. Raises QueueFull when they do not fit."""
@@ -77,7 +71,7 @@ class ByteBudget:
             self.add(tenant, count)
         except asyncio.CancelledError:
             if waiting.room.done() and not waiting.room.cancelled():
-                self._give_back(tenant, count)
+                self.give_back(tenant, count)
             raise
         finally:
             if waiting in self._waiting:
@@ -90,12 +84,14 @@ class ByteBudget:
         self._held_bytes += count
         self._held_by[tenant] += count
 
-    def _give_back(self, tenant: TenantId, count: int) -> None:
+    def give_back(self, tenant: TenantId, count: int) -> None:
+        """Hold count bytes less for a tenant."""
         self._held_bytes -= count
         self._held_by[tenant] -= count
         if not self._held_by[tenant]:
             del self._held_by[tenant]
-        self._let_in()
+        if self._waiting:
+            self._let_in()
 
     def _let_in(self) -> None:
         """Give room to those who wait, of each tenant to the first ones."""
@@ -112,13 +108,21 @@ class ByteBudget:
                 waiting.room.set_result(None)
 
 
-class Lease:
-    """What one request holds of a ByteBudget."""
+class Lease(AbstractContextManager["Lease"]):
+    """What one request holds of a ByteBudget, until `end` or the end of its context."""
 
     def __init__(self, budget: ByteBudget, tenant: TenantId) -> None:
         self._budget = budget
         self._tenant = tenant
         self.held_bytes = 0
+
+    def __exit__(self, *_error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Give everything back."""
+        held_bytes, self.held_bytes = self.held_bytes, 0
+        self._budget.give_back(self._tenant, held_bytes)
 
     def take(self, count: int) -> None:
         """Hold count more bytes. Raises QueueFull when they do not fit."""

@@ -12,6 +12,7 @@ from fastapi import Request
 from gradstream.api.auth import tenant_of
 from gradstream.api.body import Body, parse_small, small_bytes
 from gradstream.api.encoding import Encoded, encoded
+from gradstream.api.headers import headers
 from gradstream.api.parts import Parts, parts_of
 from gradstream.shared import ids
 from gradstream.shared.errors import InvalidRequest, SequenceConflict, UnknownModel, UserError
@@ -20,6 +21,7 @@ from gradstream.shared.joblog.port import Submission
 from gradstream.shared.wire import Payload
 
 LANE_HEADER = "X-Gradstream-Lane"
+_LANE_HEADER = LANE_HEADER.lower().encode()
 _LANE = re.compile(r"[0-9]{1,3}")
 # Any: an OpenAPI fragment is free-form JSON.
 LANED: Final[dict[str, Any]] = {
@@ -84,7 +86,7 @@ _PLACE = msgspec.json.Decoder(_PlaceFields)
 
 def caller_of(request: Request) -> Caller:
     """Who sends the request; raises InvalidRequest for a header that names no lane."""
-    match request.headers.getlist(LANE_HEADER):
+    match headers(request.scope, _LANE_HEADER):
         case []:
             lane = 0
         case [text] if _LANE.fullmatch(text) and int(text) <= MAX_LANE:

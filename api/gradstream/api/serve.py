@@ -9,6 +9,7 @@ import uvicorn
 
 from gradstream.api.app import create_app
 from gradstream.api.config import ApiConfig
+from gradstream.api.one_write import OneWriteProtocol
 from gradstream.api.parts import Parts, build_parts
 from gradstream.shared.clock import SystemClock
 from gradstream.shared.joblog.port import Intake
@@ -55,7 +56,7 @@ def server_for(intake: Intake, config: ApiConfig) -> uvicorn.Server:
         uvicorn.Config(
             create_app(parts),
             loop="uvloop",
-            http="httptools",
+            http=OneWriteProtocol,
             ws="none",
             lifespan="on",
             access_log=False,

@@ -6,6 +6,9 @@ Checks run on whole columns; a datum is looked for only to name it in an error. 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from operator import attrgetter
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -20,6 +23,9 @@ from gradstream.shared.wire import IGNORE, ForwardBackward
 
 # Any: numpy arrays of any number type, as a dtype is what is being checked here.
 Array = NDArray[Any]
+_NAME = attrgetter("name")
+# Looking a dtype up by its name takes as long as comparing it twice.
+_dtype = cache(np.dtype)
 _TARGETS = "target_tokens"
 _TOKEN = np.dtype("<i4")
 # By size in bytes.
@@ -37,10 +43,34 @@ class DatumArrays:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatumColumns:
+    """Datums that are alike, end to end: int32 tokens, and inputs of the same names and dtypes, as many values in each as tokens.
+
+    lengths: the tokens of each datum.
+    """
+
+    lengths: list[int]
+    tokens: bytes
+    inputs: Mapping[str, tuple[np.dtype[Any], bytes]]
+
+    def datums(self) -> list[DatumArrays]:
+        """Each datum by itself, as views."""
+        tokens = np.frombuffer(self.tokens, dtype=_TOKEN)
+        inputs = {name: np.frombuffer(data, dtype=dtype) for name, (dtype, data) in self.inputs.items()}
+        return [
+            DatumArrays(
+                tokens=tokens[end - length : end],
+                inputs={name: values[end - length : end] for name, values in inputs.items()},
+            )
+            for length, end in zip(self.lengths, accumulate(self.lengths), strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
     """A forward_backward request of any dialect, decoded but not yet checked. may_ignore: a target may be IGNORE."""
 
-    datums: Sequence[DatumArrays]
+    datums: Sequence[DatumArrays] | DatumColumns
     loss_fn: str
     loss_config: Mapping[str, float | str]
     backward: bool
@@ -54,23 +84,62 @@ def to_payload(data: TrainingData, card: EngineCard) -> ForwardBackward:
     """
     loss = loss_card(card, data.loss_fn)
     params = loss_params(loss, data.loss_config)
-    if not data.datums:
-        raise InvalidRequest("data: there are no datums; send at least one")
-    tokens = _tokens_column(data.datums, card)
-    _check_names(loss, data.datums)
-    trailing = _trailing(data.datums, loss)
-    inputs: dict[str, Column] = {}
-    for spec in sorted(loss.inputs, key=lambda item: item.name):
-        arrays = _input_arrays(spec, data.datums, loss=loss, params=params, trailing=trailing)
-        if arrays is not None:
-            may_ignore = data.may_ignore and spec.name == _TARGETS
-            inputs[spec.name] = _input_column(spec, arrays, card, like=tokens, trailing=trailing, may_ignore=may_ignore)
+    specs = sorted(loss.inputs, key=_NAME)
+    if isinstance(data.datums, DatumColumns) and _are_as_read(data.datums, specs):
+        tokens, inputs = _columns(data.datums, specs, card)
+    else:
+        datums = data.datums.datums() if isinstance(data.datums, DatumColumns) else data.datums
+        if not datums:
+            raise InvalidRequest("data: there are no datums; send at least one")
+        tokens = _tokens_column(datums, card)
+        _check_names(loss, datums)
+        trailing = _trailing(datums, loss)
+        inputs = {}
+        for spec in specs:
+            arrays = _input_arrays(spec, datums, loss=loss, params=params, trailing=trailing)
+            if arrays is not None:
+                may_ignore = data.may_ignore and spec.name == _TARGETS
+                inputs[spec.name] = _input_column(
+                    spec, arrays, card, like=tokens, trailing=trailing, may_ignore=may_ignore
+                )
     config = {name: data.loss_config[name] for name in sorted(data.loss_config)}
     return ForwardBackward(tokens=tokens, inputs=inputs, loss_fn=loss.name, loss_config=config, backward=data.backward)
 
 
-def _tokens_column(datums: Sequence[DatumArrays], card: EngineCard) -> Column:
-    counts = [datum.tokens.shape[0] for datum in datums]
+def _are_as_read(datums: DatumColumns, specs: Sequence[LossInput]) -> bool:
+    """True when the inputs are just those that the loss reads, each of a dtype that needs no more than widths to change."""
+    if len(datums.inputs) != len(specs):
+        return False
+    for spec in specs:
+        if spec.name not in datums.inputs:
+            return False
+        dtype, wanted = datums.inputs[spec.name][0], _dtype(spec.dtype)
+        if dtype != wanted and not (wanted.kind == "i" and dtype.kind == "i"):
+            return False
+    return True
+
+
+def _columns(datums: DatumColumns, specs: Sequence[LossInput], card: EngineCard) -> tuple[Column, dict[str, Column]]:
+    """The columns of the tokens and of the inputs."""
+    _check_lengths(datums.lengths, card)
+    lengths = np.array(datums.lengths, dtype="<i8")
+    _check_ids(np.frombuffer(datums.tokens, dtype=_TOKEN), lengths, card, field="model_input")
+    tokens = Column(dtype="int32", lengths=lengths.tobytes(), data=datums.tokens)
+    inputs = {}
+    for spec in specs:
+        dtype, data = datums.inputs[spec.name]
+        values = np.frombuffer(data, dtype=dtype)
+        if dtype.kind == "f":
+            _check_range(values, lengths, spec)
+            inputs[spec.name] = Column(dtype=cast("DType", spec.dtype), lengths=tokens.lengths, data=data)
+        else:
+            _check_ids(values, lengths, card, field=f"loss_fn_inputs.{spec.name}")
+            narrow = data if dtype == _TOKEN else values.astype(_TOKEN).tobytes()
+            inputs[spec.name] = Column(dtype="int32", lengths=tokens.lengths, data=narrow)
+    return tokens, inputs
+
+
+def _check_lengths(counts: Sequence[int], card: EngineCard) -> None:
     if not all(counts):
         raise InvalidRequest(f"data[{counts.index(0)}].model_input: has no tokens; each datum needs at least one")
     longest = max(counts)
@@ -78,6 +147,11 @@ def _tokens_column(datums: Sequence[DatumArrays], card: EngineCard) -> Column:
         raise InvalidRequest(
             f"data[{counts.index(longest)}].model_input: {longest} tokens are more than the context of {card.max_context_tokens}"
         )
+
+
+def _tokens_column(datums: Sequence[DatumArrays], card: EngineCard) -> Column:
+    counts = [datum.tokens.shape[0] for datum in datums]
+    _check_lengths(counts, card)
     lengths = np.array(counts, dtype="<i8")
     data = _ids([datum.tokens for datum in datums], lengths, card, field="model_input", may_ignore=False)
     return Column(dtype="int32", lengths=lengths.tobytes(), data=data)
@@ -209,7 +283,7 @@ def _fitted(array: Array, spec: LossInput, index: int, shape: tuple[int, ...]) -
 
 def _check_ids(values: Array, lengths: NDArray[np.int64], card: EngineCard, *, field: str) -> None:
     # As unsigned ones, negative ids are the largest of all.
-    if not values.size or int(values.view(_UNSIGNED[values.itemsize]).max()) < card.vocab_size:
+    if not values.size or np.maximum.reduce(values.view(_UNSIGNED[values.itemsize])) < card.vocab_size:
         return
     bad = int(np.argmin(values)) if int(values.min()) < 0 else int(np.argmax(values))
     _refuse(
@@ -222,7 +296,7 @@ def _check_ids(values: Array, lengths: NDArray[np.int64], card: EngineCard, *, f
 
 def _check_range(values: Array, lengths: NDArray[np.int64], spec: LossInput) -> None:
     is_finite = np.isfinite(values)
-    if not is_finite.all():
+    if not np.logical_and.reduce(is_finite):
         bad = int(np.argmin(is_finite))
         _refuse(bad, lengths, f"loss_fn_inputs.{spec.name}", f"the value {float(values[bad])} is not finite")
     if spec.minimum is None and spec.maximum is None:

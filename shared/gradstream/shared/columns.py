@@ -42,6 +42,11 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     def num_datums(self) -> int:
         return len(self.lengths) // 8
 
+    @property
+    def num_values(self) -> int:
+        """Values of all datums."""
+        return len(self.data) // _NUMPY[self.dtype].itemsize
+
     def lengths_array(self) -> NDArray[np.int64]:
         """Rows of each datum, shape [num_datums]; a view."""
         return np.frombuffer(self.lengths, dtype="<i8")

@@ -11,6 +11,7 @@ from tests.support.redis_server import running_server
 
 from gradstream.shared.embedded.server import EmbeddedServer
 from gradstream.shared.errors import QueueFull, Unavailable
+from gradstream.shared.ids import TenantId
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.port import FutureStatus
 from gradstream.shared.joblog.redis_intake import RedisIntake
@@ -45,6 +46,14 @@ async def test_a_wait_ends_at_its_timeout_with_the_future_as_it_is(bench: Bench)
 
 async def test_waiting_for_an_unknown_future_ends_at_once(bench: Bench) -> None:
     assert await asyncio.wait_for(bench.intake.wait("nothing:1", timeout_s=600), 60) is None
+
+
+async def test_a_wait_for_another_tenants_future_ends_at_once(bench: Bench) -> None:
+    receipt = await bench.create()
+    waiting = bench.intake.wait(receipt.future_id, timeout_s=600, tenant=TenantId("stranger"))
+    view = await asyncio.wait_for(waiting, 60)
+    assert view is not None
+    assert view.status is FutureStatus.QUEUED
 
 
 async def test_a_cancelled_wait_leaves_the_intake_usable(bench: Bench) -> None:

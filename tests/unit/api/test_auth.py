@@ -24,7 +24,7 @@ from gradstream.shared.clock import ManualClock
     ],
 )
 def test_the_key_is_taken_from_either_header(headers: dict, expected: str | None) -> None:
-    assert credential(Headers(headers)) == expected
+    assert credential({"headers": Headers(headers).raw}) == expected
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_key_is_taken_from_either_header(headers: dict, expected: str | None
     ],
 )
 def test_a_foreign_page_gives_itself_away_by_origin_or_host(headers: dict, expected: bool) -> None:
-    assert is_from_foreign_page(Headers(headers)) == expected
+    assert is_from_foreign_page({"headers": Headers(headers).raw}) == expected
 
 
 def test_failures_are_answered_up_to_a_burst_and_then_at_a_rate() -> None:

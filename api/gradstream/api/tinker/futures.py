@@ -8,6 +8,7 @@ from gradstream.api.auth import tenant_of
 from gradstream.api.body import PROTOBUF, Body, documents, offloaded, small_body
 from gradstream.api.errors import response_of
 from gradstream.api.futures import Expired, Finished, Missing, Pending, poll
+from gradstream.api.headers import header
 from gradstream.api.parts import Parts, parts_of
 from gradstream.api.retrieving import json_answer, no_longer_kept, no_such_future, try_again
 from gradstream.api.tinker.results import Rendered, render
@@ -60,7 +61,7 @@ async def _finished(parts: Parts, request: Request, body: RetrieveFutureBody, st
     if isinstance(outcome, Failed):
         parts.intake.mark_delivered(future_id)
         return json_answer({"error": outcome.message, "category": outcome.category, "code": outcome.code})
-    accepts_protobuf = PROTOBUF in request.headers.get("accept", "")
+    accepts_protobuf = PROTOBUF in (header(request.scope, b"accept") or "")
     rendered: Rendered = await offloaded(
         lambda: render(outcome, accepts_protobuf=accepts_protobuf), size_bytes=len(stored)
     )

@@ -1,9 +1,9 @@
-"""The datums of a ForwardBackwardRequest as views on the body's own bytes, when they have the form in which SDKs write them.
+"""The datums of a ForwardBackwardRequest from the body's own bytes, when they have the form in which SDKs write them.
 
 protobuf's own parser copies every array twice, into its message and out of it, and makes five objects for a datum. Here a datum of the
-usual form is walked over once, and its arrays are views. Datums of equal size mostly differ in their arrays alone; then nothing is
-walked but the bytes between the arrays compared. Whatever is not of that form is left to protobuf, and so is what stands beside the
-datums.
+usual form is walked over once. Datums of equal size mostly differ in their arrays alone; then nothing is walked but the bytes between the
+arrays compared. The arrays of datums that are alike are joined into columns straight from the body, those of others are views on it.
+Whatever is not of that form is left to protobuf, and so is what stands beside the datums.
 
 The usual form: one text chunk; dense inputs of plain dtypes, each name once; every field once. Provenance spans are passed over.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from gradstream.api.tinker.proto import wire_pb2
-from gradstream.api.training_data import DatumArrays
+from gradstream.api.training_data import DatumArrays, DatumColumns
 
 _DTYPES: Mapping[int, np.dtype[Any]] = {
     wire_pb2.DTYPE_FLOAT32: np.dtype("<f4"),
@@ -44,10 +44,10 @@ _MAX_TEMPLATE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """head: the message's bytes without its datums."""
+    """head: the message's bytes without its datums. datums: as columns where they are alike."""
 
     head: bytes
-    datums: list[DatumArrays]
+    datums: DatumColumns | list[DatumArrays]
 
 
 class _Unusual(Exception):
@@ -55,22 +55,28 @@ class _Unusual(Exception):
 
 
 class _Input(NamedTuple):
-    """One array of a datum: where it begins in the datum, and how many values it has. shape None: [num_values]."""
+    """One array of a datum: where its bytes begin and end in the datum, and how many values it has. shape None: [num_values]."""
 
     name: str
     dtype: np.dtype[Any]
     offset: int
+    end: int
     num_values: int
     shape: tuple[int, ...] | None
 
 
 class _Layout(NamedTuple):
-    """Where a datum's arrays lie in it. between: all its other bytes, each stretch with its offset."""
+    """Where a datum's arrays lie in it. between: all its other bytes, each stretch with its offset.
+
+    kinds: name and dtype of each input, when all of them are [num_tokens]; else None.
+    """
 
     tokens_offset: int
+    tokens_end: int
     num_tokens: int
     inputs: tuple[_Input, ...]
     between: tuple[tuple[int, bytes], ...]
+    kinds: tuple[tuple[str, np.dtype[Any]], ...] | None
 
 
 # By a datum's size.
@@ -78,7 +84,7 @@ _LAYOUTS: dict[int, _Layout] = {}
 
 
 def usual_form(raw: bytes, *, max_datums: int) -> Usual | None:
-    """The body's datums as read-only views on raw, or None when some of it is not of the usual form, is malformed, or is too much."""
+    """The body's datums, joined into columns or as read-only views on raw, or None when some of it is not of the usual form, is malformed, or is too much."""
     try:
         return _walk(raw, max_datums)
     except (_Unusual, IndexError, UnicodeDecodeError, DecodeError):
@@ -87,7 +93,7 @@ def usual_form(raw: bytes, *, max_datums: int) -> Usual | None:
 
 def _walk(raw: bytes, max_datums: int) -> Usual:
     head: list[bytes] = []
-    datums: list[DatumArrays] = []
+    datums: list[tuple[int, _Layout]] = []
     position, end, head_bytes = 0, len(raw), 0
     while position < end:
         start = position
@@ -100,7 +106,7 @@ def _walk(raw: bytes, max_datums: int) -> Usual:
             if layout is None or not _fits(raw, position, layout):
                 layout = _layout(raw, position, stop)
                 _keep(size, layout)
-            datums.append(_arrays(raw, position, layout))
+            datums.append((position, layout))
             position = stop
         else:
             position = _after_field(raw, position)
@@ -108,7 +114,8 @@ def _walk(raw: bytes, max_datums: int) -> Usual:
             if position > end or head_bytes > _MAX_HEAD_BYTES:
                 raise _Unusual
             head.append(raw[start:position])
-    return Usual(b"".join(head), datums)
+    columns = _columns(raw, datums)
+    return Usual(b"".join(head), columns or [_arrays(raw, start, layout) for start, layout in datums])
 
 
 def _fits(raw: bytes, start: int, layout: _Layout) -> bool:
@@ -128,11 +135,26 @@ def _keep(size: int, layout: _Layout) -> None:
     _LAYOUTS[size] = layout
 
 
+def _columns(raw: bytes, datums: list[tuple[int, _Layout]]) -> DatumColumns | None:
+    """The datums at their places end to end, or None when they are not alike."""
+    kinds = datums[0][1].kinds if datums else None
+    if kinds is None or any(layout.kinds != kinds for _, layout in datums):
+        return None
+    view = memoryview(raw)
+    tokens = [view[start + layout.tokens_offset : start + layout.tokens_end] for start, layout in datums]
+    inputs = {}
+    for index, (name, dtype) in enumerate(kinds):
+        places = [(start, layout.inputs[index]) for start, layout in datums]
+        values = [view[start + place.offset : start + place.end] for start, place in places]
+        inputs[name] = dtype, b"".join(values)
+    return DatumColumns(lengths=[layout.num_tokens for _, layout in datums], tokens=b"".join(tokens), inputs=inputs)
+
+
 def _arrays(raw: bytes, start: int, layout: _Layout) -> DatumArrays:
     inputs = {}
-    for name, dtype, offset, count, shape in layout.inputs:
-        values = np.frombuffer(raw, dtype, count, start + offset)
-        inputs[name] = values if shape is None else values.reshape(shape)
+    for one in layout.inputs:
+        values = np.frombuffer(raw, one.dtype, one.num_values, start + one.offset)
+        inputs[one.name] = values if one.shape is None else values.reshape(one.shape)
     tokens = np.frombuffer(raw, _TOKEN, layout.num_tokens, start + layout.tokens_offset)
     return DatumArrays(tokens=tokens, inputs=inputs)
 
@@ -163,18 +185,26 @@ def _layout(raw: bytes, start: int, end: int) -> _Layout:
     if tokens is None:
         raise _Unusual
     first, num_bytes = tokens
-    found = tuple(inputs.values())
-    taken = [(first - start, num_bytes), *((one.offset, one.num_values * one.dtype.itemsize) for one in found)]
-    return _Layout(first - start, num_bytes // 4, found, _between(raw, start, end, sorted(taken)))
+    first, num_tokens, found = first - start, num_bytes // _TOKEN.itemsize, tuple(inputs.values())
+    taken = [(first, first + num_bytes), *((one.offset, one.end) for one in found)]
+    is_plain = all(one.shape is None and one.num_values == num_tokens for one in found)
+    return _Layout(
+        tokens_offset=first,
+        tokens_end=first + num_bytes,
+        num_tokens=num_tokens,
+        inputs=found,
+        between=_between(raw, start, end, sorted(taken)),
+        kinds=tuple((one.name, one.dtype) for one in found) if is_plain else None,
+    )
 
 
 def _between(raw: bytes, start: int, end: int, taken: list[tuple[int, int]]) -> tuple[tuple[int, bytes], ...]:
-    """What stands around the taken stretches (offset, bytes) of a datum."""
+    """What stands around the taken stretches of a datum, each with its offset."""
     stretches = []
     offset = 0
-    for begin, num_bytes in taken:
+    for begin, taken_end in taken:
         stretches.append((offset, raw[start + offset : start + begin]))
-        offset = begin + num_bytes
+        offset = taken_end
     stretches.append((offset, raw[start + offset : end]))
     return tuple(stretches)
 
@@ -209,11 +239,12 @@ def _entry(raw: bytes, position: int, end: int, datum: int) -> _Input:
     if dtype is None or num_bytes % dtype.itemsize:
         raise _Unusual
     num_values = num_bytes // dtype.itemsize
-    if shape is None or shape == [num_values]:
-        return _Input(name, dtype, first - datum, num_values, None)
-    if not shape or math.prod(shape) != num_values:
+    if shape == [num_values]:
+        shape = None
+    if shape is not None and (not shape or math.prod(shape) != num_values):
         raise _Unusual
-    return _Input(name, dtype, first - datum, num_values, tuple(shape))
+    offset = first - datum
+    return _Input(name, dtype, offset, offset + num_bytes, num_values, None if shape is None else tuple(shape))
 
 
 def _tensor(raw: bytes, position: int, end: int) -> tuple[int, int, int, list[int] | None]:

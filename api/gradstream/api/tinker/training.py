@@ -51,7 +51,7 @@ async def forward_backward(request: Request) -> Answer:
     The same (model_id, seq_id) with the same content is the same future, in whatever encoding it came.
     """
     parts, caller = parts_of(request), caller_of(request)
-    if is_protobuf(request):
+    if is_protobuf(request.scope):
         async with raw_body(request, parts, max_bytes=parts.config.max_body_bytes) as raw:
             return Answer(await _from_protobuf(parts, raw, caller=caller))
     async with raw_body(request, parts, max_bytes=parts.config.max_json_body_bytes) as raw:

@@ -12,7 +12,7 @@ from gradstream.api.tinker.proto import wire_pb2
 from gradstream.api.tinker.proto_scan import FORWARD_BACKWARD_REQUEST, check_fields
 from gradstream.api.tinker.proto_views import usual_form
 from gradstream.api.tinker.sparse import DenseRoom, SparseRows, dense
-from gradstream.api.training_data import Array, DatumArrays, TrainingData
+from gradstream.api.training_data import Array, DatumArrays, DatumColumns, TrainingData
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
 
 _DTYPES: Mapping[int, np.dtype[Any]] = {
@@ -30,7 +30,7 @@ class ParsedRequest:
     """message: all fields but the datums where those were read as views, else the whole of it."""
 
     message: wire_pb2.ForwardBackwardRequest
-    datums: list[DatumArrays] | None = None
+    datums: list[DatumArrays] | DatumColumns | None = None
 
 
 def parse_request(raw: bytes, *, max_datums: int) -> ParsedRequest:

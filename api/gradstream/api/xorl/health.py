@@ -76,7 +76,7 @@ def _tenant(parts: Parts, request: Request) -> TenantId | None:
     """The tenant of the request's key, None when it has none that is known; the gate lets everybody come here."""
     if parts.keys is None:
         return LOCAL_TENANT
-    key = credential(request.headers)
+    key = credential(request.scope)
     return None if key is None else parts.keys.ring().tenant_of(key)
 
 

@@ -133,8 +133,11 @@ class Intake(Protocol):
         """The future as it is now, or None when there is none (never was, or expired)."""
         ...
 
-    async def wait(self, future_id: FutureId, *, timeout_s: float) -> FutureView | None:
-        """The future as soon as it is done or failed, else as it is after timeout_s. Wakes on the note stream."""
+    async def wait(self, future_id: FutureId, *, timeout_s: float, tenant: TenantId | None = None) -> FutureView | None:
+        """The future as soon as it is done or failed, else as it is after timeout_s. Wakes on the note stream.
+
+        Only for a future of the tenant, if one is given: any other is told as it is, at once.
+        """
         ...
 
     async def completions(self, sampler: SamplerId, block: int, *, after: int, timeout_s: float) -> Completions:

@@ -157,14 +157,14 @@ class RedisIntake:
         next_seq = (await self._run(("HGET", key, next_seq_field(seq))))[0]
         return seq_in_lane(lane_of(seq), 1) if next_seq is None else int(next_seq)
 
-    async def wait(self, future_id: FutureId, *, timeout_s: float) -> FutureView | None:
+    async def wait(self, future_id: FutureId, *, timeout_s: float, tenant: TenantId | None = None) -> FutureView | None:
         assert self._tail is not None, "open() was not called"
         view: FutureView | None = None
 
         async def look() -> bool:
             nonlocal view
             view = await self.future(future_id)
-            return view is None or view.outcome is not None
+            return view is None or view.outcome is not None or (tenant is not None and view.tenant != tenant)
 
         await self._tail.until(future_id, look, timeout_s=timeout_s)
         return view
