@@ -65,7 +65,8 @@ def sample(*, max_tokens: int, seed: int, num_samples: int = 1) -> Sample:
     return Sample(path=None, prompt=prompt, params=params, num_samples=num_samples)
 
 
-LONG = sample(max_tokens=800, seed=1, num_samples=8)
+# Seconds of work, so that tests meet it running; few enough samples that others find room beside them.
+LONG = sample(max_tokens=800, seed=1, num_samples=48)
 SHORT = sample(max_tokens=5, seed=2)
 
 
@@ -105,7 +106,7 @@ async def test_samples_that_a_killed_gang_was_running_get_the_same_tokens_from_t
     tmp_path: Path, redis_url: str, engine_name: str, client: Client, log: Log
 ) -> None:
     settings = settings_file(tmp_path, redis_url=redis_url, engine=engine_name)
-    other = sample(max_tokens=700, seed=5, num_samples=8)
+    other = sample(max_tokens=700, seed=5, num_samples=48)
     futures = [await client.sample_as(LONG, 1), await client.sample_as(other, 2)]
     with gang(settings) as first:
         for future in futures:
