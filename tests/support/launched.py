@@ -62,7 +62,7 @@ class Server:
     def health(self) -> int:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://127.0.0.1:{self.port}/api/v1/healthz", timeout=5) as answer:
+            with opener.open(f"http://127.0.0.1:{self.port}/api/v1/healthz", timeout=60) as answer:
                 return int(answer.status)
         except OSError:
             return 0
@@ -111,6 +111,14 @@ def all_gone(processes: list[psutil.Process], timeout_s: float = 60.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def has_ended(pid: int) -> bool:
+    """True when no such process runs any more. A zombie does not: see all_gone."""
+    try:
+        return not _runs(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import redis
+from tests.support.launched import has_ended
 from tests.support.polling import wait_until
 
 from gradstream.shared.clock import ManualClock
@@ -131,7 +131,7 @@ def test_the_server_dies_with_its_supervisor_and_the_directory_is_free_again(tmp
         assert supervisor.stdout is not None
         pid = int(supervisor.stdout.readline())
         supervisor.kill()
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: has_ended(pid))
 
     def serves() -> bool:
         # A zombie's threads may hold its files for an instant more.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.launched import has_ended
 from tests.support.polling import wait_until
 
 from gradstream.shared.clock import ManualClock, SystemClock
@@ -87,7 +88,7 @@ def test_a_child_stops_at_its_own_pace_when_asked(tmp_path: Path) -> None:
     with supervised(tmp_path, code) as child:
         wait_until(lambda: said(child, "up"))
         child.request_stop()
-        child.finish(timeout_s=20)
+        child.finish(timeout_s=240)
         assert said(child, "bye")
 
 
@@ -99,7 +100,7 @@ def test_helpers_of_a_dead_child_do_not_outlive_it(tmp_path: Path) -> None:
     with supervised(tmp_path, code, first_pause_s=60.0, longest_pause_s=60.0) as child:
         wait_until(child.check)
         helper = int(child.spec.log_file.read_text().split("helper")[1].split()[0])
-        wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: has_ended(helper))
 
 
 def test_a_hanging_child_can_be_restarted(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_child_is_asked_to_stop_when_its_supervisor_is_killed(tmp_path: Path) 
     finally:
         process.kill()
         process.wait()
-    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: has_ended(child))
 
 
 @pytest.mark.config_field("restart_backoff_s", "max_restart_backoff_s")
