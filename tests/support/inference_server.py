@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+_DEADLINE_S = 60.0
+
 
 @dataclass
 class Inference:
     """answers: status and body by path; anything else is 404. asked: method, path and Host of every request; encodings: what each takes.
 
-    delay_s: how long an answer takes. most_at_once: requests that were answered at the same time.
+    delay_s: how long an answer takes. most_at_once: requests that were answered at the same time; nobody is answered before it is
+    least_at_once.
     """
 
     port: int
@@ -22,6 +25,7 @@ class Inference:
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     encodings: list[str | None] = field(default_factory=list)
     delay_s: float = 0.0
+    least_at_once: int = 1
     num_running: int = 0
     most_at_once: int = 0
 
@@ -39,11 +43,13 @@ def inference_server() -> Iterator[Inference]:
         def do_GET(self) -> None:
             state.asked.append((self.command, self.path, self.headers["Host"]))
             state.encodings.append(self.headers["Accept-Encoding"])
-            with lock:
+            with turn:
                 state.num_running += 1
                 state.most_at_once = max(state.most_at_once, state.num_running)
+                turn.notify_all()
+                turn.wait_for(lambda: state.most_at_once >= state.least_at_once, _DEADLINE_S)
             time.sleep(state.delay_s)
-            with lock:
+            with turn:
                 state.num_running -= 1
             status, body = state.answers.get(self.path, (404, b""))
             self.send_response(status)
@@ -56,7 +62,7 @@ def inference_server() -> Iterator[Inference]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
             del format, args
 
-    lock = threading.Lock()
+    turn = threading.Condition()
     server = ThreadingHTTPServer(("0.0.0.0", 0), Handler)  # noqa: S104  all of 127/8
     server.daemon_threads = True
     state = Inference(port=server.server_address[1], answers={"/health": (200, b"")})

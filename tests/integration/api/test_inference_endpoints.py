@@ -167,7 +167,7 @@ def test_many_endpoints_are_asked_a_few_at_a_time(rig: Rig) -> None:
     with inference_server() as slow:
         for number in range(40):
             add(rig, slow.port, host=f"127.0.0.{number + 1}")
-        slow.delay_s = 0.02
+        slow.delay_s, slow.least_at_once = 0.02, 2
         assert len(listed(rig.http)) == 40
         assert 1 < slow.most_at_once <= 8
 

@@ -13,6 +13,7 @@ from tests.support.api_server import api_server
 from tests.support.cards import UNIFORM_CARD
 from tests.support.rig import FAST, LIMITS, Rig
 
+from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.redis_feed import RedisFeed
 
 _DEADLINE_S = 60.0
@@ -37,7 +38,8 @@ class Gang:
 
 @pytest.fixture
 def gang(redis_url: str, engine_name: str) -> Iterator[Gang]:
-    with RedisFeed(redis_url, engine=engine_name) as feed:
+    # Nobody renews the lease.
+    with RedisFeed(redis_url, engine=engine_name, limits=Limits(lease_ttl_s=3600.0)) as feed:
         yield Gang(feed)
 
 
