@@ -11,8 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 import tinker
 import yaml
+from tests.support.polling import wait_until
 from tinker import types
 
 from examples.local_server import free_port
@@ -49,6 +51,13 @@ def running(command: list[str], log: Path) -> Iterator[None]:
             raise
 
 
+def answers(port: int) -> bool:
+    """True when a Redis serves on this port."""
+    with redis.Redis(port=port) as client, suppress(redis.RedisError):
+        return bool(client.ping())
+    return False
+
+
 def wait_until_healthy(url: str, log: Path) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
@@ -80,14 +89,16 @@ def test_the_services_train_a_model_together_and_stop_when_asked(tmp_path):
         "tokenizer_id": TINY,
         "output_dir": str(tmp_path / "outputs"),
     }
-    redis = [str(find_binary(None)), *command_of("redis", tmp_path)[1:]]
-    redis += ["--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
+    redis_command = [str(find_binary(None)), *command_of("redis", tmp_path)[1:]]
+    redis_command += ["--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
     write_settings(tmp_path, overrides)
     logs = {name: tmp_path / f"{name}.log" for name in ("redis", "worker", "housekeeping", "exports", "api")}
     url = f"http://127.0.0.1:{api_port}"
 
     with ExitStack() as stack:
-        stack.enter_context(running(redis, logs["redis"]))
+        stack.enter_context(running(redis_command, logs["redis"]))
+        # The others depend on a service that is healthy.
+        wait_until(lambda: answers(redis_port), evidence=lambda: logs["redis"].read_text(encoding="utf-8"))
         for name in ("worker", "housekeeping", "exports", "api"):
             stack.enter_context(running(command_of(name, tmp_path), logs[name]))
         wait_until_healthy(url, logs["api"])

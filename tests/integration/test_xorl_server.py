@@ -79,7 +79,7 @@ def test_only_named_modules_are_trained_and_unknown_ones_are_refused(launch: Lau
     client.done("create_model", model_id="named", lora_config=config)
     client.train("named", 1)
     refused = client.post("create_model", model_id="wrong", lora_config={"rank": 4, "target_modules": ["qkv"]})
-    answer = client.post("retrieve_future", request_id=refused.json()["request_id"]).json()
+    answer = client.outcome(refused.json()["request_id"])
     assert "lora.target_modules: qkv; modules that can have an adapter here are" in answer["error"]
     assert answer["category"] == "user"
     client.done("create_model", model_id="wrong", lora_config=config)

@@ -36,8 +36,9 @@ from gradstream.worker.engine_watch import EngineWatch, Sight
 
 TINY = Path(__file__).parents[1] / "models" / "tiny-qwen3-shakespeare"
 BASE_MODEL = "tiny"
-READY_S = 180
-OUTCOME_S = 120
+READY_S = 240
+# A gang that ended may have to be replaced before.
+OUTCOME_S = READY_S + 120
 
 
 def settings_file(directory: Path, *, redis_url: str, engine: str, owner: str = "launcher-1", **fields: object) -> Path:

@@ -28,12 +28,17 @@ class Client:
         return self.result(response.json()["request_id"])
 
     def result(self, request_id: str) -> dict[str, Any]:
+        outcome = self.outcome(request_id)
+        assert "error" not in outcome, outcome
+        return outcome
+
+    def outcome(self, request_id: str) -> dict[str, Any]:
+        """What a job came to: its result, or {error, category}."""
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             response = self.post("retrieve_future", request_id=request_id)
             assert response.status_code == 200, response.text
             if response.json().get("type") != "try_again":
-                assert "error" not in response.json(), response.text
                 return response.json()
         raise AssertionError(request_id)
 
