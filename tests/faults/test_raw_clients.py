@@ -60,7 +60,8 @@ class Raw:
 @pytest.mark.parametrize("role", cases([Role.API, None, Role.RANK0, Role.QUEUE, Role.EVERYTHING]))
 def test_repeated_and_reordered_requests_count_once(start_run: StartRun, role: Role | None) -> None:
     """Pass: the same request is the same future before and after a kill, a later one waits for an earlier one, a step counts once."""
-    run = start_run()
+    # Two jobs wait for one that comes behind a recovery, however long that takes.
+    run = start_run({"hold_timeout_s": "1200"})
     raw = Raw(run.server)
     model = raw.model()
     # 3 and 2 wait for 1; each comes twice.

@@ -37,7 +37,7 @@ def segments(server: Server) -> list[Path]:
 
 def cuts(server: Server) -> list[Path]:
     """The manifests of the snapshots, oldest first."""
-    return sorted((server.output_dir / "snapshots").rglob("cuts/*.json"))
+    return sorted((server.output_dir / "snapshots").glob("*/cuts/*.json"))
 
 
 def snapshot_files(server: Server, cut: Path) -> list[Path]:

@@ -1,7 +1,10 @@
 """What a server takes of the machine: memory and open files by process, files by directory."""
 
+import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -33,12 +36,14 @@ def footprint(server: Server) -> Footprint:
             fds[role] = max(member.num_fds() for member in members)
         except psutil.Error:
             continue
-    files = [path for path in server.output_dir.rglob("*") if path.is_file()]
-    count: dict[str, int] = {}
-    for path in files:
-        first = path.relative_to(server.output_dir).parts[0]
-        count[first] = count.get(first, 0) + 1
-    return Footprint(rss_bytes=rss, num_fds=fds, num_files=count)
+    return Footprint(rss_bytes=rss, num_fds=fds, num_files=_num_files(server.output_dir))
+
+
+def _num_files(directory: Path) -> Counter[str]:
+    """How many files there are below each entry of a directory in which processes are at work: what goes meanwhile is not counted."""
+    return Counter(
+        Path(folder, name).relative_to(directory).parts[0] for folder, _, names in os.walk(directory) for name in names
+    )
 
 
 def growth(before: Footprint, after: Footprint) -> list[str]:
