@@ -1,5 +1,7 @@
 """One log line and one count per request, around everything else."""
 
+from dataclasses import dataclass
+
 import structlog
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,7 +36,7 @@ class AccessLog:
         self._clock = clock
         self._metrics = metrics
         # Looking a metric up by its labels takes longer than counting; as bounded as the labels are.
-        self._counts: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._kinds: dict[tuple[str, str, int], _Kind] = {}
         self._log = _LOG.bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,20 +69,30 @@ class AccessLog:
 
     def _record(self, scope: Scope, status: int, *, elapsed_s: float) -> None:
         method, route = scope["method"], _route(scope)
-        requests, seconds = self._count(method, route, status)
-        requests.inc()
-        seconds.observe(elapsed_s)
-        is_quiet = (status < 500 and route.endswith(_QUIET)) or (status < 400 and route.endswith(_QUIET_WHEN_ACCEPTED))
-        log = self._log.debug if is_quiet else self._log.info
+        kind = self._kinds.get((method, route, status)) or self._kind(method, route, status)
+        kind.requests.inc()
+        kind.seconds.observe(elapsed_s)
+        log = self._log.debug if kind.is_quiet else self._log.info
         log("http_request", method=method, route=route, status=status, elapsed_ms=round(elapsed_s * 1000, 3))
 
-    def _count(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-        """The counter of such requests, and the times of their route."""
-        labels = (method, route, status)
-        if labels not in self._counts:
-            requests = self._metrics.requests.labels(method=method, route=route, status=str(status))
-            self._counts[labels] = (requests, self._metrics.request_seconds.labels(route=route))
-        return self._counts[labels]
+    def _kind(self, method: str, route: str, status: int) -> "_Kind":
+        """What such requests have in common, kept for the next one."""
+        kind = self._kinds[method, route, status] = _Kind(
+            requests=self._metrics.requests.labels(method=method, route=route, status=str(status)),
+            seconds=self._metrics.request_seconds.labels(route=route),
+            is_quiet=(status < 500 and route.endswith(_QUIET))
+            or (status < 400 and route.endswith(_QUIET_WHEN_ACCEPTED)),
+        )
+        return kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """Requests of one method, route and status. seconds: of the route, whatever the status."""
+
+    requests: Counter
+    seconds: Histogram
+    is_quiet: bool
 
 
 def _route(scope: Scope) -> str:

@@ -28,6 +28,7 @@ _NAME = attrgetter("name")
 _dtype = cache(np.dtype)
 _TARGETS = "target_tokens"
 _TOKEN = np.dtype("<i4")
+_LENGTH = np.dtype("<i8")
 # By size in bytes.
 _UNSIGNED: Mapping[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 # Whole numbers up to here are the same in float32.
@@ -122,7 +123,7 @@ def _are_as_read(datums: DatumColumns, specs: Sequence[LossInput]) -> bool:
 def _columns(datums: DatumColumns, specs: Sequence[LossInput], card: EngineCard) -> tuple[Column, dict[str, Column]]:
     """The columns of the tokens and of the inputs."""
     _check_lengths(datums.lengths, card)
-    lengths = np.array(datums.lengths, dtype="<i8")
+    lengths = np.array(datums.lengths, dtype=_LENGTH)
     _check_ids(np.frombuffer(datums.tokens, dtype=_TOKEN), lengths, card, field="model_input")
     tokens = Column(dtype="int32", lengths=lengths.tobytes(), data=datums.tokens)
     inputs = {}

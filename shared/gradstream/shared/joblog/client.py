@@ -1,7 +1,7 @@
 """How the job log connects to Redis, and what its errors mean."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 import redis
 import redis.asyncio
@@ -21,6 +21,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _HEALTH_CHECK_S = 15
 _POOL_WAIT_S = 10.0
 _OUT_OF_MEMORY_RETRY_S = 5.0
+_REFUSES_WRITES = ("MISCONF", "READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS", "CLUSTERDOWN", "You can't")
 # Commands are sent again after a lost connection; everything the job log sends may be applied twice with one effect.
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 1.0
@@ -58,21 +59,27 @@ def sync_client(url: str, *, num_retries: int) -> "redis.Redis":
     )
 
 
-@contextmanager
-def redis_errors() -> Iterator[None]:
+class _RedisErrors(AbstractContextManager[None]):
+    """See redis_errors. Without state, and no generator, which every submission would pay for."""
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        match error:
+            case RedisConnectionError() | RedisTimeoutError() | OSError():
+                raise Unavailable(f"the job log cannot be reached: {error}") from error
+            case OutOfMemoryError():
+                raise QueueFull("the job log is at its memory limit", retry_after_s=_OUT_OF_MEMORY_RETRY_S) from error
+            case ResponseError() if str(error).startswith(_REFUSES_WRITES):
+                raise Unavailable(f"the job log refuses writes: {error}") from error
+
+
+_REDIS_ERRORS = _RedisErrors()
+
+
+def redis_errors() -> AbstractContextManager[None]:
     """Turn Redis being away or full into Unavailable or QueueFull. Errors that only a bug can cause pass through."""
-    try:
-        yield
-    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-        raise Unavailable(f"the job log cannot be reached: {error}") from error
-    except OutOfMemoryError as error:
-        raise QueueFull("the job log is at its memory limit", retry_after_s=_OUT_OF_MEMORY_RETRY_S) from error
-    except ResponseError as error:
-        if str(error).startswith(
-            ("MISCONF", "READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS", "CLUSTERDOWN", "You can't")
-        ):
-            raise Unavailable(f"the job log refuses writes: {error}") from error
-        raise
+    return _REDIS_ERRORS
 
 
 __all__ = ["BLOCK_MS", "RedisError", "async_client", "redis_errors", "sync_client"]
