@@ -104,6 +104,23 @@ async def test_a_model_that_takes_jobs_cannot_be_removed(bench: Bench) -> None:
     assert (await bench.intake.list_tenant(RecordKind.MODEL, TENANT, offset=0, limit=9)).total == 0
 
 
+async def test_a_field_is_swapped_only_while_it_is_as_it_was_read(bench: Bench) -> None:
+    async def swapped(old: str, new: str) -> bool:
+        return await bench.intake.swap_field(RecordKind.SESSION, "s", "note", old=old, new=new)
+
+    assert not await swapped("", "first")
+    assert await bench.intake.record(RecordKind.SESSION, "s") is None
+    await put_session(bench, "s", created_ms=5)
+    assert await swapped("", "first")
+    assert not await swapped("", "late")
+    assert await swapped("first", "second")
+    assert await swapped("first", "second")
+    assert not await swapped("first", "third")
+    record = await bench.intake.record(RecordKind.SESSION, "s")
+    assert record is not None
+    assert record["note"] == "second"
+
+
 async def test_a_change_does_not_bring_a_removed_record_back(bench: Bench) -> None:
     assert not await bench.intake.change_record(RecordKind.CHECKPOINT, "a", {"expires_ms": "1"})
     assert await bench.intake.record(RecordKind.CHECKPOINT, "a") is None

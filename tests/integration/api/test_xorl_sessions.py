@@ -1,7 +1,9 @@
 """Sessions of xorl clients: made, kept alive, looked at, put to sleep and killed."""
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import msgspec
@@ -21,7 +23,10 @@ from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.keys import Keys
 from gradstream.shared.joblog.port import RecordKind
-from gradstream.shared.wire import AdamParams, OptimStep
+from gradstream.shared.wire import AdamParams, OptimStep, Payload, ResetModel
+
+# How a kill ends a model of this name.
+END = {"policy": "unload_model", "default": "reset_model"}
 
 
 @pytest.fixture
@@ -147,17 +152,74 @@ def test_kills_at_the_same_time_are_one(xorl: Xorl) -> None:
     assert ops(xorl, "policy") == ["create_model", "optim_step", "save_weights", "unload_model"]
 
 
+@pytest.mark.parametrize("model", ["policy", "default"])
+def test_a_kill_that_comes_late_with_its_note_takes_nothing_back(
+    xorl: Xorl, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """The late one stands between its look at the record and its first note while the first one goes all the way."""
+    if model != "default":
+        xorl.make(model)
+    xorl.step(model)
+    saving = kill._saving
+    answers: list[dict[str, Any]] = []
+
+    async def late(*args: Any, **options: Any) -> kill._Progress:
+        monkeypatch.setattr(kill, "_saving", saving)
+        answers.append(await asyncio.to_thread(xorl.ok, "kill_session", model_id=model))
+        try:
+            return await saving(*args, **options)
+        finally:
+            answers.append(await asyncio.to_thread(xorl.ok, "kill_session", model_id=model))
+
+    monkeypatch.setattr(kill, "_saving", late)
+    answers.append(xorl.ok("kill_session", model_id=model))
+    assert [answer["checkpoint_path"] for answer in answers] == [f"xorl://{model}/weights/session_{model}_final"] * 3
+    assert ops(xorl, model)[1:] == ["optim_step", "save_weights", END[model]]
+
+
+def test_a_kill_that_did_not_yet_note_its_end_is_known_to_others(xorl: Xorl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the next one would save the weights that the model began anew with over those that were trained."""
+    xorl.step("default")
+    submit_job = kill._submit
+    answers: list[dict[str, Any]] = []
+
+    async def slow(parts: Parts, meant: Target, payload: Payload, *, seq: int) -> FutureId:
+        future = await submit_job(parts, meant, payload, seq=seq)
+        if isinstance(payload, ResetModel):
+            monkeypatch.setattr(kill, "_submit", submit_job)
+            answers.append(await asyncio.to_thread(xorl.ok, "kill_session", reset_weights=True))
+        return future
+
+    monkeypatch.setattr(kill, "_submit", slow)
+    answers.append(xorl.ok("kill_session", reset_weights=True))
+    assert answers[0] == answers[1]
+    assert ops(xorl, "default")[1:] == ["optim_step", "save_weights", "reset_model"]
+
+
+def test_a_kill_that_broke_off_in_its_save_tells_the_checkpoint_of_a_model_that_was_unloaded_since(
+    xorl: Xorl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xorl.make("policy")
+    xorl.rig.worker.pause()
+    monkeypatch.setattr(kill, "WAIT_S", 0.0)
+    assert xorl.post("kill_session", model_id="policy").status_code == 503
+    xorl.ok("unload_model", model_id="policy")
+    monkeypatch.setattr(kill, "WAIT_S", 20.0)
+    xorl.rig.worker.resume()
+    assert xorl.ok("kill_session", model_id="policy")["checkpoint_path"] == "xorl://policy/weights/session_policy_final"
+    assert ops(xorl, "policy") == ["create_model", "save_weights", "unload_model"]
+
+
 def test_what_is_trained_between_the_save_and_the_end_is_saved_too(xorl: Xorl, monkeypatch: pytest.MonkeyPatch) -> None:
     xorl.make("policy")
-    note = kill._note
+    ending = kill._ending
 
-    async def trained_meanwhile(parts: Parts, meant: Target, progress: kill._Progress) -> kill._Progress:
-        if progress.path is not None and not steps:
-            steps.append(await submit(parts, meant, OptimStep(adam=AdamParams()), seq_id=None))
-        return await note(parts, meant, progress)
+    async def trained_meanwhile(parts: Parts, meant: Target, *args: Any) -> kill._Progress:
+        monkeypatch.setattr(kill, "_ending", ending)
+        await submit(parts, meant, OptimStep(adam=AdamParams()), seq_id=None)
+        return await ending(parts, meant, *args)
 
-    steps: list[str] = []
-    monkeypatch.setattr(kill, "_note", trained_meanwhile)
+    monkeypatch.setattr(kill, "_ending", trained_meanwhile)
     assert xorl.ok("kill_session", model_id="policy")["success"]
     assert ops(xorl, "policy") == ["create_model", "save_weights", "optim_step", "save_weights", "unload_model"]
 

@@ -20,8 +20,8 @@ from gradstream.api.xorl.models import target_of, unknown
 from gradstream.api.xorl.waiting import WAIT_S, outcome_of
 from gradstream.shared import codec
 from gradstream.shared.errors import SequenceConflict, Unavailable, UnknownModel
-from gradstream.shared.ids import FutureId, future_id, future_parts
-from gradstream.shared.joblog.port import RecordKind, Submission
+from gradstream.shared.ids import FutureId, ModelId, future_id, future_parts
+from gradstream.shared.joblog.port import Intake, RecordKind, Submission
 from gradstream.shared.model_record import BROKEN_STATES, is_over
 from gradstream.shared.wire import Failed, Payload, ResetModel, SaveWeights, SaveWeightsDone, UnloadModel
 
@@ -61,6 +61,40 @@ class _Overtaken(Exception):
     """Somebody sent the model a job, or ended it, while it was being killed: look again."""
 
 
+class _Note:
+    """The field of the model's record in which calls write how far they came, as this one last saw it.
+
+    A call that stood still since it looked writes nothing over what others noted meanwhile: only the jobs' seqs say who came first.
+    """
+
+    def __init__(self, intake: Intake, model: ModelId, *, seen: str) -> None:
+        self._intake = intake
+        self._model = model
+        self._seen = seen
+
+    def last(self, body: KillBody) -> _Progress | None:
+        """How far the last call came, if it was one like this."""
+        if not self._seen:
+            return None
+        before = msgspec.json.decode(self._seen, type=_Progress)
+        is_same = (before.save_checkpoint, before.reset_weights) == (body.save_checkpoint, body.reset_weights)
+        return before if is_same else None
+
+    async def write(self, progress: _Progress) -> bool:
+        """Write down how far the call came; False when another call has written since."""
+        return await self._swap(msgspec.json.encode(progress).decode())
+
+    async def forget(self) -> bool:
+        """The next call begins anew; False when another call has written since."""
+        return await self._swap("")
+
+    async def _swap(self, text: str) -> bool:
+        if not await self._intake.swap_field(RecordKind.MODEL, self._model, _FIELD, old=self._seen, new=text):
+            return False
+        self._seen = text
+        return True
+
+
 @router.post("/api/v1/kill_session", openapi_extra=documents(KillBody))
 async def kill_session(request: Request) -> SessionKilled:
     """Saves session_MODEL_final, unless told otherwise, then unloads the model; `default` starts anew with the weights it has.
@@ -86,84 +120,96 @@ async def _kill(parts: Parts, meant: Target, body: KillBody, *, deadline_s: floa
         if meant.is_default:
             return SessionKilled(success=True, message=_NOTHING)
         raise unknown(meant)
-    progress = _progress(record, body)
+    note = _Note(parts.intake, meant.model, seen=record.get(_FIELD, ""))
+    progress = note.last(body)
     if is_over(record):
-        return await _killed_before(parts, meant, progress, record, deadline_s=deadline_s)
-    if record.get("state") in BROKEN_STATES:
+        progress = _killed_before(meant, progress, record)
+        if progress is None:
+            return SessionKilled(success=True, message=_NOTHING)
+    elif record.get("state") in BROKEN_STATES:
         return SessionKilled(success=True, message=_NOTHING)
-    next_seq = int(record.get("next_seq", "0"))
-    if progress is None or progress.next_seq != next_seq:
-        progress = _Progress(save_checkpoint=body.save_checkpoint, reset_weights=body.reset_weights, next_seq=next_seq)
+    else:
+        next_seq = int(record.get("next_seq", "0"))
+        progress = await _resumed(parts, meant, note, progress, next_seq=next_seq) or _Progress(
+            save_checkpoint=body.save_checkpoint, reset_weights=body.reset_weights, next_seq=next_seq
+        )
     if body.save_checkpoint and progress.path is None:
-        progress = await _saving(parts, meant, progress)
+        progress = await _saving(parts, meant, note, progress)
         assert progress.saved is not None
         outcome = await outcome_of(parts, progress.saved, deadline_s=deadline_s)
         if not isinstance(outcome, SaveWeightsDone) or not outcome.path.endswith(f"/{_final(meant)}"):
-            await _forget(parts, meant)
+            await note.forget()
             # No longer kept, or of another job: a call that noted its save may have died before it could submit it.
             if not isinstance(outcome, Failed):
                 raise _Overtaken
             return SessionKilled(
                 success=False, message=f"nothing was done, as the checkpoint was not saved: {_why(outcome)}"
             )
-        progress = await _note(parts, meant, msgspec.structs.replace(progress, path=shown(outcome.path)))
-    return await _answer(parts, meant, await _ending(parts, meant, progress), deadline_s=deadline_s)
-
-
-def _progress(record: Mapping[str, str], body: KillBody) -> _Progress | None:
-    """How far the last call came, if it was one like this."""
-    if not record.get(_FIELD):
-        return None
-    before = msgspec.json.decode(record[_FIELD], type=_Progress)
-    is_same = (before.save_checkpoint, before.reset_weights) == (body.save_checkpoint, body.reset_weights)
-    return before if is_same else None
-
-
-async def _killed_before(
-    parts: Parts, meant: Target, progress: _Progress | None, record: Mapping[str, str], *, deadline_s: float
-) -> SessionKilled:
-    """The answer for a model that is unloaded, or will be: that of the call that did it, if it was one like this."""
-    if progress is None or "ended_at" not in record:
-        return SessionKilled(success=True, message=_NOTHING)
-    ended_at = int(record["ended_at"])
-    ended = future_id(meant.model, ended_at)
-    # A call may have broken off before it could note its last step.
-    if progress.ended != ended and progress.next_seq != ended_at:
-        return SessionKilled(success=True, message=_NOTHING)
-    return await _answer(parts, meant, msgspec.structs.replace(progress, ended=ended), deadline_s=deadline_s)
-
-
-async def _answer(parts: Parts, meant: Target, progress: _Progress, *, deadline_s: float) -> SessionKilled:
-    """What the last job came to. One whose outcome is no longer kept was done: a failure that was told is not noted as an end."""
+        progress = msgspec.structs.replace(progress, path=shown(outcome.path))
+        await note.write(progress)
+    progress = await _ending(parts, meant, note, progress)
     assert progress.ended is not None
     outcome = await outcome_of(parts, progress.ended, deadline_s=deadline_s)
+    # One whose outcome is no longer kept was done: a failure that was told is not noted as an end.
     if isinstance(outcome, Failed):
-        await _forget(parts, meant)
+        await note.forget()
         return SessionKilled(success=False, message=_why(outcome), checkpoint_path=progress.path)
     return SessionKilled(success=True, message=_done(meant, progress), checkpoint_path=progress.path)
 
 
-async def _saving(parts: Parts, meant: Target, progress: _Progress) -> _Progress:
+def _killed_before(meant: Target, progress: _Progress | None, record: Mapping[str, str]) -> _Progress | None:
+    """How far the call came that ended the model, which is unloaded or will be; None when it was not one like this."""
+    if progress is None or "ended_at" not in record:
+        return None
+    ended_at = int(record["ended_at"])
+    ended = future_id(meant.model, ended_at)
+    # A call may have broken off before it could note its last step.
+    if progress.ended != ended and progress.next_seq != ended_at:
+        return None
+    return msgspec.structs.replace(progress, ended=ended)
+
+
+async def _resumed(
+    parts: Parts, meant: Target, note: _Note, progress: _Progress | None, *, next_seq: int
+) -> _Progress | None:
+    """How far the last call came; None when jobs came behind what it did, and all is to be done anew."""
+    if progress is None or progress.next_seq == next_seq:
+        return progress
+    may_have_ended = meant.is_default and progress.path is not None and progress.ended is None
+    if not may_have_ended or progress.next_seq + 1 != next_seq:
+        return None
+    # The one job behind it may be its own last one, not noted yet: sent again, that is the same job, and any other a conflict.
+    # Saving once more would put the weights that the model began anew with in place of those that were trained.
+    try:
+        return await _ending(parts, meant, note, progress)
+    except _Overtaken:
+        return None
+
+
+async def _saving(parts: Parts, meant: Target, note: _Note, progress: _Progress) -> _Progress:
     """Noted first, so that calls at the same time, which see the seq that it takes, know what has it."""
     if progress.saved is not None:
         return progress
     seq = progress.next_seq
     begun = msgspec.structs.replace(progress, saved=future_id(meant.model, seq), next_seq=seq + 1)
-    await _note(parts, meant, begun)
+    if not await note.write(begun):
+        raise _Overtaken
     try:
         await _submit(parts, meant, SaveWeights(name=_final(meant), overwrite=True), seq=seq)
     except _Overtaken:
-        await _forget(parts, meant)
+        await note.forget()
         raise
     return begun
 
 
-async def _ending(parts: Parts, meant: Target, progress: _Progress) -> _Progress:
+async def _ending(parts: Parts, meant: Target, note: _Note, progress: _Progress) -> _Progress:
     if progress.ended is not None:
         return progress
     payload: Payload = ResetModel(weights=progress.reset_weights) if meant.is_default else UnloadModel()
     future = await _submit(parts, meant, payload, seq=progress.next_seq)
-    return await _note(parts, meant, msgspec.structs.replace(progress, ended=future, next_seq=_behind(future)))
+    progress = msgspec.structs.replace(progress, ended=future, next_seq=_behind(future))
+    await note.write(progress)
+    return progress
 
 
 async def _submit(parts: Parts, meant: Target, payload: Payload, *, seq: int) -> FutureId:
@@ -175,17 +221,6 @@ async def _submit(parts: Parts, meant: Target, payload: Payload, *, seq: int) ->
         return (await parts.admission.submit(submission)).future_id
     except (SequenceConflict, UnknownModel) as error:
         raise _Overtaken from error
-
-
-async def _note(parts: Parts, meant: Target, progress: _Progress) -> _Progress:
-    """Write down how far the call came."""
-    await parts.intake.change_record(RecordKind.MODEL, meant.model, {_FIELD: msgspec.json.encode(progress).decode()})
-    return progress
-
-
-async def _forget(parts: Parts, meant: Target) -> None:
-    """The next call begins anew."""
-    await parts.intake.change_record(RecordKind.MODEL, meant.model, {_FIELD: ""})
 
 
 def _behind(future: FutureId) -> int:

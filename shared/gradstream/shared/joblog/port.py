@@ -178,6 +178,13 @@ class Intake(Protocol):
         """Set fields of a record unless it is gone; True when they were set."""
         ...
 
+    async def swap_field(self, kind: RecordKind, record_id: str, field: str, *, old: str, new: str) -> bool:
+        """Set a record's field from old ('' where it has none) to new; True when it is new now, also when it was before.
+
+        False when it is neither, as somebody changed it since, or the record is gone.
+        """
+        ...
+
     async def remove_record(self, kind: RecordKind, record_id: str, *, created_ms: str = "") -> bool:
         """Remove a record, if created_ms is given only the one made then; True when this call removed it.
 

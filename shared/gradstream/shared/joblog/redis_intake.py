@@ -37,6 +37,7 @@ _SCRIPTS = (
     "count_up",
     "delivered",
     "polled",
+    "swap_field",
 )
 _NUM_RETRIES = 4
 # Of large payloads. Two: while one is written to disk by the server the next is on its way.
@@ -211,6 +212,10 @@ class RedisIntake:
 
     async def change_record(self, kind: RecordKind, record_id: str, fields: Mapping[str, str]) -> bool:
         return await self._put(kind, record_id, fields, only_existing=True)
+
+    async def swap_field(self, kind: RecordKind, record_id: str, field: str, *, old: str, new: str) -> bool:
+        args: list[Value] = [self._keys.prefix, kind.value, record_id, field, old, new]
+        return bool((await self._run(self._call("swap_field", args)))[0])
 
     async def remove_record(self, kind: RecordKind, record_id: str, *, created_ms: str = "") -> bool:
         args: list[Value] = [self._keys.prefix, kind.value, record_id, created_ms]
