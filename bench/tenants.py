@@ -33,16 +33,22 @@ HEAVY_DATUMS = 8
 HEAVY_TOKENS = 256
 HEAVY_IN_FLIGHT = 4
 WARM_UP_ROUNDS = 2
+# How many steps each tenant makes at a time: one, in which all begin and end together, and as many as show how it goes on.
+STEPS = (1, 10)
 
 Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Together:
-    """Steps (a forward_backward and an optim_step each) a second, medians over rounds; ratio: the median of the rounds' own."""
+    """Steps (a forward_backward and an optim_step each) a second, medians over rounds; ratio: the median of the rounds' own.
+
+    tokens: of one step of all. steps: of each tenant in a round.
+    """
 
     tenants: int
     tokens: int
+    steps: int
     together: float
     in_turn: float
     ratio: float
@@ -64,7 +70,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantsRun:
-    throughput: Together
+    throughput: list[Together]
     waiting: Beside
     machine: Machine
 
@@ -139,16 +145,19 @@ def _datum(inputs: Tokens, targets: Tokens) -> wire_pb2.Datum:
     return wire_pb2.Datum(model_input=[wire_pb2.Chunk(encoded_text=text)], loss_fn_inputs=tensors)
 
 
-async def throughput(tenants: list[Tenant], *, num_tokens: int, rounds: int) -> Together:
-    """Rounds of all at once and of one after another in turn."""
+async def throughput(tenants: list[Tenant], *, num_tokens: int, rounds: int, steps: int) -> Together:
+    """Rounds of all at once, each of them so many steps at its own pace, and of one after another in turn."""
+
+    async def train(tenant: Tenant) -> float:
+        return sum([await tenant.step() for _ in range(steps)])
 
     async def together() -> float:
         started = time.perf_counter()
-        await asyncio.gather(*(tenant.step() for tenant in tenants))
+        await asyncio.gather(*(train(tenant) for tenant in tenants))
         return time.perf_counter() - started
 
     async def in_turn() -> float:
-        return sum([await tenant.step() for tenant in tenants])
+        return sum([await train(tenant) for tenant in tenants])
 
     for _ in range(WARM_UP_ROUNDS):
         await together()
@@ -158,8 +167,9 @@ async def throughput(tenants: list[Tenant], *, num_tokens: int, rounds: int) -> 
     return Together(
         tenants=len(tenants),
         tokens=num_tokens,
-        together=round(len(tenants) / together_s, 1),
-        in_turn=round(len(tenants) / in_turn_s, 1),
+        steps=steps,
+        together=round(steps * len(tenants) / together_s, 1),
+        in_turn=round(steps * len(tenants) / in_turn_s, 1),
         ratio=round(float(np.median([turn / all_ for all_, turn in times])), 2),
     )
 
@@ -194,26 +204,29 @@ async def waiting(tenant: Tenant, heavy: Tenant, *, steps: int) -> Beside:
     )
 
 
-async def measure(port: int, options: argparse.Namespace) -> tuple[Together, Beside]:
-    """Both parts on the server at port."""
+async def measure(port: int, options: argparse.Namespace) -> tuple[list[Together], Beside]:
+    """All parts on the server at port."""
     lengths = np.random.default_rng(job.SEED).integers(options.tokens[0], options.tokens[1] + 1, options.tenants)
     small = [
         await Tenant.open(port, name=f"small{number}", num_datums=1, num_tokens=length)
         for number, length in enumerate(lengths.tolist())
     ]
     heavy = await Tenant.open(port, name="heavy", num_datums=HEAVY_DATUMS, num_tokens=HEAVY_TOKENS)
-    many = await throughput(small, num_tokens=int(lengths.sum()), rounds=options.rounds)
+    num_tokens = int(lengths.sum())
+    many = [await throughput(small, num_tokens=num_tokens, rounds=options.rounds, steps=steps) for steps in STEPS]
     return many, await waiting(small[0], heavy, steps=options.steps)
 
 
 def show(run: TenantsRun, console: Console) -> None:
     """Print the run."""
-    many = run.throughput
-    console.print(
-        f"{many.tenants} tenants, one datum each, {many.tokens} tokens in all: {many.together:.1f} steps/s together, "
-        f"{many.in_turn:.1f} one after another, ratio {many.ratio:.2f}",
-        highlight=False,
+    first = run.throughput[0]
+    title = f"{first.tenants} tenants, one datum each, {first.tokens} tokens in all: steps a second"
+    many = Table(
+        "steps of each at a time", "all at once", "one after another", "ratio", title=title, title_justify="left"
     )
+    for one in run.throughput:
+        many.add_row(str(one.steps), f"{one.together:.1f}", f"{one.in_turn:.1f}", f"{one.ratio:.2f}")
+    console.print(many)
     table = Table(title="a small tenant's step in ms, submit to result", title_justify="left")
     for column in ("", "p50", "p95", "n"):
         table.add_column(column, justify="right" if column else "left")

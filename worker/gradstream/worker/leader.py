@@ -20,6 +20,7 @@ from gradstream.worker.control import IDLE_TICK_S, Control
 from gradstream.worker.dead import DeadLetters
 from gradstream.worker.execute import Executor, execute, lacked_room_together
 from gradstream.worker.fence import StopRequest
+from gradstream.worker.gathering import Gathering
 from gradstream.worker.journal import Journal
 from gradstream.worker.models import Models
 from gradstream.worker.orphans import free_names
@@ -71,6 +72,7 @@ class Leader:
         self._stop = stop
         self._number = 0
         self._last: BatchId | None = None
+        self._gathering = Gathering(clock=crew.clock, batch_tokens=limits.batch_tokens)
 
     def run(self) -> None:
         """Serve until asked to stop, then wait for the last commit. Whatever is not a job's own error propagates.
@@ -81,6 +83,7 @@ class Leader:
         self._last = self._patiently(self._crew.feed.last_batch)
         while not self._stop.asked:
             self._take_in()
+            self._gather()
             self._answer_without_engine()
             turn = next_turn(
                 backlog.waiting,
@@ -112,13 +115,24 @@ class Leader:
     def _take_in(self) -> None:
         crew = self._crew
         timeout_s = 0.0 if crew.backlog.waiting or crew.backlog.running else IDLE_TICK_S
+        if not self._receive(timeout_s) and timeout_s:
+            crew.control.idle()
+
+    def _receive(self, timeout_s: float) -> bool:
+        """Put what was read into the backlog; True when anything was. Waits so long for the first of it."""
+        crew = self._crew
         entries = crew.reader.get(timeout_s=timeout_s)
         for entry in entries:
             crew.backlog.add(entry)
         closed_bytes = sum(len(entry.job.payload) for entry in entries if not entry.is_open)
         crew.reader.release(closed_bytes)
-        if timeout_s and not entries:
-            crew.control.idle()
+        return bool(entries)
+
+    def _gather(self) -> None:
+        """Wait a moment for companions of the jobs that wait, unless samples run or a job may kill the gang."""
+        backlog = self._crew.backlog
+        if not backlog.running and not backlog.starts:
+            self._gathering.wait(backlog.waiting, receive=self._receive)
 
     def _answer_without_engine(self) -> None:
         """Commit the outcomes of jobs at the front of their queues that the engine does not or cannot serve, until none is there."""
@@ -172,6 +186,7 @@ class Leader:
             self._run_one_by_one(batch)
             return
         elapsed_s = crew.clock.monotonic_s() - start_s
+        self._gathering.ran(plan.kind, {job.owner for job in jobs}, elapsed_s=elapsed_s)
         ended = [job for job in crew.backlog.running.values() if job.future_id in outcomes]
         assert len(ended) == len(outcomes), "an outcome is of no job that runs"
         if ended:

@@ -95,6 +95,22 @@ class RedisIntake:
 
     async def submit(self, submission: Submission) -> Receipt:
         admission.check_submission(submission)
+        if submission.seq is None:
+            return await self._submit(submission)
+        assert self._tail is not None, "open() was not called"
+        future_id, is_new = ids.future_id(submission.owner, submission.seq), False
+        self._tail.submitting(future_id)
+        try:
+            receipt = await self._submit(submission)
+            is_new = not receipt.is_duplicate
+        finally:
+            if is_new:
+                self._tail.accepted(future_id, submission.tenant)
+            else:
+                self._tail.not_accepted(future_id)
+        return receipt
+
+    async def _submit(self, submission: Submission) -> Receipt:
         packed = submission.packed
         if packed is None and len(submission.payload) > _THREAD_ABOVE_BYTES:
             packed = await asyncio.to_thread(Packed.of, submission.payload)
@@ -167,7 +183,8 @@ class RedisIntake:
             view = await self.future(future_id)
             return view is None or view.outcome is not None or (tenant is not None and view.tenant != tenant)
 
-        await self._tail.until(future_id, look, timeout_s=timeout_s)
+        is_known = self._tail.is_unnoted(future_id, tenant)
+        await self._tail.until(future_id, look, timeout_s=timeout_s, is_known=is_known)
         return view
 
     async def completions(self, sampler: SamplerId, block: int, *, after: int, timeout_s: float) -> Completions:

@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import redis.asyncio
 import structlog
 
+from gradstream.shared.ids import FutureId, TenantId
 from gradstream.shared.joblog.client import BLOCK_MS
 from gradstream.shared.joblog.done import block_of_future
 from gradstream.shared.joblog.keys import Keys
@@ -16,6 +17,8 @@ _log = structlog.get_logger(__name__)
 _COUNT = 1000
 _RECONNECT_DELAY_S = 0.2
 _CANCEL_AGAIN_S = 0.1
+# More open futures of one process are looked for, as those of others are.
+_MAX_UNNOTED = 20_000
 T = TypeVar("T")
 _Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -23,13 +26,17 @@ _Entry = tuple[bytes, dict[bytes, bytes]]
 class NoteTail:
     """Follows the note stream on a connection of its own and sets the events of local waiters.
 
-    An event may be set without its future being done (after a reconnect, or when notes were missed): the waiter looks again.
+    An event may be set without its future being done (after a reconnect, or when notes were missed): the waiter looks again. Of futures
+    that were submitted here it knows whether a note has named them, as long as it misses none: a poll need not look for what is not there.
     """
 
     def __init__(self, client: "redis.asyncio.Redis", keys: Keys) -> None:
         self._client = client
         self._keys = keys
         self._events: dict[str, set[asyncio.Event]] = {}
+        # Futures that were submitted here since notes are followed without a gap, and that none has named; the tenant once it is accepted.
+        self._unnoted: dict[str, TenantId | None] = {}
+        self._is_following = False
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -46,6 +53,24 @@ class NoteTail:
             self._task = None
         self._wake_all()
 
+    def submitting(self, future_id: FutureId) -> None:
+        """A job is about to be submitted; end with `accepted` or `not_accepted`."""
+        if self._is_following and len(self._unnoted) < _MAX_UNNOTED:
+            self._unnoted[future_id] = None
+
+    def accepted(self, future_id: FutureId, tenant: TenantId) -> None:
+        """The tenant's job was accepted, and it was a new one."""
+        if future_id in self._unnoted:
+            self._unnoted[future_id] = tenant
+
+    def not_accepted(self, future_id: FutureId) -> None:
+        """It was refused, or known already, or nobody knows."""
+        self._unnoted.pop(future_id, None)
+
+    def is_unnoted(self, future_id: FutureId, tenant: TenantId | None) -> bool:
+        """True when this is a future of the tenant for which a note is still to come."""
+        return tenant is not None and self._unnoted.get(future_id) == tenant
+
     @contextmanager
     def watch(self, name: str) -> Iterator[asyncio.Event]:
         """An event that is set when the future of that id, or a sample of that block, may have finished. Enter it before looking."""
@@ -59,16 +84,23 @@ class NoteTail:
             if not events:
                 del self._events[name]
 
-    async def until(self, name: str, look: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
-        """What look gives as soon as that is true, else what it gives after timeout_s. It is asked again whenever name is woken."""
+    async def until(
+        self, name: str, look: Callable[[], Awaitable[T]], *, timeout_s: float, is_known: bool = False
+    ) -> T:
+        """What look gives as soon as that is true, else what it gives after timeout_s. It is asked again whenever name is woken.
+
+        is_known: what it would give now is known not to be true.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         with self.watch(name) as event:
             while True:
                 event.clear()
-                found = await look()
-                if found or loop.time() >= deadline:
-                    return found
+                if not is_known:
+                    found = await look()
+                    if found or loop.time() >= deadline:
+                        return found
+                is_known = False
                 try:
                     async with asyncio.timeout_at(deadline):
                         await event.wait()
@@ -80,6 +112,8 @@ class NoteTail:
             try:
                 await self._follow()
             except Exception as error:  # noqa: BLE001  a background task's guard: without it waiters would sleep on
+                self._is_following = False
+                self._unnoted.clear()
                 _log.warning("note_stream_reading_failed", error=repr(error))
                 await asyncio.sleep(_RECONNECT_DELAY_S)
 
@@ -88,6 +122,7 @@ class NoteTail:
         position = _number(newest[0][0]) if newest else 0
         # Waiters looked before this position was known, so they look once more.
         self._wake_all()
+        self._is_following = True
         while True:
             streams = await self._client.xread({self._keys.notes: f"{position}-0"}, count=_COUNT, block=BLOCK_MS)
             reply = cast("list[tuple[bytes, list[_Entry]]]", streams)
@@ -102,10 +137,12 @@ class NoteTail:
                         self._wake(block)
 
     def _wake(self, name: str) -> None:
+        self._unnoted.pop(name, None)
         for event in self._events.get(name, ()):
             event.set()
 
     def _wake_all(self) -> None:
+        self._unnoted.clear()
         for name in self._events:
             self._wake(name)
 
