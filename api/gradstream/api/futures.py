@@ -66,16 +66,14 @@ async def poll(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finish
 
 async def _look(parts: Parts, future_id: FutureId, *, tenant: TenantId) -> Finished | Pending | Expired | Missing:
     with parts.metrics.polls_parked.track_inprogress():
-        # Only the tenant's own: how long the answer takes must not tell a stranger that there is such a future.
         waiting = parts.intake.wait(future_id, tenant=tenant, timeout_s=_hold_s(parts, future_id))
         view = await parts.parked.wait(waiting)
-    if view is None:
-        # There is none, or the server stops and the wait ended early.
+    if view is None and parts.parked.is_stopping:
+        # The wait ended early.
         view = await parts.intake.future(future_id)
-    if view is None:
+    # One of another tenant goes the way of one that never was: how long the answer takes must not tell a stranger that there is one.
+    if view is None or view.tenant != tenant:
         return Expired() if await _existed(parts, future_id, tenant=tenant) else Missing()
-    if view.tenant != tenant:
-        return Missing()
     match view.status:
         case FutureStatus.DONE | FutureStatus.FAILED:
             assert view.outcome is not None

@@ -14,6 +14,10 @@ class Parked:
         self._scopes: set[asyncio.Timeout] = set()
         self._is_stopping = False
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
     async def wait(self, waiting: Awaitable[T]) -> T | None:
         """What waiting gives, or None when the server stops before that."""
         scope = asyncio.timeout(0 if self._is_stopping else None)

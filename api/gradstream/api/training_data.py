@@ -24,7 +24,7 @@ from gradstream.shared.wire import IGNORE, ForwardBackward
 # Any: numpy arrays of any number type, as a dtype is what is being checked here.
 Array = NDArray[Any]
 _NAME = attrgetter("name")
-# Looking a dtype up by its name takes as long as comparing it twice.
+# Looking a dtype up by its name takes as long as comparing it twice. As many as cards name, which is a handful.
 _dtype = cache(np.dtype)
 _TARGETS = "target_tokens"
 _TOKEN = np.dtype("<i4")
@@ -86,7 +86,7 @@ def to_payload(data: TrainingData, card: EngineCard) -> ForwardBackward:
     loss = loss_card(card, data.loss_fn)
     params = loss_params(loss, data.loss_config)
     specs = sorted(loss.inputs, key=_NAME)
-    if isinstance(data.datums, DatumColumns) and _are_as_read(data.datums, specs):
+    if isinstance(data.datums, DatumColumns) and not data.may_ignore and _are_as_read(data.datums, specs):
         tokens, inputs = _columns(data.datums, specs, card)
     else:
         datums = data.datums.datums() if isinstance(data.datums, DatumColumns) else data.datums

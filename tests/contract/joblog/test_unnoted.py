@@ -7,7 +7,7 @@ import pytest
 from tests.support.joblog_bench import MODEL, Bench
 from tests.support.polling import until
 
-from gradstream.shared.ids import LOCAL_TENANT, FutureId, TenantId, future_id
+from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, TenantId, future_id
 from gradstream.shared.joblog.port import FutureStatus, FutureView
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.joblog.waiters import NoteTail
@@ -98,8 +98,61 @@ async def test_notes_that_were_missed_leave_nobody_waiting(bench: Bench, looks: 
     bench.raw.client_kill_filter(_type="normal", skipme=True)
     await until(lambda: not tail._is_following)
     await asyncio.to_thread(bench.commit, bench.log())
+    # The first thing that it does when it is back is to wake those who wait already.
+    await until(lambda: tail._is_following)
     assert await poll(bench, receipt.future_id) is FutureStatus.DONE
     assert looks
+
+
+async def test_a_number_that_is_missing_makes_everybody_look(bench: Bench, looks: list[FutureView | None]) -> None:
+    receipt = await bench.create()
+    future = bench.keys.future(receipt.future_id)
+    # Done, with a note that was trimmed before it was read.
+    bench.raw.hset(future, mapping={"status": "done", "outcome": "x"})
+    bench.raw.hincrby(bench.keys.stat, "notes", 1)
+    other = await bench.submit(1)
+    await asyncio.to_thread(bench.raw.xadd, bench.keys.notes, {"futures": other.future_id}, id="2-0")
+    await until(lambda: tail_of(bench.intake)._unnoted == {})
+    assert await poll(bench, receipt.future_id) is FutureStatus.DONE
+    assert len(looks) == 1
+
+
+async def test_a_retry_that_was_on_its_way_when_the_note_came_leaves_nobody_waiting(
+    bench: Bench, looks: list[FutureView | None]
+) -> None:
+    receipt = await bench.create()
+    tail = tail_of(bench.intake)
+    tail.submitting(receipt.future_id)
+    await asyncio.to_thread(bench.commit, bench.log())
+    await until(lambda: receipt.future_id not in tail._unnoted)
+    # The retry begins, and only then the first answer comes.
+    tail.submitting(receipt.future_id)
+    tail.accepted(receipt.future_id, LOCAL_TENANT)
+    waiter = asyncio.create_task(poll(bench, receipt.future_id))
+    await asyncio.sleep(0)
+    assert looks == []
+    tail.not_accepted(receipt.future_id)
+    assert await waiter is FutureStatus.DONE
+
+
+async def test_an_emptied_queue_leaves_nobody_waiting(bench: Bench, looks: list[FutureView | None]) -> None:
+    for seq in range(3):
+        await (bench.submit(seq) if seq else bench.create())
+    await asyncio.to_thread(bench.commit, bench.log())
+    lost = await bench.submit(3)
+    tail = tail_of(bench.intake)
+    await until(lambda: future_id(MODEL, 2) not in tail._unnoted)
+    bench.raw.flushall()
+    waiter = asyncio.create_task(bench.intake.wait(lost.future_id, timeout_s=_LONG_S, tenant=LOCAL_TENANT))
+    await asyncio.sleep(0)
+    assert looks == []
+    assert await asyncio.wait_for(waiter, _DEADLINE_S) is None
+    # Nothing is restored, and the notes begin anew.
+    bench.epoch, bench.number = await asyncio.to_thread(bench.feed.acquire, owner="the next gang"), 0
+    other = ModelId("s2:train:0")
+    receipt = await bench.create(other)
+    await asyncio.to_thread(bench.commit, bench.log())
+    assert await poll(bench, receipt.future_id) is FutureStatus.DONE
 
 
 async def test_of_very_many_open_futures_the_rest_are_looked_for(

@@ -19,6 +19,7 @@ from gradstream.api.names import Target
 from gradstream.api.parts import Parts
 from gradstream.api.xorl import kill
 from gradstream.api.xorl.submitting import submit
+from gradstream.shared.errors import Unavailable
 from gradstream.shared.ids import FutureId
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.keys import Keys
@@ -208,6 +209,26 @@ def test_a_kill_that_broke_off_in_its_save_tells_the_checkpoint_of_a_model_that_
     xorl.rig.worker.resume()
     assert xorl.ok("kill_session", model_id="policy")["checkpoint_path"] == "xorl://policy/weights/session_policy_final"
     assert ops(xorl, "policy") == ["create_model", "save_weights", "unload_model"]
+
+
+@pytest.mark.parametrize("rate", [1e-4, 666.0], ids=["done", "failed"])
+def test_a_kill_that_broke_off_before_its_save_was_submitted_does_not_take_another_job_for_it(
+    xorl: Xorl, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    xorl.make("policy")
+    submit_job = kill._submit
+
+    async def broken(*_args: object, **_fields: object) -> FutureId:
+        raise Unavailable("the process ends here")
+
+    monkeypatch.setattr(kill, "_submit", broken)
+    assert xorl.post("kill_session", model_id="policy").status_code == 503
+    monkeypatch.setattr(kill, "_submit", submit_job)
+    xorl.outcome(xorl.post("optim_step", model_id="policy", adam_params={"learning_rate": rate}))
+    killed = xorl.ok("kill_session", model_id="policy")
+    assert killed["success"], killed
+    assert killed["checkpoint_path"] == "xorl://policy/weights/session_policy_final"
+    assert ops(xorl, "policy") == ["create_model", "optim_step", "save_weights", "unload_model"]
 
 
 def test_what_is_trained_between_the_save_and_the_end_is_saved_too(xorl: Xorl, monkeypatch: pytest.MonkeyPatch) -> None:

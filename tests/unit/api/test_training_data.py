@@ -10,10 +10,10 @@ from tests.support.cards import CONTEXT_TOKENS, UNIFORM_CARD, VOCAB_SIZE
 
 from gradstream.api.tinker import training_json, training_proto
 from gradstream.api.tinker.proto import wire_pb2
-from gradstream.api.training_data import to_payload
+from gradstream.api.training_data import DatumColumns, TrainingData, to_payload
 from gradstream.shared import codec
 from gradstream.shared.errors import InvalidRequest, PayloadTooLarge, Unsupported
-from gradstream.shared.wire import ForwardBackward
+from gradstream.shared.wire import IGNORE, ForwardBackward
 
 
 def from_proto(request: wire_pb2.ForwardBackwardRequest) -> ForwardBackward:
@@ -295,3 +295,23 @@ def test_a_json_image_is_refused_by_name() -> None:
     datum["model_input"]["chunks"].append({"type": "image", "data": "AAAA", "format": "png"})
     with pytest.raises(Unsupported, match=r"data\[0\]\.model_input\.chunks\[1\]: image chunks"):
         from_json(json_request("m", 1, [datum]))
+
+
+def test_columns_may_have_targets_to_ignore_where_the_dialect_has_them():
+    datums = DatumColumns(
+        lengths=[2, 1],
+        tokens=np.array([4, 5, 6], dtype="<i4").tobytes(),
+        inputs={
+            "target_tokens": (np.dtype("<i8"), np.array([1, IGNORE, 3], dtype="<i8").tobytes()),
+            "weights": (np.dtype("<f4"), np.ones(3, dtype="<f4").tobytes()),
+        },
+    )
+    payloads = [
+        to_payload(
+            TrainingData(datums=each, loss_fn="cross_entropy", loss_config={}, backward=True, may_ignore=True),
+            UNIFORM_CARD,
+        )
+        for each in (datums, datums.datums())
+    ]
+    assert payloads[0] == payloads[1]
+    assert payloads[0].inputs["target_tokens"].values().tolist() == [1, IGNORE, 3]

@@ -103,6 +103,20 @@ def test_nobody_is_waited_for_in_vain(gathering: Gathering, clock: ManualClock, 
     assert arrivals.waited_s == 0.0
 
 
+def test_all_jobs_of_who_waits_count_for_half_a_batch(gathering: Gathering, clock: ManualClock) -> None:
+    arrivals = Arrivals(clock, small("a"))
+    arrivals.waiting[ModelId("a")] = [job("a", seq, FB, num_tokens=BATCH_TOKENS // 4) for seq in (1, 2)]
+    gathering.wait(arrivals.waiting, receive=arrivals.receive)
+    assert arrivals.waited_s == 0.0
+
+
+def test_jobs_behind_another_op_count_for_nothing(gathering: Gathering, clock: ManualClock) -> None:
+    arrivals = Arrivals(clock, small("a"), later={0.001: "b", 0.002: "c"})
+    arrivals.waiting[ModelId("a")] += [job("a", 2, "optim_step"), job("a", 3, FB, num_tokens=BATCH_TOKENS)]
+    gathering.wait(arrivals.waiting, receive=arrivals.receive)
+    assert len(arrivals.waiting) == 3
+
+
 def test_nobody_is_waited_for_after_a_batch_of_one(gathering: Gathering, clock: ManualClock) -> None:
     gathering.ran(FB, owners("a"), elapsed_s=0.025)
     arrivals = Arrivals(clock, small("b"))

@@ -6,6 +6,7 @@ that bring the others, and makes those wait for its end.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain, takewhile
 
 from gradstream.shared.clock import Clock
 from gradstream.shared.ids import OwnerId
@@ -63,6 +64,8 @@ class Gathering:
         missing = self._companions - waiting.keys()
         if len(self._companions) < 2 or not missing or not waiting:
             return frozenset()
-        heads = [jobs[0] for jobs in waiting.values()]
-        is_small = sum(job.num_tokens for job in heads) < self._enough_tokens
-        return missing if is_small and all(job.op == self._kind for job in heads) else frozenset()
+        if any(jobs[0].op != self._kind for jobs in waiting.values()):
+            return frozenset()
+        ready = (takewhile(lambda job: job.op == self._kind, jobs) for jobs in waiting.values())
+        num_tokens = sum(job.num_tokens for job in chain.from_iterable(ready))
+        return missing if num_tokens < self._enough_tokens else frozenset()

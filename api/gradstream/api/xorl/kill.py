@@ -139,7 +139,7 @@ async def _kill(parts: Parts, meant: Target, body: KillBody, *, deadline_s: floa
         outcome = await outcome_of(parts, progress.saved, deadline_s=deadline_s)
         if not isinstance(outcome, SaveWeightsDone) or not outcome.path.endswith(f"/{_final(meant)}"):
             await note.forget()
-            # No longer kept, or of another job: a call that noted its save may have died before it could submit it.
+            # No longer kept, or, where the model is over, of another job: a call that noted its save may have died before it submitted it.
             if not isinstance(outcome, Failed):
                 raise _Overtaken
             return SessionKilled(
@@ -189,17 +189,26 @@ async def _resumed(
 async def _saving(parts: Parts, meant: Target, note: _Note, progress: _Progress) -> _Progress:
     """Noted first, so that calls at the same time, which see the seq that it takes, know what has it."""
     if progress.saved is not None:
+        # Of one that is over there is only the outcome. Else who noted it may have ended before it was submitted: sent again, it is the same
+        # job, and any other one with its seq a conflict.
+        if progress.ended is None:
+            await _submit_save(parts, meant, note, seq=future_parts(progress.saved).seq)
         return progress
     seq = progress.next_seq
     begun = msgspec.structs.replace(progress, saved=future_id(meant.model, seq), next_seq=seq + 1)
     if not await note.write(begun):
         raise _Overtaken
+    await _submit_save(parts, meant, note, seq=seq)
+    return begun
+
+
+async def _submit_save(parts: Parts, meant: Target, note: _Note, *, seq: int) -> None:
+    """Raises _Overtaken, and forgets what was noted, when another job has the seq."""
     try:
         await _submit(parts, meant, SaveWeights(name=_final(meant), overwrite=True), seq=seq)
     except _Overtaken:
         await note.forget()
         raise
-    return begun
 
 
 async def _ending(parts: Parts, meant: Target, note: _Note, progress: _Progress) -> _Progress:

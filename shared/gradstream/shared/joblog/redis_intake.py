@@ -183,8 +183,10 @@ class RedisIntake:
             view = await self.future(future_id)
             return view is None or view.outcome is not None or (tenant is not None and view.tenant != tenant)
 
-        is_known = self._tail.is_unnoted(future_id, tenant)
-        await self._tail.until(future_id, look, timeout_s=timeout_s, is_known=is_known)
+        is_open = self._tail.is_unnoted(future_id, tenant)
+        await self._tail.until(future_id, look, timeout_s=timeout_s, is_false_now=is_open)
+        if view is None or view.outcome is not None:
+            self._tail.met(future_id)
         return view
 
     async def completions(self, sampler: SamplerId, block: int, *, after: int, timeout_s: float) -> Completions:

@@ -64,7 +64,11 @@ class NoteTail:
             self._unnoted[future_id] = tenant
 
     def not_accepted(self, future_id: FutureId) -> None:
-        """It was refused, or known already, or nobody knows."""
+        """It was refused, or known already, or nobody knows. Who waits for it looks again: it may have been accepted and noted before."""
+        self._wake(future_id)
+
+    def met(self, future_id: FutureId) -> None:
+        """The future was looked for, and is done or gone."""
         self._unnoted.pop(future_id, None)
 
     def is_unnoted(self, future_id: FutureId, tenant: TenantId | None) -> bool:
@@ -85,22 +89,22 @@ class NoteTail:
                 del self._events[name]
 
     async def until(
-        self, name: str, look: Callable[[], Awaitable[T]], *, timeout_s: float, is_known: bool = False
+        self, name: str, look: Callable[[], Awaitable[T]], *, timeout_s: float, is_false_now: bool = False
     ) -> T:
         """What look gives as soon as that is true, else what it gives after timeout_s. It is asked again whenever name is woken.
 
-        is_known: what it would give now is known not to be true.
+        is_false_now: it is known without a look that this one would be in vain.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         with self.watch(name) as event:
             while True:
                 event.clear()
-                if not is_known:
+                if not is_false_now:
                     found = await look()
                     if found or loop.time() >= deadline:
                         return found
-                is_known = False
+                is_false_now = False
                 try:
                     async with asyncio.timeout_at(deadline):
                         await event.wait()
@@ -118,14 +122,16 @@ class NoteTail:
                 await asyncio.sleep(_RECONNECT_DELAY_S)
 
     async def _follow(self) -> None:
-        newest = cast("list[_Entry]", await self._client.xrevrange(self._keys.notes, count=1))
-        position = _number(newest[0][0]) if newest else 0
+        position = await self._newest()
         # Waiters looked before this position was known, so they look once more.
         self._wake_all()
         self._is_following = True
         while True:
             streams = await self._client.xread({self._keys.notes: f"{position}-0"}, count=_COUNT, block=BLOCK_MS)
             reply = cast("list[tuple[bytes, list[_Entry]]]", streams)
+            if not reply and await self._newest() < position:
+                # Redis was emptied, or put back in time: what comes now has numbers that were followed already.
+                return
             for entry_id, fields in reply[0][1] if reply else []:
                 if _number(entry_id) != position + 1:
                     self._wake_all()
@@ -135,6 +141,11 @@ class NoteTail:
                     block = block_of_future(future_id)
                     if block is not None:
                         self._wake(block)
+
+    async def _newest(self) -> int:
+        """The number of the newest note, 0 for none."""
+        newest = cast("list[_Entry]", await self._client.xrevrange(self._keys.notes, count=1))
+        return _number(newest[0][0]) if newest else 0
 
     def _wake(self, name: str) -> None:
         self._unnoted.pop(name, None)
