@@ -8,7 +8,7 @@ from tests.support.joblog_bench import MODEL, Bench
 from tests.support.polling import until
 
 from gradstream.shared.ids import LOCAL_TENANT, FutureId, ModelId, TenantId, future_id
-from gradstream.shared.joblog.port import FutureStatus, FutureView
+from gradstream.shared.joblog.port import FutureStatus, FutureView, Receipt
 from gradstream.shared.joblog.redis_intake import RedisIntake
 from gradstream.shared.joblog.waiters import NoteTail
 
@@ -42,6 +42,16 @@ async def poll(bench: Bench, future: FutureId, *, tenant: TenantId = LOCAL_TENAN
     return view.status
 
 
+async def noted_while_submitting(bench: Bench) -> Receipt:
+    """A job that was accepted and done, and whose note has come, while the answer to its submission is still on its way."""
+    receipt = await bench.create()
+    tail = tail_of(bench.intake)
+    tail.submitting(receipt.future_id)
+    await asyncio.to_thread(bench.commit, bench.log())
+    await until(lambda: receipt.future_id not in tail._unnoted)
+    return receipt
+
+
 async def test_who_submitted_here_is_looked_for_once_when_it_is_done(
     bench: Bench, looks: list[FutureView | None]
 ) -> None:
@@ -65,11 +75,8 @@ async def test_another_tenant_is_looked_for(bench: Bench, looks: list[FutureView
 async def test_a_note_that_comes_before_the_answer_to_the_submission_is_not_waited_for(
     bench: Bench, looks: list[FutureView | None]
 ) -> None:
-    receipt = await bench.create()
+    receipt = await noted_while_submitting(bench)
     tail = tail_of(bench.intake)
-    tail.submitting(receipt.future_id)
-    await asyncio.to_thread(bench.commit, bench.log())
-    await until(lambda: receipt.future_id not in tail._unnoted)
     tail.accepted(receipt.future_id, LOCAL_TENANT)
     assert await poll(bench, receipt.future_id) is FutureStatus.DONE
     assert len(looks) == 1
@@ -120,11 +127,8 @@ async def test_a_number_that_is_missing_makes_everybody_look(bench: Bench, looks
 async def test_a_retry_that_was_on_its_way_when_the_note_came_leaves_nobody_waiting(
     bench: Bench, looks: list[FutureView | None]
 ) -> None:
-    receipt = await bench.create()
+    receipt = await noted_while_submitting(bench)
     tail = tail_of(bench.intake)
-    tail.submitting(receipt.future_id)
-    await asyncio.to_thread(bench.commit, bench.log())
-    await until(lambda: receipt.future_id not in tail._unnoted)
     # The retry begins, and only then the first answer comes.
     tail.submitting(receipt.future_id)
     tail.accepted(receipt.future_id, LOCAL_TENANT)
