@@ -15,6 +15,7 @@ from tests.support.rq_worker import work_off
 from tinker import types
 
 from gradstream.api.config import ApiConfig
+from gradstream.shared.clock import SystemClock
 from gradstream.shared.config import read_handover
 from gradstream.shared.joblog.port import RecordKind
 from gradstream.shared.joblog.redis_intake import RedisIntake
@@ -59,7 +60,7 @@ def sweep(settings: Path) -> None:
     connection = redis.Redis.from_url(str(read.redis_url))
     queue = queue_for(read.engine_name, connection)
     for task in TASKS:
-        enqueue(queue, task, settings_file=settings, awake_ms=0)
+        enqueue(queue, task, settings_file=settings, now_ms=SystemClock().wall_ms(), awake_ms=0)
     work_off(queue)
     connection.close()
 

@@ -1,11 +1,13 @@
-"""The rq tasks of the housekeeping process. Their arguments are JSON: the path of the settings file, so no secret is in Redis."""
+"""The rq tasks of the housekeeping process. Their arguments are JSON: the settings file's path, so no secret is in Redis, and wall times.
+
+The times are those of `housekeeping.enqueue`.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from gradstream.shared.clock import SystemClock
 from gradstream.shared.config import Settings, read_handover
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.limits import limits_of
@@ -18,7 +20,7 @@ from gradstream.worker.retention import sweep_records
 from gradstream.worker.storage import Storage
 
 
-def sweep_sessions(settings_file: str, awake_ms: int) -> int:
+def sweep_sessions(settings_file: str, now_ms: int, awake_ms: int) -> int:
     """Unload what ended sessions left behind, save and unload what was left idle; how many."""
     settings = read_handover(Path(settings_file))
     patience = sweeps.Patience(
@@ -31,18 +33,17 @@ def sweep_sessions(settings_file: str, awake_ms: int) -> int:
     async def sweep_ended(parts: sweeps.Parts) -> int:
         return await sweeps.sweep_sessions(parts, patience=patience)
 
-    return _run(settings, sweep_idle, sweep_ended)
+    return _run(settings, sweep_idle, sweep_ended, now_ms=now_ms)
 
 
-def sweep_files(settings_file: str, awake_ms: int) -> int:
+def sweep_files(settings_file: str, now_ms: int, awake_ms: int) -> int:
     """Remove checkpoints and exports past their time to live, snapshots out of use and leftovers; how many."""
     del awake_ms
-
     works = (collect.sweep_checkpoints, collect.sweep_snapshots, collect.sweep_exports, collect.sweep_leftovers)
-    return _run(read_handover(Path(settings_file)), *map(_awaited, works))
+    return _run(read_handover(Path(settings_file)), *map(_awaited, works), now_ms=now_ms)
 
 
-def keep_books(settings_file: str, awake_ms: int) -> int:
+def keep_books(settings_file: str, now_ms: int, awake_ms: int) -> int:
     """Write down how much disk each tenant uses, forget records that are over for long; how many were forgotten.
 
     Checkpoints that Redis does not know any more are recorded anew before anything else.
@@ -55,7 +56,7 @@ def keep_books(settings_file: str, awake_ms: int) -> int:
         await account_storage(parts, limit_bytes=settings.storage_limit)
         return sweep_records(parts)
 
-    return _run(settings, work)
+    return _run(settings, work, now_ms=now_ms)
 
 
 _Work = Callable[[sweeps.Parts], Awaitable[int]]
@@ -68,9 +69,9 @@ def _awaited(work: Callable[[sweeps.Parts], int]) -> _Work:
     return run
 
 
-def _run(settings: Settings, *works: _Work) -> int:
+def _run(settings: Settings, *works: _Work, now_ms: int) -> int:
     async def run() -> int:
-        async with _parts(settings) as parts:
+        async with _parts(settings, now_ms=now_ms) as parts:
             return await each(parts, works)
 
     return asyncio.run(run())
@@ -91,7 +92,7 @@ async def each(parts: sweeps.Parts, works: Sequence[_Work]) -> int:
 
 
 @asynccontextmanager
-async def _parts(settings: Settings) -> AsyncIterator[sweeps.Parts]:
+async def _parts(settings: Settings, *, now_ms: int) -> AsyncIterator[sweeps.Parts]:
     url = redis_url(settings)
     intake = RedisIntake(url, engine=settings.engine_name, limits=limits_of(settings))
     async with intake:
@@ -100,5 +101,5 @@ async def _parts(settings: Settings) -> AsyncIterator[sweeps.Parts]:
                 census=census,
                 intake=intake,
                 storage=Storage(Path(settings.output_dir)),
-                now_ms=SystemClock().wall_ms(),
+                now_ms=now_ms,
             )
