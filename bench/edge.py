@@ -28,7 +28,7 @@ from bench.report import describe, latency, machine
 from gradstream.api.tinker import training_proto
 from gradstream.api.training_data import to_payload
 from gradstream.shared import codec
-from gradstream.shared.joblog.packed import Packed
+from gradstream.shared.joblog.packed import Packed, payload_digest
 
 _MAX_DATUMS = 4096
 _SHAPE_NAMES = {SMALL.name: "small", LONG.name: "long", MANY.name: "many", RL.name: "rl"}
@@ -59,7 +59,7 @@ def decode(console: Console) -> None:
         arrays = _median_ms(lambda raw=raw: _arrays(raw))  # type: ignore[misc]
         job = _median_ms(lambda raw=raw: _job(raw))  # type: ignore[misc]
         payload = _job(raw)
-        digest = _median_ms(lambda payload=payload: codec.digest(payload))  # type: ignore[misc]
+        digest = _median_ms(lambda payload=payload: payload_digest(payload))  # type: ignore[misc]
         packed = _median_ms(lambda payload=payload: Packed.of(payload))  # type: ignore[misc]
         stored = len(Packed.of(payload).data) / 1e6
         times = [f"{copied:.3f}", f"{arrays:.2f}", f"{arrays / copied:.1f}", f"{job:.2f}", f"{job / copied:.1f}"]
@@ -95,6 +95,7 @@ def submit(run: Edge, console: Console) -> None:
     for shape, num_clients, count in (
         (SMALL, 1, 200),
         (SMALL, 16, 800),
+        (SMALL, 64, 1600),
         (LONG, 1, 12),
         (MANY, 1, 12),
         (MANY, 4, 24),

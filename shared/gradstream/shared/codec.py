@@ -53,7 +53,7 @@ def op_of(payload: Payload) -> str:
 
 
 def digest(data: bytes) -> str:
-    """128-bit BLAKE2b of data, hex; what makes two submissions of one seq the same."""
+    """128-bit BLAKE2b of data, hex."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 

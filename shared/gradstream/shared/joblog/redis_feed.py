@@ -17,7 +17,7 @@ from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.client import BLOCK_MS, redis_errors, sync_client
 from gradstream.shared.joblog.keys import Keys, record_fields
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.packed import Packed
+from gradstream.shared.joblog.packed import Packed, former_digest, payload_digest
 from gradstream.shared.joblog.port import (
     Adoption,
     BatchId,
@@ -214,7 +214,8 @@ class RedisFeed:
         limits = self._limits
         args: list[Value] = [epoch, limits.unread_ttl_s, limits.keep_blob_s, limits.keep_notes]
         for entry in entries:
-            args += [entry.job.future_id, codec.digest(entry.job.payload), int(not entry.is_open)]
+            payload = entry.job.payload
+            args += [entry.job.future_id, payload_digest(payload), former_digest(payload), int(not entry.is_open)]
         return {FutureId(future.decode()) for future in self._eval("expel", args, epoch=epoch)[1:]}
 
     def restore_record(self, write: RecordWrite, *, epoch: int, made_by: int | None = None) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
 import msgspec
@@ -20,7 +21,7 @@ from gradstream.shared.joblog.done import MAX_COMPLETIONS, block_name, completio
 from gradstream.shared.joblog.keys import Keys, next_seq_field, record_fields
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.line import Reply
-from gradstream.shared.joblog.packed import Packed
+from gradstream.shared.joblog.packed import Packed, former_digest
 from gradstream.shared.joblog.port import Completions, FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.redis_vitals import vitals_commands, vitals_of
 from gradstream.shared.joblog.vitals import Vitals
@@ -117,6 +118,23 @@ class RedisIntake:
         elif packed is None:
             packed = Packed.of(submission.payload)
         admission.check_size(submission, packed, self._limits)
+        reply = await self._ask(submission, packed)
+        if list(reply[:2]) == [b"conflict", b"payload"]:
+            former = await asyncio.to_thread(former_digest, submission.payload)
+            if former != packed.digest:
+                # It may be a retry of what an earlier version accepted.
+                reply = await self._ask(submission, replace(packed, digest=former))
+        if reply[0] != b"ok":
+            raise admission.refusal(reply, submission.owner, submission.seq, self._limits)
+        self._seen = self._seen.and_then(int(reply[4]), int(reply[5]))
+        return Receipt(
+            future_id=ids.future_id(submission.owner, int(reply[3])),
+            status=FutureStatus(reply[1].decode()),
+            is_duplicate=bool(reply[2]),
+        )
+
+    async def _ask(self, submission: Submission, packed: Packed) -> Reply:
+        """The submit script's answer. Raises Unavailable when the payload is gone twice before the script comes to it."""
         commands: list[Command] = []
         blob = ""
         if len(packed.data) > self._limits.inline_bytes:
@@ -133,14 +151,7 @@ class RedisIntake:
             reply = (await run(*commands))[-1]
             if reply[0] == b"noblob":
                 raise Unavailable("the payload was dropped while it was being accepted; send it again")
-        if reply[0] != b"ok":
-            raise admission.refusal(reply, submission.owner, submission.seq, self._limits)
-        self._seen = self._seen.and_then(int(reply[4]), int(reply[5]))
-        return Receipt(
-            future_id=ids.future_id(submission.owner, int(reply[3])),
-            status=FutureStatus(reply[1].decode()),
-            is_duplicate=bool(reply[2]),
-        )
+        return reply
 
     async def refuse(self, *, model: ModelId, seq: int, tenant: TenantId) -> None:
         admission.check_ids(model, seq)

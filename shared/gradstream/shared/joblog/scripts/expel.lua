@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Fail open jobs that took the seqs of jobs in the log on disk, when a Redis that was put back in time gave those out once more.
 -- KEYS  1 log
--- ARGV  1 prefix  2 epoch  3 unread_ttl_s  4 keep_blob_s  5 notes kept  then of each logged job: future, digest, 1 when it has run
+-- ARGV  1 prefix  2 epoch  3 unread_ttl_s  4 keep_blob_s  5 notes kept  then of each logged job: future, digest, the digest that an earlier version
+--       gave it, 1 when it has run
 -- Reply {ok, futures that are not those of the logged jobs ...} | {fenced, current epoch}
 
 local epoch = redis.call('GET', P .. 'epoch')
@@ -27,11 +28,11 @@ local function expel(future, digest, has_run, f)
   if f[6] == 'unload_model' then unended(owner, seq) end
 end
 
-for i = 6, #ARGV, 3 do
+for i = 6, #ARGV, 4 do
   local future, digest = ARGV[i], ARGV[i + 1]
   local f = redis.call('HMGET', P .. 'future:' .. future, 'status', 'digest', 'ordered', 'owner', 'seq', 'op')
-  if f[1] and f[2] ~= digest then
-    if f[1] == 'queued' or f[1] == 'held' then expel(future, digest, ARGV[i + 2] == '1', f) end
+  if f[1] and f[2] ~= digest and f[2] ~= ARGV[i + 2] then
+    if f[1] == 'queued' or f[1] == 'held' then expel(future, digest, ARGV[i + 3] == '1', f) end
     reply[#reply + 1] = future
   end
 end
