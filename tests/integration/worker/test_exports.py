@@ -106,7 +106,7 @@ class House:
 
 
 def run(task: Task, queue, settings: Path) -> None:
-    assert enqueue(queue, task, settings_file=settings, now_ms=SystemClock().wall_ms(), awake_ms=0)
+    assert enqueue(queue, task, settings_file=settings, tick_ms=SystemClock().wall_ms(), awake_ms=0)
     work_off(queue)
     assert queue.failed_job_registry.get_job_ids() == []
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from gradstream.worker.collect import KEEP_SNAPSHOTS, UNUSED_S
 from gradstream.worker.housekeeping import TASKS, Ticker, enqueue, queue_for
 from gradstream.worker.records import checkpoint_fields
 from gradstream.worker.retention import RETENTION_S
+from gradstream.worker.rq_queue import put_once
 
 NOW_MS = 0
 
@@ -89,8 +90,8 @@ class House:
         connection = redis.Redis.from_url(self.url)
         queue = queue_for(self.engine, connection)
         for task in TASKS:
-            assert enqueue(queue, task, settings_file=self.settings, now_ms=NOW_MS, awake_ms=0)
-            assert not enqueue(queue, task, settings_file=self.settings, now_ms=NOW_MS, awake_ms=0)
+            assert enqueue(queue, task, settings_file=self.settings, tick_ms=NOW_MS, awake_ms=0)
+            assert not enqueue(queue, task, settings_file=self.settings, tick_ms=NOW_MS, awake_ms=0)
         work_off(queue)
         assert queue.failed_job_registry.get_job_ids() == []
         connection.close()
@@ -248,43 +249,81 @@ def test_records_of_what_is_over_for_long_are_forgotten_but_for_models_with_chec
     assert house.record(RecordKind.SAMPLER, "never:sample:0") is None
 
 
-def test_after_a_pause_of_the_machine_silent_sessions_get_their_grace_again(house):
-    created, silent = str(NOW_MS - 10_000_000), str(NOW_MS - 5_000_000)
-    house.put(RecordKind.SESSION, "s1", tenant="local", created_ms=created, heartbeat_ms=silent)
-    clock = ManualClock(wall_ms=NOW_MS - 4_000_000)
-    connection = redis.Redis.from_url(house.url)
+class Ticks:
+    """A ticker on a clock that the test turns, before a queue that is worked off when the test says so."""
+
+    def __init__(self, house: House, connection: "redis.Redis", *, ago_s: float) -> None:
+        self._house = house
+        self._queue = queue_for(house.engine, connection)
+        self.clock = ManualClock(wall_ms=NOW_MS - int(1000 * ago_s))
+        self._ticker = Ticker(self._queue, settings_file=house.settings, clock=self.clock)
+
+    def tick(self, *, after_s: float = 0.0) -> None:
+        """Let time pass, its ticks in time but the last one, which puts the tasks."""
+        for _ in range(int(after_s) // 20):
+            self.clock.advance(20)
+            self._ticker.tick(1)
+        self.clock.advance(after_s % 20)
+        self._ticker.tick(0)
+
+    def pause(self, *, for_s: float) -> None:
+        """Let time pass without ticks, then put the tasks."""
+        self.clock.advance(for_s)
+        self._ticker.tick(0)
+
+    def is_swept(self) -> bool:
+        """Work off what is on the queue; whether session s1 was then swept."""
+        work_off(self._queue)
+        return "swept_ms" in (self._house.record(RecordKind.SESSION, "s1") or {})
+
+    def beat(self, at_ms: int) -> None:
+        """A heartbeat of session s1 at this time."""
+        created = str(at_ms - 50_000)
+        self._house.put(RecordKind.SESSION, "s1", tenant="local", created_ms=created, heartbeat_ms=str(at_ms))
+
+
+@pytest.fixture
+def connection(redis_url: str) -> Iterator["redis.Redis"]:
+    with redis.Redis.from_url(redis_url) as opened:
+        yield opened
+
+
+def test_after_a_pause_of_the_machine_silent_sessions_get_their_grace_again(house, connection):
+    ticks = Ticks(house, connection, ago_s=5000)
+    ticks.beat(NOW_MS - 6_000_000)
+    ticks.pause(for_s=4000)
+    assert not ticks.is_swept()
+    # 300 s are session_grace_s.
+    ticks.tick(after_s=300)
+    assert not ticks.is_swept()
+    ticks.tick(after_s=5)
+    assert ticks.is_swept()
+
+
+def test_a_task_that_waited_while_the_clock_jumped_takes_nobody_for_silent(house, connection):
+    ticks = Ticks(house, connection, ago_s=4000)
+    ticks.beat(NOW_MS - 4_000_000)
+    ticks.tick()
+    assert not ticks.is_swept()
+    # The next tick sees the jump.
+    ticks.pause(for_s=4000)
+    assert not ticks.is_swept()
+
+
+def test_a_task_that_waited_while_the_clock_was_put_back_takes_nobody_for_silent(house, connection):
+    ticks = Ticks(house, connection, ago_s=-3600)
+    ticks.tick(after_s=1000)
+    ticks.beat(NOW_MS)
+    assert not ticks.is_swept()
+
+
+def test_a_task_that_an_earlier_version_left_on_the_queue_runs(house, connection):
+    ticks = Ticks(house, connection, ago_s=0)
     queue = queue_for(house.engine, connection)
-    ticker = Ticker(queue, settings_file=house.settings, clock=clock)
-
-    def is_swept() -> bool:
-        work_off(queue)
-        return "swept_ms" in (house.record(RecordKind.SESSION, "s1") or {})
-
-    clock.advance(3_990)
-    ticker.tick(0)
-    assert not is_swept()
-    # 300 s are session_grace_s; a tick that is more than 30 s late is a pause.
-    for _ in range(15):
-        clock.advance(20)
-        ticker.tick(1)
-    ticker.tick(0)
-    assert not is_swept()
-    clock.advance(5)
-    ticker.tick(0)
-    assert is_swept()
-    connection.close()
-
-
-def test_a_task_that_waited_while_the_clock_jumped_takes_nobody_for_silent(house):
-    """The tick comes before the jump, the task's turn after it: the next tick says so, and its task is a later one."""
-    before = NOW_MS - 4_000_000
-    house.put(RecordKind.SESSION, "s1", tenant="local", created_ms=str(before - 50_000), heartbeat_ms=str(before))
-    connection = redis.Redis.from_url(house.url)
-    queue = queue_for(house.engine, connection)
-    Ticker(queue, settings_file=house.settings, clock=ManualClock(wall_ms=before + 5_000)).tick(0)
-    work_off(queue)
-    assert "swept_ms" not in (house.record(RecordKind.SESSION, "s1") or {})
-    connection.close()
+    (task,) = (task for task in TASKS if task.name == "sweep_sessions")
+    put_once(queue, task.function, str(house.settings), 0, job_id="earlier", timeout_s=60, failure_ttl_s=60)
+    ticks.beat(NOW_MS - 6_000_000)
+    assert ticks.is_swept()
 
 
 @pytest.mark.config_field("idle_session_timeout", "session_grace_s")

@@ -60,7 +60,7 @@ def sweep(settings: Path) -> None:
     connection = redis.Redis.from_url(str(read.redis_url))
     queue = queue_for(read.engine_name, connection)
     for task in TASKS:
-        enqueue(queue, task, settings_file=settings, now_ms=SystemClock().wall_ms(), awake_ms=0)
+        enqueue(queue, task, settings_file=settings, tick_ms=SystemClock().wall_ms(), awake_ms=0)
     work_off(queue)
     connection.close()
 

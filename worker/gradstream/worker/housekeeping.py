@@ -41,7 +41,7 @@ _log = structlog.get_logger(__name__)
 class Task:
     """A task that is due every so many ticks."""
 
-    function: Callable[[str, int, int], int]
+    function: Callable[..., int]
     every_ticks: int
 
     @property
@@ -61,18 +61,17 @@ def queue_for(engine: str, connection: "redis.Redis") -> Queue:
     return json_queue(f"gradstream-{engine}", connection)
 
 
-def enqueue(queue: Queue, task: Task, *, settings_file: Path, now_ms: int, awake_ms: int) -> bool:
+def enqueue(queue: Queue, task: Task, *, settings_file: Path, tick_ms: int, awake_ms: int) -> bool:
     """Put a task on the queue unless it waits or runs already; True when it was put.
 
-    now_ms: the wall time of the task, which does not ask again: after a jump of the clock, or a sleep of the machine, between here and
-    its start everybody would seem silent. awake_ms: since when, in wall time, clients could reach the server without a pause.
+    tick_ms: when that is, in wall time. awake_ms: since when clients could reach the server without a pause.
     """
     return put_once(
         queue,
         task.function,
         str(settings_file),
-        now_ms,
         awake_ms,
+        tick_ms,
         job_id=f"{queue.name}-{task.name}",
         timeout_s=_TASK_TIMEOUT_S,
         failure_ttl_s=_FAILURE_TTL_S,
@@ -136,15 +135,15 @@ class Ticker:
             StartedJobRegistry(queue=self._queue).cleanup()
             for task in TASKS:
                 if number % task.every_ticks == 0:
-                    self._enqueue(task, now_ms=now_ms)
+                    self._enqueue(task)
             if self._exports is not None:
                 self._exports.put()
         except (RedisError, Unavailable) as error:
             self._awake_ms = now_ms
             _log.warning("redis_unreachable", reason=str(error))
 
-    def _enqueue(self, task: Task, *, now_ms: int) -> None:
-        enqueue(self._queue, task, settings_file=self._settings_file, now_ms=now_ms, awake_ms=self._awake_ms)
+    def _enqueue(self, task: Task) -> None:
+        enqueue(self._queue, task, settings_file=self._settings_file, tick_ms=self._ticked_ms, awake_ms=self._awake_ms)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from gradstream.shared.clock import SystemClock
 from gradstream.shared.config import Settings, read_handover
 from gradstream.shared.joblog.census import RedisCensus
 from gradstream.shared.joblog.limits import limits_of
@@ -20,7 +21,7 @@ from gradstream.worker.retention import sweep_records
 from gradstream.worker.storage import Storage
 
 
-def sweep_sessions(settings_file: str, now_ms: int, awake_ms: int) -> int:
+def sweep_sessions(settings_file: str, awake_ms: int, tick_ms: int | None = None) -> int:
     """Unload what ended sessions left behind, save and unload what was left idle; how many."""
     settings = read_handover(Path(settings_file))
     patience = sweeps.Patience(
@@ -33,17 +34,17 @@ def sweep_sessions(settings_file: str, now_ms: int, awake_ms: int) -> int:
     async def sweep_ended(parts: sweeps.Parts) -> int:
         return await sweeps.sweep_sessions(parts, patience=patience)
 
-    return _run(settings, sweep_idle, sweep_ended, now_ms=now_ms)
+    return _run(settings, sweep_idle, sweep_ended, tick_ms=tick_ms)
 
 
-def sweep_files(settings_file: str, now_ms: int, awake_ms: int) -> int:
+def sweep_files(settings_file: str, awake_ms: int, tick_ms: int | None = None) -> int:
     """Remove checkpoints and exports past their time to live, snapshots out of use and leftovers; how many."""
     del awake_ms
     works = (collect.sweep_checkpoints, collect.sweep_snapshots, collect.sweep_exports, collect.sweep_leftovers)
-    return _run(read_handover(Path(settings_file)), *map(_awaited, works), now_ms=now_ms)
+    return _run(read_handover(Path(settings_file)), *map(_awaited, works), tick_ms=tick_ms)
 
 
-def keep_books(settings_file: str, now_ms: int, awake_ms: int) -> int:
+def keep_books(settings_file: str, awake_ms: int, tick_ms: int | None = None) -> int:
     """Write down how much disk each tenant uses, forget records that are over for long; how many were forgotten.
 
     Checkpoints that Redis does not know any more are recorded anew before anything else.
@@ -56,7 +57,7 @@ def keep_books(settings_file: str, now_ms: int, awake_ms: int) -> int:
         await account_storage(parts, limit_bytes=settings.storage_limit)
         return sweep_records(parts)
 
-    return _run(settings, work, now_ms=now_ms)
+    return _run(settings, work, tick_ms=tick_ms)
 
 
 _Work = Callable[[sweeps.Parts], Awaitable[int]]
@@ -69,9 +70,9 @@ def _awaited(work: Callable[[sweeps.Parts], int]) -> _Work:
     return run
 
 
-def _run(settings: Settings, *works: _Work, now_ms: int) -> int:
+def _run(settings: Settings, *works: _Work, tick_ms: int | None) -> int:
     async def run() -> int:
-        async with _parts(settings, now_ms=now_ms) as parts:
+        async with _parts(settings, now_ms=_now_ms(tick_ms)) as parts:
             return await each(parts, works)
 
     return asyncio.run(run())
@@ -89,6 +90,15 @@ async def each(parts: sweeps.Parts, works: Sequence[_Work]) -> int:
     if errors:
         raise ExceptionGroup("some of the work of this task failed", errors)
     return num_done
+
+
+def _now_ms(tick_ms: int | None) -> int:
+    """The wall time by which a task goes: the earlier one of its tick's and its start's. Tasks of earlier versions have no tick.
+
+    A clock that jumps in between, either way, or a machine that sleeps, would make everybody seem silent by the later one.
+    """
+    now_ms = SystemClock().wall_ms()
+    return now_ms if tick_ms is None else min(tick_ms, now_ms)
 
 
 @asynccontextmanager
