@@ -7,6 +7,7 @@ Exit status: 0 stopped as asked, 78 the configuration cannot be served (one sent
 """
 
 import argparse
+import gc
 import signal
 import socket
 import sys
@@ -87,6 +88,7 @@ async def _serve(settings: Settings, sock: socket.socket) -> None:
     assert settings.redis_url is not None, "the launcher resolves redis_url"
     async with RedisIntake(settings.redis_url, engine=settings.engine_name, limits=limits_of(settings)) as intake:
         server = server_for(intake, api_config(settings))
+        _set_aside()
 
         def stop(_number: int, _frame: object) -> None:
             server.should_exit = True
@@ -96,6 +98,16 @@ async def _serve(settings: Settings, sock: socket.socket) -> None:
         signal.signal(signal.SIGINT, stop)
         _log.info("api_listening", host=settings.api_host, port=sock.getsockname()[1])
         await server.serve(sockets=[sock])
+
+
+def _set_aside() -> None:
+    """Take what is there now, and stays, out of the garbage collector's rounds.
+
+    A round through all of it, 100,000 objects of modules and routes, would hold up every request for tens of milliseconds, the more
+    often the more jobs wait.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _check_keys(settings: Settings) -> None:
