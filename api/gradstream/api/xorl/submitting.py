@@ -21,7 +21,7 @@ _NUM_LOOKS = 2
 
 
 def digest_of(raw: bytes) -> str:
-    """What stands for a request's content where its payload does not."""
+    """What tells a request from others with its seq_id: of its payload or, where the same request may give another payload, of its body."""
     return codec.digest(raw)
 
 

@@ -16,7 +16,7 @@ from gradstream.api.xorl.bodies import NamedBody
 from gradstream.api.xorl.data import ForwardInput, training_data
 from gradstream.api.xorl.models import target_of
 from gradstream.api.xorl.specs import StepDefaults
-from gradstream.api.xorl.submitting import promised, submit
+from gradstream.api.xorl.submitting import digest_of, promised, submit
 from gradstream.shared.catalog import EngineCard
 from gradstream.shared.errors import InvalidRequest
 from gradstream.shared.hyperparameters import check_adam
@@ -69,10 +69,10 @@ async def _train(request: Request, *, backward: bool) -> Response:
         content = _content(body, backward=backward)
         card = await parts.catalog.card()
         max_datums = parts.config.max_datums
-        job = await offloaded(
+        job, digest = await offloaded(
             lambda: _encoded(content, card, backward=backward, max_datums=max_datums), size_bytes=len(raw)
         )
-        return promised(meant, await submit(parts, meant, job, seq_id=body.seq_id))
+        return promised(meant, await submit(parts, meant, job, seq_id=body.seq_id, request_digest=digest))
 
 
 def _name(body: ForwardBody) -> str:
@@ -92,8 +92,10 @@ def _content(body: ForwardBody, *, backward: bool) -> ForwardInput:
     return found[0]
 
 
-def _encoded(content: ForwardInput, card: EngineCard, *, backward: bool, max_datums: int) -> Encoded:
-    return encoded_training(to_payload(training_data(content, card, backward=backward, max_datums=max_datums), card))
+def _encoded(content: ForwardInput, card: EngineCard, *, backward: bool, max_datums: int) -> tuple[Encoded, str]:
+    """The job, and what it is known by when it is sent again."""
+    job = encoded_training(to_payload(training_data(content, card, backward=backward, max_datums=max_datums), card))
+    return job, digest_of(job.payload)
 
 
 class AdamBody(Body):

@@ -15,7 +15,7 @@ from gradstream.shared.ids import FutureId, OwnerId, future_id, is_valid_id, seq
 from gradstream.shared.joblog.batcher import Value
 from gradstream.shared.joblog.keys import Keys
 from gradstream.shared.joblog.limits import Limits
-from gradstream.shared.joblog.packed import Packed
+from gradstream.shared.joblog.packed import Packed, former_digest
 from gradstream.shared.joblog.port import Submission
 
 # Lua counts in doubles.
@@ -98,7 +98,9 @@ def submit_args(
     is_ordered = submission.ordered
     again = ""
     if submission.retry_key:
-        again = keys.again(submission.owner, submission.retry_key, submission.retry_digest or packed.digest)
+        again = keys.again(
+            submission.owner, submission.retry_key, submission.retry_digest or former_digest(submission.payload)
+        )
     record: list[Value] = []
     for name, value in (submission.model_record or {}).items():
         record += [name, value]
@@ -130,6 +132,15 @@ def submit_args(
         *seen,
         *record,
     ]
+
+
+def conflicting_digest(reply: Sequence[bytes | int]) -> str | None:
+    """The digest of the payload with which the seq was used, None for every other answer."""
+    match reply:
+        case [b"conflict", b"payload", bytes(digest)]:
+            return digest.decode()
+        case _:
+            return None
 
 
 def refusal(reply: Sequence[bytes | int], owner: OwnerId, seq: int | None, limits: Limits) -> GradstreamError:

@@ -21,7 +21,7 @@ from gradstream.shared.joblog.done import MAX_COMPLETIONS, block_name, completio
 from gradstream.shared.joblog.keys import Keys, next_seq_field, record_fields
 from gradstream.shared.joblog.limits import Limits
 from gradstream.shared.joblog.line import Reply
-from gradstream.shared.joblog.packed import Packed, former_digest
+from gradstream.shared.joblog.packed import Packed, is_former_digest
 from gradstream.shared.joblog.port import Completions, FutureStatus, FutureView, Page, Receipt, RecordKind, Submission
 from gradstream.shared.joblog.redis_vitals import vitals_commands, vitals_of
 from gradstream.shared.joblog.vitals import Vitals
@@ -119,11 +119,9 @@ class RedisIntake:
             packed = Packed.of(submission.payload)
         admission.check_size(submission, packed, self._limits)
         reply = await self._ask(submission, packed)
-        if list(reply[:2]) == [b"conflict", b"payload"]:
-            former = await asyncio.to_thread(former_digest, submission.payload)
-            if former != packed.digest:
-                # It may be a retry of what an earlier version accepted.
-                reply = await self._ask(submission, replace(packed, digest=former))
+        used = admission.conflicting_digest(reply)
+        if used is not None and await asyncio.to_thread(is_former_digest, used, submission.payload):
+            reply = await self._ask(submission, replace(packed, digest=used))
         if reply[0] != b"ok":
             raise admission.refusal(reply, submission.owner, submission.seq, self._limits)
         self._seen = self._seen.and_then(int(reply[4]), int(reply[5]))

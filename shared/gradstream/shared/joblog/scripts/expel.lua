@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Fail open jobs that took the seqs of jobs in the log on disk, when a Redis that was put back in time gave those out once more.
 -- KEYS  1 log
--- ARGV  1 prefix  2 epoch  3 unread_ttl_s  4 keep_blob_s  5 notes kept  then of each logged job: future, digest, the digest that an earlier version
---       gave it, 1 when it has run
+-- ARGV  1 prefix  2 epoch  3 unread_ttl_s  4 keep_blob_s  5 notes kept
+--       then of each logged job: future, digest, the digest that earlier versions gave it, 1 when it has run
 -- Reply {ok, futures that are not those of the logged jobs ...} | {fenced, current epoch}
 
 local epoch = redis.call('GET', P .. 'epoch')

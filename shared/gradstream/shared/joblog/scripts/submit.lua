@@ -10,7 +10,7 @@
 -- Reply {ok, status, duplicate 0|1, seq, epoch, newest log entry}   accepted, or known already
 --       {behind}                               this Redis was put back in time, and is not filled again yet
 --       {unknown} {closed}                     no such model or another tenant's; the model was unloaded
---       {conflict, payload|refused|gap|exists|old}
+--       {conflict, payload, the digest of that one} | {conflict, refused|gap|exists|old}
 --       {full, window|jobs|tenant_jobs|unread|tenant_bytes|bytes|share, used, limit, retry_ms}
 --       {noblob}                               the blob expired between SET and this call; send both again
 
@@ -88,7 +88,7 @@ else
   local known = redis.call('HMGET', future_key, 'digest', 'status', 'tenant')
   if known[1] then
     if known[3] ~= tenant then return { 'unknown' } end
-    if known[1] ~= digest then return { 'conflict', 'payload' } end
+    if known[1] ~= digest then return { 'conflict', 'payload', known[1] } end
     return taken(known[2], 1, seq)
   end
 end
@@ -98,7 +98,7 @@ if ordered and not takes_next then
   local used = redis.call('HGET', seqs_key, seq)
   if used == digest then return taken('done', 1, seq) end
   if used == 'refused' or used == 'gap' then return { 'conflict', used } end
-  if used then return { 'conflict', 'payload' } end
+  if used then return { 'conflict', 'payload', used } end
   if makes_model then
     if model[1] then return { 'conflict', 'exists' } end
   else
