@@ -1,15 +1,21 @@
-"""Whether an engine is of the base model and the kind that a snapshot's models were trained with."""
+"""Whether an engine is of the base model and the kind that a snapshot's models were trained with, and means the same by their jobs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gradstream.engine.snapshot.cut import Cut
 from gradstream.shared.errors import Unsupported
 from gradstream.shared.ids import OwnerId
 from gradstream.shared.joblog.port import BatchId, FutureStatus
 from gradstream.worker.recovery.past import Past
+from gradstream.worker.recovery.replay import PastBatch
 
 # States of models that have nothing to lose.
 _OVER = frozenset({"lost", "failed", "unloaded"})
+# Facts of a fingerprint that say what a job computes where it does not say so itself, with the fields that they come from: of jobs that make
+# a model's state, and of all others. What is not named here is about bits, and may leave them as they were.
+_MAKING = {"lora_alpha": "lora_alpha", "seed": "seed", "modules": "lora_target_modules", "optimizer": "optimizer"}
+_GOING_ON = {"schedule": "lr_schedule", "merging": "merge_lora_interval", "router": "freeze_router"}
+_MAKERS = frozenset({"create_model", "load_weights", "reset_model"})
 
 
 def check_kind(cut: Cut, past: Past, fingerprint: str, *, state_of: Callable[[OwnerId], str]) -> None:
@@ -36,10 +42,36 @@ def check_kind(cut: Cut, past: Past, fingerprint: str, *, state_of: Callable[[Ow
         )
 
 
+def check_meaning(todo: Iterable[PastBatch], fingerprint: str, *, state_of: Callable[[OwnerId], str]) -> None:
+    """Raise Unsupported when jobs that must run again would be other ones under the config of the engine with this fingerprint.
+
+    Their models would be lost for good, although the log has all that it takes. state_of: of a model, by its record.
+    """
+    for past in todo:
+        fields = {**_GOING_ON, **(_MAKING if past.plan.kind in _MAKERS else {})}
+        changed = [name for name in changed_facts(past.fingerprint, fingerprint) if name in fields]
+        if not (past.fingerprint and past.is_stateful and changed):
+            continue
+        if held := {ended.job.owner for ended in past.ended if state_of(ended.job.owner) not in _OVER}:
+            was, now = _facts(past.fingerprint), _facts(fingerprint)
+            told = [
+                f"{fields[name]} was {was.get(name, 'not set')} and is {now.get(name, 'not set')}" for name in changed
+            ]
+            raise Unsupported(
+                f"{', '.join(fields[name] for name in changed)}: the server did not stop in order, so jobs of {min(held)} must run again, and "
+                f"they ran under another config: {', '.join(told)}. Start with what it was, stop with Ctrl-C or SIGTERM, which takes a "
+                "snapshot, and change it then; or give all models up by one start with --server.recovery none"
+            )
+
+
 def changed_facts(before: str, now: str) -> list[str]:
     """The names of the facts in which two fingerprints differ."""
-    old, new = (dict(fact.split("=", 1) for fact in text.split(" ") if "=" in fact) for text in (before, now))
+    old, new = _facts(before), _facts(now)
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def _facts(fingerprint: str) -> dict[str, str]:
+    return dict(fact.split("=", 1) for fact in fingerprint.split(" ") if "=" in fact)
 
 
 def _held(cut: Cut, past: Past) -> set[OwnerId]:

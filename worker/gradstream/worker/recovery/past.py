@@ -57,13 +57,14 @@ Keep = Callable[[LoggedBatch], bool]
 def read(log: DiskLog, start: Position | None, *, keep: Keep) -> Past:
     """The log from start (None: from its oldest segment) to its end. Raises LogDamaged, UnknownPosition."""
     links = resolve(log.directory)
+    fingerprints = {link.segment.name: link.segment.head.fingerprint for link in links}
     past = Past(is_whole=start is None and bool(links) and links[0].segment.head.after is None)
     for position, frame in log.scan(start):
         if isinstance(frame, LoggedBatch) and past.last is not None and frame.batch_id <= past.last:
             raise LogDamaged(
                 log.directory / position.segment, position.offset, f"batch {frame.batch_id} follows {past.last}"
             )
-        _take_in(past, position, frame, keep)
+        _take_in(past, position, frame, keep, fingerprint=fingerprints.get(position.segment, ""))
     return past
 
 
@@ -117,7 +118,7 @@ def keep_after(cut: BatchId | None, *, last: BatchId | None) -> Keep:
     return keep
 
 
-def _take_in(past: Past, position: Position, frame: Frame, keep: Keep) -> None:
+def _take_in(past: Past, position: Position, frame: Frame, keep: Keep, *, fingerprint: str) -> None:
     match frame:
         case LoggedJob(job=job):
             past.open_jobs.setdefault(job.future_id, (position, frame))
@@ -131,7 +132,7 @@ def _take_in(past: Past, position: Position, frame: Frame, keep: Keep) -> None:
             _close(past, future_ids)
         case LoggedBatch():
             past.ids.append(frame.batch_id)
-            if keep(frame) and (batch := _past_batch(past, frame)) is not None:
+            if keep(frame) and (batch := _past_batch(past, frame, fingerprint)) is not None:
                 past.batches.append(batch)
                 past.frames.append(frame)
                 past.jobs_of[batch.batch] = [past.open_jobs[outcome.future_id][1] for outcome in frame.outcomes]
@@ -140,7 +141,7 @@ def _take_in(past: Past, position: Position, frame: Frame, keep: Keep) -> None:
             pass
 
 
-def _past_batch(past: Past, frame: LoggedBatch) -> PastBatch | None:
+def _past_batch(past: Past, frame: LoggedBatch, fingerprint: str) -> PastBatch | None:
     """The batch with its jobs; None when it is one before the place where all jobs are known."""
     if any(outcome.future_id not in past.open_jobs for outcome in frame.outcomes):
         return None
@@ -160,6 +161,7 @@ def _past_batch(past: Past, frame: LoggedBatch) -> PastBatch | None:
         sources=frame.sources,
         at_ms=frame.at_ms,
         elapsed_ms=frame.elapsed_ms,
+        fingerprint=fingerprint,
     )
 
 

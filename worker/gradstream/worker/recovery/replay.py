@@ -31,7 +31,7 @@ _NO_ROOM = frozenset({StorageFailure.code, StorageLimit.code, OutOfMemory.code})
 class PastBatch:
     """A batch of the journal with its jobs. sources: by future, the digest of the checkpoint that a load_weights read.
 
-    at_ms: when it ended.
+    at_ms: when it ended. fingerprint: of the engine that ran it, empty where that is not known.
     """
 
     batch: BatchId
@@ -40,6 +40,7 @@ class PastBatch:
     sources: Mapping[FutureId, str]
     at_ms: int = 0
     elapsed_ms: float = 0.0
+    fingerprint: str = ""
 
     @property
     def is_stateful(self) -> bool:

@@ -31,7 +31,7 @@ from gradstream.worker.journal import Journal
 from gradstream.worker.recovery.agree import catch_up, make_up
 from gradstream.worker.recovery.attempts import Attempts
 from gradstream.worker.recovery.compare import Compare, Mode
-from gradstream.worker.recovery.kind import changed_facts, check_kind
+from gradstream.worker.recovery.kind import changed_facts, check_kind, check_meaning
 from gradstream.worker.recovery.past import Keep, Past, cuts_that_count, keep_after, read
 from gradstream.worker.recovery.replay import Divergence, PastBatch, replay
 from gradstream.worker.storage import Storage
@@ -103,8 +103,8 @@ class Restored:
 def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> TakeOver:
     """Commit what earlier gangs had logged and not committed, and restore their models.
 
-    The end of the log must be fixed before. Raises Unsupported for models that this engine could only lose, all of them, as it is of
-    another base model or kind; and Fenced, Unavailable, and what breaks the engine.
+    The end of the log must be fixed before. Raises Unsupported for models that this engine could only lose, as it is of another base model
+    or kind, or means other things by the jobs that it would have to run again; and Fenced, Unavailable, and what breaks the engine.
     """
     start_s = tools.clock.monotonic_s()
     behind = catch_up(tools.feed, tools.journal, last=tools.last, epoch=epoch)
@@ -122,6 +122,7 @@ def take_over(tools: Tools, *, epoch: int, mode: Mode, compare: Compare) -> Take
         lost = {**dict.fromkeys(tools.engine.models(), why), **restored.misfits}
     else:
         todo = past.after(None if cut is None else BatchId(*cut.id))
+        check_meaning(todo, tools.fingerprint, state_of=lambda model: _state(tools.feed, model))
         lost = {**_lost(_replayed(tools, todo, compare=compare, epoch=epoch)), **restored.misfits}
     _forget(tools, lost, epoch=epoch)
     adoption = tools.feed.adopt(sorted(tools.engine.models()), lost=lost, otherwise=why or _UNKNOWN, epoch=epoch)
