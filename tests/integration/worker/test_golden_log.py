@@ -157,10 +157,11 @@ def test_one_model_is_replayed_with_those_that_shared_its_batches_and_up_to_a_jo
     [
         pytest.param(["--to", "golden:train:1:99"], "is not in this log", id="unknown job"),
         pytest.param(["--to", "7-1"], "is not in this log", id="unknown batch"),
-        pytest.param(["--model", "nobody:train:1"], "trains in this log", id="unknown model"),
+        pytest.param(["--model", "nobody:train:1"], "nothing of nobody:train:1 trains in this log", id="unknown model"),
         pytest.param(["--from", "snapshot"], "has no snapshots", id="no snapshots"),
         pytest.param(["--to", "1-3", "--break-at", "1-7"], "comes after 1-3", id="break too late"),
         pytest.param(["--dump-at", "1-3"], "give both", id="dump-at without dump"),
+        pytest.param(["--device", "tpu"], "--device: 'tpu' is none of cpu, cuda", id="unknown device"),
     ],
 )
 def test_what_cannot_be_replayed_says_why_with_status_two(arguments, words):
@@ -178,7 +179,9 @@ def test_without_a_model_the_command_says_what_to_give():
 def test_a_file_that_is_no_log_is_refused_with_status_two(tmp_path):
     (tmp_path / "x.gslog").write_bytes(b"not a log")
     assert replay(*source(tmp_path / "x.gslog")).exit_code == 2
-    assert replay(*source(tmp_path / "missing.gslog")).exit_code == 2
+    missing = replay(*source(tmp_path / "missing.gslog"))
+    assert missing.exit_code == 2
+    assert "--log: there is no file" in missing.output
     assert replay("--model-path", str(MODEL)).exit_code == 2
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.support.disklog import batch, entry, frames, future, open_writer, run_jobs, succeed
 
 from gradstream.shared.clock import ManualClock
+from gradstream.shared.errors import StorageFailure
 from gradstream.shared.joblog.port import BatchId, RecordKind
 from gradstream.worker.disklog.archive import archive_frames, export_log, import_log
 from gradstream.worker.disklog.errors import LogDamaged
@@ -244,3 +245,10 @@ def test_a_segment_of_a_log_is_no_exported_file(tmp_path: Path):
 
     with pytest.raises(LogDamaged, match="does not begin like an exported job log"):
         import_log(tmp_path / "log" / "00000001-000000.seg", tmp_path / "copy")
+
+
+def test_an_export_makes_no_directories(tmp_path):
+    log_of_four_models(tmp_path / "log")
+    with pytest.raises(StorageFailure, match="No such file or directory"):
+        export(tmp_path / "log", tmp_path / "mistyped" / "e.gslog")
+    assert not (tmp_path / "mistyped").exists()

@@ -153,7 +153,6 @@ def _write(sink: BinaryIO, log: Log, selection: Selection, taken: Taken) -> Sele
 @contextmanager
 def _whole_file(file: Path) -> Iterator[BinaryIO]:
     """A private file that gets its name when the block ends without an error."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
     try:
         with os.fdopen(descriptor, "wb", buffering=_BUFFER_BYTES) as sink:

@@ -74,7 +74,7 @@ def bounds_of(seen: Overview, want: Want) -> Bounds:
 def _nothing(seen: Overview, want: Want) -> str:
     if seen.damage is not None:
         return seen.damage.message
-    who = "no model" if want.model is None else want.model
+    who = "no model" if want.model is None else f"nothing of {want.model}"
     return f"{who} trains in this log{'' if want.to is None else f' up to {want.to}'}"
 
 

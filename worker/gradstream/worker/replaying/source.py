@@ -22,6 +22,8 @@ from gradstream.worker.replaying.errors import CannotReplay
 from gradstream.worker.replaying.fingerprints import adopted, facts
 from gradstream.worker.run_dir import RunDir
 
+_DEVICES = ("cpu", "cuda")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
@@ -53,6 +55,10 @@ class Source:
 @contextmanager
 def open_source(where: Where, *, scratch: Path) -> Iterator[Source]:
     """The log that is meant; an exported file is unpacked below scratch. Raises CannotLook, ConfigError, LogDamaged."""
+    if where.device is not None and where.device not in _DEVICES:
+        raise CannotLook(f"--device: {where.device!r} is none of {', '.join(_DEVICES)}")
+    if where.file is not None and not where.file.is_file():
+        raise CannotLook(f"--log: there is no file {where.file}")
     place = None
     if where.config is not None or where.output_dir is not None:
         place = find_place(config=where.config, output_dir=where.output_dir, engine=where.engine)
