@@ -41,7 +41,7 @@ _log = structlog.get_logger(__name__)
 class Task:
     """A task that is due every so many ticks."""
 
-    function: Callable[..., int]
+    function: Callable[[str, int, int | None], int]
     every_ticks: int
 
     @property

@@ -70,7 +70,8 @@ async def _train(request: Request, *, backward: bool) -> Response:
         card = await parts.catalog.card()
         max_datums = parts.config.max_datums
         job, digest = await offloaded(
-            lambda: _encoded(content, card, backward=backward, max_datums=max_datums), size_bytes=len(raw)
+            lambda: _encoded(content, card, backward=backward, max_datums=max_datums, is_named=body.seq_id is not None),
+            size_bytes=len(raw),
         )
         return promised(meant, await submit(parts, meant, job, seq_id=body.seq_id, request_digest=digest))
 
@@ -92,10 +93,12 @@ def _content(body: ForwardBody, *, backward: bool) -> ForwardInput:
     return found[0]
 
 
-def _encoded(content: ForwardInput, card: EngineCard, *, backward: bool, max_datums: int) -> tuple[Encoded, str]:
-    """The job, and what it is known by when it is sent again."""
+def _encoded(
+    content: ForwardInput, card: EngineCard, *, backward: bool, max_datums: int, is_named: bool
+) -> tuple[Encoded, str]:
+    """The job, and what it is known by when it is sent again: nothing unless the client names its requests."""
     job = encoded_training(to_payload(training_data(content, card, backward=backward, max_datums=max_datums), card))
-    return job, digest_of(job.payload)
+    return job, digest_of(job.payload) if is_named else ""
 
 
 class AdamBody(Body):

@@ -67,18 +67,18 @@ def export_log(log: Log, file: Path, choice: Choice, *, clock: Clock) -> Selecti
 def import_log(file: Path, directory: Path) -> Selection:
     """Make a directory that DiskLog reads from an exported file; it appears whole or not at all. What the file says that it holds.
 
-    Raises FileExistsError when the directory holds a log, LogDamaged, StorageFailure.
+    Raises FileExistsError when the directory holds a log, OSError when the file cannot be opened, LogDamaged, StorageFailure.
     """
     if segment_paths(directory):
         raise FileExistsError(directory)
+    frames = archive_frames(file)
+    selection = next(frames)
+    assert isinstance(selection, Selection), "archive_frames yields it first"
     with storage_errors(f"cannot write {directory}"):
         directory.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
     try:
         with storage_errors(f"cannot write {directory}"):
-            frames = archive_frames(file)
-            selection = next(frames)
-            assert isinstance(selection, Selection), "archive_frames yields it first"
             _write_segments(draft, frames)
             draft.rename(directory)
             sync_directory(directory.parent)

@@ -1,11 +1,12 @@
 """Whether an engine is of the base model and the kind that a snapshot's models were trained with, and means the same by their jobs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from gradstream.engine.snapshot.cut import Cut
 from gradstream.shared.errors import Unsupported
 from gradstream.shared.ids import OwnerId
 from gradstream.shared.joblog.port import BatchId, FutureStatus
+from gradstream.worker.facts import changed_facts, facts
 from gradstream.worker.recovery.past import Past
 from gradstream.worker.recovery.replay import PastBatch
 
@@ -42,18 +43,19 @@ def check_kind(cut: Cut, past: Past, fingerprint: str, *, state_of: Callable[[Ow
         )
 
 
-def check_meaning(todo: Iterable[PastBatch], fingerprint: str, *, state_of: Callable[[OwnerId], str]) -> None:
+def check_meaning(todo: Collection[PastBatch], fingerprint: str, *, state_of: Callable[[OwnerId], str]) -> None:
     """Raise Unsupported when jobs that must run again would be other ones under the config of the engine with this fingerprint.
 
     Their models would be lost for good, although the log has all that it takes. state_of: of a model, by its record.
     """
+    changes = {text: changed_facts(text, fingerprint) for text in {past.fingerprint for past in todo} if text}
     for past in todo:
         fields = {**_GOING_ON, **(_MAKING if past.plan.kind in _MAKERS else {})}
-        changed = [name for name in changed_facts(past.fingerprint, fingerprint) if name in fields]
-        if not (past.fingerprint and past.is_stateful and changed):
+        changed = [name for name in changes.get(past.fingerprint, ()) if name in fields]
+        if not (past.is_stateful and changed):
             continue
         if held := {ended.job.owner for ended in past.ended if state_of(ended.job.owner) not in _OVER}:
-            was, now = _facts(past.fingerprint), _facts(fingerprint)
+            was, now = facts(past.fingerprint), facts(fingerprint)
             told = [
                 f"{fields[name]} was {was.get(name, 'not set')} and is {now.get(name, 'not set')}" for name in changed
             ]
@@ -62,16 +64,6 @@ def check_meaning(todo: Iterable[PastBatch], fingerprint: str, *, state_of: Call
                 f"they ran under another config: {', '.join(told)}. Start with what it was, stop with Ctrl-C or SIGTERM, which takes a "
                 "snapshot, and change it then; or give all models up by one start with --server.recovery none"
             )
-
-
-def changed_facts(before: str, now: str) -> list[str]:
-    """The names of the facts in which two fingerprints differ."""
-    old, new = _facts(before), _facts(now)
-    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-
-
-def _facts(fingerprint: str) -> dict[str, str]:
-    return dict(fact.split("=", 1) for fact in fingerprint.split(" ") if "=" in fact)
 
 
 def _held(cut: Cut, past: Past) -> set[OwnerId]:

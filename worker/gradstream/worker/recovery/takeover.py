@@ -26,12 +26,13 @@ from gradstream.shared.wire import (
 )
 from gradstream.worker.disklog.errors import LogDamaged
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.facts import changed_facts
 from gradstream.worker.internal import internal_batch
 from gradstream.worker.journal import Journal
 from gradstream.worker.recovery.agree import catch_up, make_up
 from gradstream.worker.recovery.attempts import Attempts
 from gradstream.worker.recovery.compare import Compare, Mode
-from gradstream.worker.recovery.kind import changed_facts, check_kind, check_meaning
+from gradstream.worker.recovery.kind import check_kind, check_meaning
 from gradstream.worker.recovery.past import Keep, Past, cuts_that_count, keep_after, read
 from gradstream.worker.recovery.replay import Divergence, PastBatch, replay
 from gradstream.worker.storage import Storage

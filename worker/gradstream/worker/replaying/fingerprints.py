@@ -14,13 +14,9 @@ from gradstream.engine.config import DTypePolicy, EngineConfig, Memory, Merging,
 from gradstream.engine.numerics import resolve_dtype
 from gradstream.engine.optim.schedule import Schedule
 from gradstream.shared.wire import OptimizerSpec
+from gradstream.worker.facts import changed_facts, facts
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
-
-
-def facts(fingerprint: str) -> dict[str, str]:
-    """The parts of a fingerprint by name."""
-    return dict(part.split("=", 1) for part in fingerprint.split() if "=" in part)
 
 
 def differences(logged: str, here: str) -> list[str]:
@@ -28,8 +24,7 @@ def differences(logged: str, here: str) -> list[str]:
     was, now = facts(logged), facts(here)
     return [
         f"{name} is {now.get(name, 'unknown')} here and was {was.get(name, 'unknown')}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
+        for name in changed_facts(logged, here)
     ]
 
 

@@ -14,12 +14,13 @@ from gradstream.shared.config import Settings, load_settings, read_handover, res
 from gradstream.shared.config.machine import Machine
 from gradstream.worker.disklog.archive import import_log
 from gradstream.worker.disklog.log import DiskLog
+from gradstream.worker.facts import facts
 from gradstream.worker.inspect.log_source import open_log
 from gradstream.worker.inspect.place import CannotLook, Place, find_place
 from gradstream.worker.model_dir import model_directory
 from gradstream.worker.parts import engine_config
 from gradstream.worker.replaying.errors import CannotReplay
-from gradstream.worker.replaying.fingerprints import adopted, facts
+from gradstream.worker.replaying.fingerprints import adopted
 from gradstream.worker.run_dir import RunDir
 
 _DEVICES = ("cpu", "cuda")
@@ -57,8 +58,6 @@ def open_source(where: Where, *, scratch: Path) -> Iterator[Source]:
     """The log that is meant; an exported file is unpacked below scratch. Raises CannotLook, ConfigError, LogDamaged."""
     if where.device is not None and where.device not in _DEVICES:
         raise CannotLook(f"--device: {where.device!r} is none of {', '.join(_DEVICES)}")
-    if where.file is not None and not where.file.is_file():
-        raise CannotLook(f"--log: there is no file {where.file}")
     place = None
     if where.config is not None or where.output_dir is not None:
         place = find_place(config=where.config, output_dir=where.output_dir, engine=where.engine)
